@@ -1,0 +1,12 @@
+"""Architecture and search-space languages: YAML in, frozen typed specs out. Knows neither torch nor Ray."""
+
+from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
+from searchspace.choices import Chooser, Decision, FixedChooser, RandomChooser
+from searchspace.errors import CausalityError, ConstraintError, SpecError
+from searchspace.loading import load_arch, load_space
+from searchspace.space import Candidate, SpaceSize, SpaceSpec
+
+__all__ = [
+    "ArchSpec", "BlockSpec", "Candidate", "CausalityError", "Chooser", "ConstraintError", "Decision",
+    "FixedChooser", "LevelSpec", "RandomChooser", "SpaceSize", "SpaceSpec", "SpecError", "load_arch", "load_space",
+]

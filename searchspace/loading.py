@@ -1,0 +1,233 @@
+"""YAML files in, specs out; the only place that knows OmegaConf.
+
+OmegaConf reads (duplicate keys, alias bombs and Python tags are refused there); references stay text
+and are resolved by `searchspace.template`, so no resolver (`oc.env`, ...) ever runs.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from searchspace.arch import ArchSpec
+from searchspace.choices import MissingChooser
+from searchspace.decode import decode
+from searchspace.errors import SpecError, show
+from searchspace.space import SpaceSpec
+from searchspace.template import CHOICE_KEYS, Template
+
+PACKAGE = Path(__file__).parent
+_MAX_BYTES = 256 * 1024
+_MAX_DEPTH = 64
+_MAX_EXTENDS = 16
+
+
+def load_arch(path: str | Path, overrides: Sequence[str] = ()) -> ArchSpec:
+    """Read one concrete architecture.
+
+    Args:
+        path: a file, or the name of a shipped one (``architectures/plain_4.yaml``, ``plain_4``).
+        overrides: ``dotted.path=value`` texts laid over the file.
+
+    Raises:
+        SpecError: with file, line, path, and what would be right.
+    """
+    file = find_file(path, folder="architectures")
+    with located(file):
+        return decode(ArchSpec, Template(read_data(file, overrides)).decide(MissingChooser()).tree)
+
+
+def load_space(path: str | Path, overrides: Sequence[str] = ()) -> SpaceSpec:
+    """Read an architecture file with open choices. Raises `SpecError`."""
+    file = find_file(path, folder="spaces")
+    with located(file):
+        return SpaceSpec(read_data(file, overrides))
+
+
+def read_data(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file as plain data, its ``extends`` chain merged and overrides laid over it."""
+    data = _read_chain(file, [])
+    return merge(data, parse_overrides(overrides)) if overrides else data
+
+
+def find_file(path: str | Path, *, folder: str = "", base: Path | None = None) -> Path:
+    """Find a file: as given, beside ``base``, or among those that the package ships."""
+    given = Path(path)
+    places = [given] if base is None else [base / given, given]
+    names = [given] if given.suffix else [given, given.with_suffix(".yaml")]
+    for place in [*places, PACKAGE / given, PACKAGE / folder / given]:
+        for candidate in (place, place.with_name(place.name + ".yaml")) if not given.suffix else (place,):
+            if candidate.is_file():
+                return candidate
+    shipped = sorted(p.stem for p in (PACKAGE / folder).glob("*.yaml")) if folder else []
+    hint = f"; shipped {folder}: {', '.join(shipped)}" if shipped else ""
+    raise SpecError("", "no such file", f"check the path{hint}", file=str(names[0]))
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """One YAML file as plain data: a mapping with text keys, of bounded size and depth."""
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise SpecError("", f"can't be read: {error.strerror}", "check the path", file=str(file)) from error
+    if len(raw) > _MAX_BYTES:
+        raise SpecError("", f"has {len(raw)} bytes", f"keep it under {_MAX_BYTES}", file=str(file))
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError("", f"is not UTF-8 text (byte {error.start})", "save it as UTF-8", file=str(file)) from error
+    return parse_yaml(text, str(file))
+
+
+def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
+    """YAML text as plain data."""
+    too_deep = SpecError("", f"is nested deeper than {_MAX_DEPTH} levels", "flatten it", file=file)
+    try:
+        loaded = OmegaConf.load(io.StringIO(text))
+        data = OmegaConf.to_container(loaded, resolve=False)
+    except RecursionError as error:
+        raise too_deep from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        line = mark.line + 1 if mark else None
+        raise SpecError("", f"is not valid YAML: {problem}", "check indentation and brackets there", file, line) from error
+    except OmegaConfBaseException as error:
+        path = str(getattr(error, "full_key", "") or "")
+        reason = str(error).splitlines()[0]
+        raise SpecError(path, f"can't be read: {reason}", "references are written ${path.to.value}", file) from error
+    except (AssertionError, ValueError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "its root is not a mapping"
+        raise SpecError("", f"is not an architecture, space or study: {reason}", "start with 'key: value' lines", file) from error
+    if not isinstance(data, dict):
+        raise SpecError("", f"its root is a {type(data).__name__}", "start with 'key: value' lines", file)
+    _check_plain(data, "", 0, too_deep)
+    return {str(k): v for k, v in data.items()}
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """``a.b=value`` texts as plain data, values read as YAML."""
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not all(path.split(".")):
+            raise SpecError(path, f"can't read the override {show(text)}", "write dotted.path=value")
+        node = tree
+        *parents, last = path.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise SpecError(path, "is overridden twice, as a value and as a mapping", "keep one")
+        node[last] = parse_yaml(f"value: {value}", "command line")["value"]
+    return tree
+
+
+def merge(base: Any, over: Any, path: tuple[str, ...] = ()) -> Any:
+    """Lay ``over`` on ``base``: mappings merge key by key, everything else is replaced.
+
+    A mapping that names an operation, a kind or a choice is replaced whole; null removes a named
+    level, block or node.
+    """
+    if not isinstance(base, dict) or not isinstance(over, dict) or _is_whole(base, over, path):
+        return over
+    merged = dict(base)
+    for name, value in over.items():
+        if value is None and len(path) == 1 and path[0] in ("levels", "blocks", "graph", "vars"):
+            merged.pop(name, None)
+        else:
+            merged[name] = merge(base[name], value, (*path, name)) if name in base else value
+    return merged
+
+
+def dump_yaml(data: dict[str, Any]) -> str:
+    """Plain data as YAML: one line for each innermost mapping."""
+    text: str = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
+    return text
+
+
+class located:
+    """Context manager that adds file and line to a `SpecError` raised inside."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SpecError) and not error.file:
+            error.file = str(self._file)
+            error.line = _line_of(self._file, error.path)
+
+
+def _is_whole(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...]) -> bool:
+    from searchspace.arch import NODE_TYPES
+
+    if any(name in base or name in over for name in (*CHOICE_KEYS, "kind")) and path:
+        return True
+    if len(path) != 2 or path[0] != "graph":
+        return False
+    inner = ("norm", "recall") if "loop" in base or "head" in base else ()
+    return any(op in over for op in NODE_TYPES if op not in inner)
+
+
+def _read_chain(file: Path, seen: list[Path]) -> dict[str, Any]:
+    if file.resolve() in seen or len(seen) >= _MAX_EXTENDS:
+        chain = " -> ".join(p.name for p in [*seen, file])
+        raise SpecError("extends", f"files extend each other in a circle: {chain}", "break the circle", str(file))
+    data = read_file(file)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise SpecError("extends", f"expected a file name, got {show(parent)}", "write extends: other.yaml", str(file))
+    try:
+        found = find_file(parent, folder="architectures", base=file.parent)
+    except SpecError as error:
+        raise SpecError("extends", f"no such file: {parent}", error.remedy, str(file)) from error
+    merged: dict[str, Any] = merge(_read_chain(found, [*seen, file.resolve()]), data)
+    return merged
+
+
+def _check_plain(data: Any, path: str, depth: int, too_deep: SpecError) -> None:
+    if depth > _MAX_DEPTH:
+        raise too_deep
+    if isinstance(data, dict):
+        for name, value in data.items():
+            if not isinstance(name, str):
+                raise SpecError(path, f"the key {show(name)} is not text", "put it in quotes, or rename it", too_deep.file)
+            if value == "???":
+                raise SpecError(f"{path}.{name}".lstrip("."), "has no value yet (???)", "give it one", too_deep.file)
+            _check_plain(value, f"{path}.{name}" if path else name, depth + 1, too_deep)
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            _check_plain(value, f"{path}.{i}", depth + 1, too_deep)
+    elif not isinstance(data, str | int | float | bool | None):
+        raise SpecError(path, f"a {type(data).__name__} has no meaning here", "write text, a number or true/false", too_deep.file)
+
+
+def _line_of(file: Path, path: str) -> int | None:
+    """Line of the deepest part of ``path`` that stands in the file itself."""
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    line: int | None = None
+    for part in path.split(".") if path else ():
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == part), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,181 @@
+"""A search space: an architecture file with open choices, seen as a set of architectures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from searchspace.arch import ArchSpec
+from searchspace.choices import Categorical, Chooser, Decision, FixedChooser, Integer, RandomChooser, Real, Scalar
+from searchspace.decode import decode
+from searchspace.errors import ConstraintError, SpecError, one_of
+from searchspace.template import Template
+
+_ENUMERABLE = 20_000
+_PATIENCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One point of a space: the architecture, and the decisions that lead to it."""
+
+    arch: ArchSpec
+    choices: dict[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSize:
+    """Number of ways to decide a space: between ``low`` and ``high``, equal where it is known."""
+
+    low: float
+    high: float
+
+    @property
+    def exact(self) -> bool:
+        return self.low == self.high
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return "infinitely many (a range is continuous)"
+        if self.exact:
+            return f"{int(self.high):,}"
+        return f"{int(self.low):,} to {int(self.high):,}"
+
+
+class SpaceSpec:
+    """A template whose every decision leads to an `ArchSpec`."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._template = Template(data)
+        self.name = str(data.get("name", "unnamed"))
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Every decision that may come up, in the order of the file."""
+        return self._template.decisions()
+
+    def resolve(self, chooser: Chooser) -> ArchSpec:
+        """Take every decision by the chooser. Raises `ConstraintError` or `SpecError`."""
+        return self.draw(chooser).arch
+
+    def draw(self, chooser: Chooser) -> Candidate:
+        """`resolve`, with the decisions taken."""
+        decided = self._template.decide(chooser)
+        if isinstance(chooser, FixedChooser):
+            for name in chooser.values:
+                if name not in decided.choices:
+                    raise SpecError(name, "is not a decision of this candidate", one_of(decided.choices, name))
+        return Candidate(decode(ArchSpec, decided.tree), decided.choices)
+
+    def sample(self, seed: int) -> Candidate:
+        """One random candidate that satisfies the constraints.
+
+        Raises:
+            SpecError: if none of 1,000 draws in a row does.
+        """
+        chooser = RandomChooser(seed)
+        for _ in range(_PATIENCE):
+            try:
+                return self.draw(chooser)
+            except ConstraintError as error:
+                last = error
+        raise SpecError("constraints", f"no draw of {_PATIENCE} satisfies them, last: {last.problem}", "loosen them")
+
+    def enumerate(self) -> Iterator[Candidate]:
+        """Every candidate, in the order of the file. Raises `SpecError` on a continuous range."""
+        for choices in self._assignments():
+            yield self.draw(FixedChooser(choices))
+
+    def count(self) -> SpaceSize:
+        """How many candidates there are: exact up to 20,000 ways to decide, else bounds."""
+        ways = self._template.size()
+        if not self._template.constraints:
+            return SpaceSize(ways, ways)
+        if ways > _ENUMERABLE:
+            return SpaceSize(0, ways)
+        valid = sum(1 for _ in self._assignments())
+        return SpaceSize(valid, valid)
+
+    def check(self) -> None:
+        """Decide every choice each way at least once; raise `SpecError` at the first that can't be read."""
+        for decision in self.decisions:
+            for option in _extremes(decision):
+                chooser = _Insisting(decision.name, option)
+                for _ in range(_PATIENCE):
+                    try:
+                        self.draw(chooser)
+                        break
+                    except ConstraintError:
+                        continue
+        self.sample(seed=0)
+
+    def _assignments(self) -> Iterator[dict[str, Scalar]]:
+        """Every set of decisions that satisfies the constraints, depth first.
+
+        Replays a prefix of decisions and takes the first value of all behind it; then steps the last.
+        """
+        prefix: list[Scalar] = []
+        while True:
+            chooser = _Scripted(prefix)
+            try:
+                yield self._template.decide(chooser).choices
+            except ConstraintError:
+                pass
+            while chooser.options and chooser.positions[-1] + 1 >= len(chooser.options[-1]):
+                chooser.options.pop()
+                chooser.positions.pop()
+            if not chooser.options:
+                return
+            chooser.positions[-1] += 1
+            prefix = [options[i] for options, i in zip(chooser.options, chooser.positions, strict=True)]
+
+
+def values_of(decision: Decision) -> tuple[Scalar, ...]:
+    """All values of a decision, its limit respected. Raises `SpecError` if it is continuous."""
+    if isinstance(decision, Categorical):
+        return decision.options
+    if isinstance(decision, Integer):
+        high = decision.high if decision.limit is None else min(decision.high, decision.limit)
+        return tuple(range(decision.low, high + 1, decision.step))
+    if decision.step is None and decision.low < decision.high:
+        raise SpecError(decision.name, "is continuous, so its values can't be listed", "give it a step, or sample")
+    count = 0 if decision.step is None else int((decision.high - decision.low) / decision.step + 1e-9)
+    return tuple(decision.low + (decision.step or 0.0) * i for i in range(count + 1))
+
+
+def _extremes(decision: Decision) -> tuple[Scalar, ...]:
+    return decision.options if isinstance(decision, Categorical) else (decision.low, decision.high)
+
+
+class _Scripted:
+    """Replays a prefix of values, then takes the first value of everything."""
+
+    def __init__(self, prefix: list[Scalar]) -> None:
+        self._prefix = prefix
+        self.options: list[tuple[Scalar, ...]] = []
+        self.positions: list[int] = []
+
+    def choose(self, decision: Decision) -> Scalar:
+        options = values_of(decision)
+        i = len(self.options)
+        position = options.index(self._prefix[i]) if i < len(self._prefix) else 0
+        self.options.append(options)
+        self.positions.append(position)
+        return options[position]
+
+
+class _Insisting:
+    """Random decisions but one, which it insists on where it is allowed."""
+
+    def __init__(self, name: str, value: Scalar) -> None:
+        self._name, self._value = name, value
+        self._random = RandomChooser(seed=0)
+
+    def choose(self, decision: Decision) -> Scalar:
+        if decision.name == self._name and self._value in (
+            values_of(decision) if not isinstance(decision, Real) else (self._value,)
+        ):
+            return self._value
+        return self._random.choose(decision)

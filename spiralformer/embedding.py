@@ -1,0 +1,42 @@
+"""Token embedding and language-model heads.
+
+Shape legend: B batch, L tokens, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spiralformer.norm import make_norm
+
+
+class Head(nn.Module):
+    """Final norm, then logits.
+
+    Shape:
+        (B, L, D) -> (B, L, V).
+    """
+
+    def __init__(self, d_model: int, vocab_size: int, norm: str, eps: float) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, d_model, eps)
+        self.logits = nn.Linear(d_model, vocab_size, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.logits(self.norm(x_BLD))
+
+
+class TiedHead(nn.Module):
+    """Final norm, then logits by the embedding's own weights.
+
+    Shape:
+        (B, L, D), weight (V, D) -> (B, L, V).
+    """
+
+    def __init__(self, d_model: int, norm: str, eps: float) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, d_model, eps)
+
+    def forward(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
+        return F.linear(self.norm(x_BLD), weight_VD)

@@ -1,0 +1,63 @@
+"""Rotary position embedding (arXiv 2104.09864), on the first dimensions of each head.
+
+Shape legend: B batch, L positions, N heads, H head dim, R rotated dimensions (R <= H).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Rotary(nn.Module):
+    """Tables of cosines and sines by position index.
+
+    Args:
+        rotary_dim: number of dimensions rotated, even; 0 rotates nothing.
+        base: base of the frequencies.
+        max_len: positions tabulated at the start; longer inputs are computed as they come.
+    """
+
+    cos_LR: Tensor
+    sin_LR: Tensor
+
+    def __init__(self, rotary_dim: int, base: float, max_len: int) -> None:
+        super().__init__()
+        self.rotary_dim = rotary_dim
+        self.base = base
+        cos_LR, sin_LR = self._tables(max_len, torch.get_default_device())
+        self.register_buffer("cos_LR", cos_LR, persistent=False)
+        self.register_buffer("sin_LR", sin_LR, persistent=False)
+
+    def reset(self) -> None:
+        """Compute the tables again, where they lie (after `to_empty`)."""
+        self.cos_LR, self.sin_LR = self._tables(self.cos_LR.shape[0], self.cos_LR.device)
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions 0 .. length - 1, each (length, R)."""
+        if length <= self.cos_LR.shape[0]:
+            return self.cos_LR[:length], self.sin_LR[:length]
+        return self._tables(length, self.cos_LR.device)
+
+    def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32, device=device) / max(self.rotary_dim, 1)
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), self.base**-exponents)
+        angles_LR = torch.cat((angles, angles), dim=-1)
+        return angles_LR.cos(), angles_LR.sin()
+
+
+def rotate(x_BNLH: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
+    """Rotate the first R dimensions of every head, halves paired as in GPT-NeoX.
+
+    Shape:
+        x_BNLH (B, N, L, H), tables (L, R) -> (B, N, L, H).
+    """
+    rotary_dim = cos_LR.shape[-1]
+    if rotary_dim == 0:
+        return x_BNLH
+    x, rest = (x_BNLH, None) if rotary_dim == x_BNLH.shape[-1] else x_BNLH.split(
+        (rotary_dim, x_BNLH.shape[-1] - rotary_dim), dim=-1
+    )
+    left, right = x.chunk(2, dim=-1)
+    rotated = (x * cos_LR + torch.cat((-right, left), dim=-1) * sin_LR).to(x_BNLH.dtype)
+    return rotated if rest is None else torch.cat((rotated, rest), dim=-1)

@@ -1,0 +1,68 @@
+"""Up-scaling: spread latents back over the positions of a finer level.
+
+Position i reads the last chunk closed at or before it, j = floor((i + w + 1) / g) - 1, at place
+r = i - e_j, and gets sqrt(g) * beta[j, r] * z_j with sum over r of beta = 1. Before any chunk has
+closed it gets zero. (SpiralFormer's right shift by g - 1, stated without the shift.)
+
+Shape legend: B batch, T tokens, L positions of the finer level, M latents, G chunk, D model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Upscale(nn.Module):
+    """Base of the up-scalings.
+
+    Args:
+        chunk: positions of the finer level in one latent.
+        offset: of the chunk borders, in positions of the finer level.
+        delay: read as of this many positions ago.
+        own_chunk: read the chunk one is in, closed or not (not causal).
+        target: (chunk, offset) of the finer level, in tokens.
+
+    Shape:
+        z (B, M, D), tokens (B, T) -> (B, L, D), L the finer level's length for T tokens.
+    """
+
+    def __init__(self, chunk: int, offset: int, *, delay: int, own_chunk: bool, target: tuple[int, int]) -> None:
+        super().__init__()
+        self.target_chunk, self.target_offset = target
+        self.chunk, self.scale = chunk, math.sqrt(chunk)
+        self.shift = (-offset if own_chunk else chunk - offset - 1) + delay
+
+    def place(self, update_BMGD: Tensor, tokens_BT: Tensor) -> Tensor:
+        """Lay the chunks' places on the positions; zero where no closed chunk can be read."""
+        length = (tokens_BT.shape[1] + self.target_offset) // self.target_chunk
+        flat = update_BMGD.flatten(1, 2)
+        if flat.shape[1] == 0:
+            return flat.new_zeros(flat.shape[0], length, flat.shape[2])
+        shift = min(self.shift, length)
+        return F.pad(flat, (0, 0, shift, length - shift - flat.shape[1]))
+
+
+class UniformUpscale(Upscale):
+    """beta = 1 / g at every place."""
+
+    def forward(self, z_BMD: Tensor, tokens_BT: Tensor) -> Tensor:
+        update_BMGD = (z_BMD / self.scale).unsqueeze(2).expand(-1, -1, self.chunk, -1)
+        return self.place(update_BMGD, tokens_BT)
+
+
+class LearnedUpscale(Upscale):
+    """beta = softmax over places of a linear map of the latent."""
+
+    def __init__(
+        self, chunk: int, offset: int, *, delay: int, own_chunk: bool, target: tuple[int, int], d_model: int
+    ) -> None:
+        super().__init__(chunk, offset, delay=delay, own_chunk=own_chunk, target=target)
+        self.allocation = nn.Linear(d_model, chunk)
+
+    def forward(self, z_BMD: Tensor, tokens_BT: Tensor) -> Tensor:
+        beta_BMG = self.allocation(z_BMD).softmax(dim=-1)
+        update_BMGD = (self.scale * beta_BMG).unsqueeze(-1) * z_BMD.unsqueeze(2)
+        return self.place(update_BMGD, tokens_BT)

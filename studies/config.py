@@ -1,0 +1,259 @@
+"""Study files: a space, data, training, a budget and how to search, as typed settings.
+
+A loaded study holds everything inline, so that its folder can be understood and resumed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from builder.budget import BudgetSpec
+from searchspace.arch import ArchSpec
+from searchspace.choices import Decision, Integer, MissingChooser, Scalar, example
+from searchspace.decode import decode, expect_mapping, join_path, key
+from searchspace.errors import SpecError, one_of, show
+from searchspace.loading import dump_yaml, find_file, located, read_data
+from searchspace.space import SpaceSpec, values_of
+from searchspace.template import Decided, Template
+
+COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "decode_flops_per_token")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What to train on."""
+
+    kind: Literal["python_source", "text", "tokens"] = key("Source of the data.", default="python_source")
+    path: str | tuple[str, ...] | None = key(
+        "text: files, folders or globs. tokens: a folder with train.bin and val.bin.", default=None
+    )
+    held_out: float = key("Share of the files (or of the text) kept for evaluation.", default=0.05, low=0.001, high=0.5)
+    dtype: Literal["uint16", "uint32"] = key("Of the token files.", default="uint16")
+    vocab_size: int | None = key("Of the token files.", default=None, low=2)
+    bytes_per_token: float | None = key("Of the token files, for bits per byte.", default=None, low=0.01)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How one architecture is trained: until it has spent ``flops``, or seen ``tokens``."""
+
+    flops: float | None = key("Training FLOPs (3x forward) to spend.", default=None, low=1.0)
+    tokens: float | None = key("Tokens to see, instead of flops.", default=None, low=1.0)
+    batch_tokens: int = key("Tokens in one step, over all its sequences.", default=8192, low=1, high=1 << 26)
+    optimizer: Literal["adamw"] = key("Optimizer.", default="adamw")
+    lr: float = key("Peak learning rate.", default=3e-3, low=1e-9, high=10.0)
+    final_lr: float = key("Learning rate at the end, as a share of the peak.", default=0.1, low=0.0, high=1.0)
+    lr_schedule: Literal["cosine", "wsd"] = key("cosine, or warm-up, stable, then linear decay.", default="cosine")
+    warmup: float = key("Share of the steps that warm up.", default=0.05, low=0.0, high=0.5)
+    decay: float = key("Share of the steps that decay (wsd).", default=0.2, low=0.0, high=1.0)
+    weight_decay: float = key("On matrices only.", default=0.1, low=0.0, high=10.0)
+    beta2: float = key("AdamW's second moment.", default=0.95, low=0.0, high=0.99999)
+    clip: float = key("Largest gradient norm.", default=1.0, low=1e-6)
+    precision: Literal["auto", "fp32", "bf16"] = key("auto: bf16 on a GPU, fp32 on a CPU.", default="auto")
+    eval_tokens: int = key("Held-out tokens of each evaluation.", default=65536, low=1, high=1 << 30)
+    checkpoint_every_s: float = key("Seconds between checkpoints, besides those at rungs.", default=60.0, low=1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AshaConfig:
+    """Asynchronous successive halving on training FLOPs."""
+
+    rungs: int = key("Evaluations of a trial, the last at its full budget.", default=3, low=1, high=12)
+    reduction: int = key("One in this many goes on at each rung, and rungs are this factor apart.", default=3, low=2, high=16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopperConfig:
+    """When to end a trial early: ``none``, or ``{asha: {...}}``."""
+
+    asha: AshaConfig | None = None
+
+    @staticmethod
+    def __decode__(data: object, path: str) -> StopperConfig:
+        if data == "none":
+            return StopperConfig()
+        if data == "asha":
+            return StopperConfig(asha=AshaConfig())
+        if isinstance(data, dict) and set(data) == {"asha"}:
+            return StopperConfig(asha=decode(AshaConfig, data["asha"], join_path(path, "asha")))
+        raise SpecError(path, f"unknown stopper {show(data)}", "write none, asha, or {asha: {rungs: 3, reduction: 3}}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """How candidates are proposed."""
+
+    sampler: Literal["tpe", "random", "nsga2", "gp"] = key("Who proposes.", default="tpe")
+    num_trials: int = key("Trials to launch, baselines not counted.", default=16, low=1, high=1_000_000)
+    stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(asha=AshaConfig()))
+    seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourcesConfig:
+    """What one trial occupies."""
+
+    cpus_per_trial: int = key("CPU cores, and threads.", default=1, low=1, high=1024)
+    gpus_per_trial: float = key("GPUs, or a fraction of one.", default=0.0, low=0.0, high=64.0)
+    max_concurrent: int | None = key("Trials at once; default: as many as fit.", default=None, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A whole study. Build it with `load_study` or `study_from_data`."""
+
+    name: str
+    space: SpaceSpec
+    data: DataConfig
+    training: Template
+    budget: BudgetSpec
+    baselines: tuple[ArchSpec, ...]
+    objectives: tuple[str, ...]
+    search: SearchConfig
+    resources: ResourcesConfig
+    plain: dict[str, Any] = field(repr=False)
+    """Everything above as plain data, files inlined."""
+
+    def to_yaml(self) -> str:
+        """The study as one self-contained YAML text."""
+        return dump_yaml(self.plain)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StudyKeys:
+    """The keys of a study file; parts that may hold open choices stay plain here."""
+
+    name: str = key("What people call it.", default="study")
+    data: DataConfig = key("What to train on.", default=DataConfig())
+    budget: BudgetSpec = key("Limits on every candidate.", default=BudgetSpec())
+    objectives: tuple[str, ...] = key("What to minimise; the first is loss.", default=("loss",))
+    search: SearchConfig = key("How to propose.", default=SearchConfig())
+    resources: ResourcesConfig = key("What a trial occupies.", default=ResourcesConfig())
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study file and the files it names.
+
+    Args:
+        path: a file, or the name of a shipped study (``quickstart``).
+        overrides: ``dotted.path=value`` texts laid over it.
+
+    Raises:
+        SpecError: with file, line, path, and what would be right.
+    """
+    file = find_study(path)
+    with located(file):
+        data = read_data(file, overrides)
+        data.setdefault("name", file.stem)
+        return study_from_data(_inline(data, file.parent))
+
+
+def find_study(path: str | Path) -> Path:
+    """A study file, as given or among those shipped."""
+    shipped = Path(__file__).parent / "configs" / Path(path).with_suffix(".yaml").name
+    if not Path(path).is_file() and Path(path).parent == Path() and shipped.is_file():
+        return shipped
+    return find_file(path)
+
+
+def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
+    """Build a study from inlined plain data. Raises `SpecError`."""
+    open_parts = ("space", "training", "baseline")
+    if "space" not in data:
+        raise SpecError("", "the key 'space' is missing", "add 'space: FILE'")
+    known = [*open_parts, *_StudyKeys.__dataclass_fields__]
+    for name in data:
+        if name not in known:
+            raise SpecError(name, "unknown key", one_of(known, name))
+    keys = decode(_StudyKeys, {k: v for k, v in data.items() if k not in open_parts})
+    _check_objectives(keys.objectives)
+    training = Template({"training": expect_mapping(data.get("training", {}), "training")})
+    baselines = tuple(
+        _rooted(f"baseline.{i}", lambda arch=arch: decode(ArchSpec, Template(arch).decide(MissingChooser()).tree))
+        for i, arch in enumerate(data.get("baseline", []))
+    )
+    study = StudyConfig(
+        name=keys.name, space=_rooted("space", lambda: SpaceSpec(data["space"])), data=keys.data, training=training,
+        budget=keys.budget, baselines=baselines, objectives=keys.objectives, search=keys.search,
+        resources=keys.resources, plain=dict(data),
+    )
+    check_training(decide_training(training, MiddleChooser()).tree)
+    return study
+
+
+def decide_training(template: Template, chooser: Any) -> Decided:
+    """Decide the open choices of ``training``; the names begin with ``training.``."""
+    decided = template.decide(chooser)
+    tree: dict[str, Any] = decided.tree["training"]
+    return Decided(tree, decided.choices)
+
+
+def check_training(tree: Mapping[str, Any]) -> TrainingConfig:
+    """Decode decided training settings. Raises `SpecError`."""
+    config = decode(TrainingConfig, dict(tree), "training")
+    if (config.flops is None) == (config.tokens is None):
+        raise SpecError("training", "needs exactly one of flops and tokens", "write flops: 4.0e11, or tokens: 1.0e6")
+    return config
+
+
+class MiddleChooser:
+    """Takes the first option, and the (geometric) middle of a range: how baselines decide ``training``."""
+
+    def choose(self, decision: Decision) -> Scalar:
+        if not hasattr(decision, "high"):
+            return example(decision)
+        if isinstance(decision, Integer) or decision.step is not None:
+            values = values_of(decision)
+            return values[len(values) // 2]
+        middle = (decision.low * decision.high) ** 0.5 if decision.log else (decision.low + decision.high) / 2
+        return float(middle)
+
+
+def _check_objectives(objectives: tuple[str, ...]) -> None:
+    known = ("loss", *COST_OBJECTIVES)
+    for i, name in enumerate(objectives):
+        if name not in known:
+            raise SpecError(f"objectives.{i}", f"unknown objective {show(name)}", one_of(known, name))
+    if objectives[:1] != ("loss",) or len(set(objectives)) < len(objectives):
+        raise SpecError("objectives", f"{list(objectives)} is not a list of objectives", "put loss first, each once")
+
+
+def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Replace the file names under ``space`` and ``baseline`` by what the files hold."""
+    data = dict(data)
+    if isinstance(data.get("space"), str):
+        file = _named(data["space"], "space", "spaces", base)
+        with located(file):
+            data["space"] = read_data(file)
+            SpaceSpec(data["space"])
+    baselines = data.get("baseline", [])
+    inlined = []
+    for i, baseline in enumerate(baselines if isinstance(baselines, list) else [baselines]):
+        if isinstance(baseline, str):
+            file = _named(baseline, f"baseline.{i}", "architectures", base)
+            with located(file):
+                baseline = read_data(file)
+                decode(ArchSpec, Template(baseline).decide(MissingChooser()).tree)
+        inlined.append(expect_mapping(baseline, f"baseline.{i}", "an architecture file"))
+    data["baseline"] = inlined
+    return data
+
+
+def _named(name: str, path: str, folder: str, base: Path) -> Path:
+    try:
+        return find_file(name, folder=folder, base=base)
+    except SpecError as error:
+        raise SpecError(path, f"no such file: {name}", error.remedy) from error
+
+
+def _rooted(root: str, make: Any) -> Any:
+    """Run ``make``, putting ``root`` before the path of its errors."""
+    try:
+        return make()
+    except SpecError as error:
+        if not error.file:
+            error.path = join_path(root, error.path) if error.path else root
+        raise
