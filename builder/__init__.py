@@ -17,17 +17,35 @@ if TYPE_CHECKING:
     from builder.lowering import build_model
 
 _HOME = {
-    "Budget": "budget", "BudgetSpec": "budget",
-    "Bundle": "bundle", "load_bundle": "bundle", "save_bundle": "bundle",
+    "Budget": "budget",
+    "BudgetSpec": "budget",
+    "Bundle": "bundle",
+    "load_bundle": "bundle",
+    "save_bundle": "bundle",
     "compile_arch": "compiler",
-    "Cost": "cost", "breakdown": "cost", "estimate": "cost",
-    "Graph": "ir", "Level": "ir", "Node": "ir",
+    "Cost": "cost",
+    "breakdown": "cost",
+    "estimate": "cost",
+    "Graph": "ir",
+    "Level": "ir",
+    "Node": "ir",
     "build_model": "lowering",
 }
 
 __all__ = [
-    "Budget", "BudgetSpec", "Bundle", "Cost", "Graph", "Level", "Node", "breakdown", "build_model", "compile_arch",
-    "estimate", "load_bundle", "save_bundle",
+    "Budget",
+    "BudgetSpec",
+    "Bundle",
+    "Cost",
+    "Graph",
+    "Level",
+    "Node",
+    "breakdown",
+    "build_model",
+    "compile_arch",
+    "estimate",
+    "load_bundle",
+    "save_bundle",
 ]
 
 

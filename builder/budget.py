@@ -11,8 +11,15 @@ from searchspace.decode import key
 from searchspace.errors import SpecError, show
 
 _UNITS = {
-    "": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12,
-    "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
+    "": 1.0,
+    "K": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "B": 1e9,
+    "T": 1e12,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
 }
 _NUMBER = r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 _AMOUNT = re.compile(rf"{_NUMBER}\s*([A-Za-z]*)")
@@ -134,7 +141,9 @@ def _absolute(amount: Amount | None, metric: str, baseline: Cost | None) -> floa
     if amount is None or not amount.of_baseline:
         return None if amount is None else amount.value
     if baseline is None:
-        raise SpecError(f"budget.{metric}", "is relative, but the study has no baseline", "give baseline: ARCH, or an absolute limit")
+        raise SpecError(
+            f"budget.{metric}",
+            "is relative, but the study has no baseline",
+            "give baseline: ARCH, or an absolute limit",
+        )
     return amount.value * metric_of(baseline, metric)
-
-

@@ -6,6 +6,7 @@ Nothing is pickled; the manifest holds SHA-256 sums of the other files, checked 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -105,7 +106,12 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
         if not path.is_file():
             raise SpecError("", f"the bundle lacks {name}", "export it again", file=str(folder))
         if name != _CARD and _sha256(path) != expected:
-            raise SpecError("", "its SHA-256 differs from the manifest's: the file is damaged or was edited", "export it again", file=str(path))
+            raise SpecError(
+                "",
+                "its SHA-256 differs from the manifest's: the file is damaged or was edited",
+                "export it again",
+                file=str(path),
+            )
     arch = load_arch(folder / _ARCH)
     graph = compile_arch(arch)
     model = build_model(graph, device="meta")
@@ -116,8 +122,14 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
     expected_shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found_shapes = {name: tuple(value.shape) for name, value in weights.items()}
     if expected_shapes != found_shapes:
-        differing = sorted(name for name in expected_shapes.keys() | found_shapes.keys() if expected_shapes.get(name) != found_shapes.get(name))
-        raise SpecError("", f"weights do not fit the architecture: {', '.join(differing[:5])}", "export it again", file=str(folder))
+        differing = sorted(
+            name
+            for name in expected_shapes.keys() | found_shapes.keys()
+            if expected_shapes.get(name) != found_shapes.get(name)
+        )
+        raise SpecError(
+            "", f"weights do not fit the architecture: {', '.join(differing[:5])}", "export it again", file=str(folder)
+        )
     model = build_model(graph, device=device)
     model.load_state_dict(weights)
     model.eval()
@@ -129,29 +141,39 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SpecError("", "is not a bundle (no manifest.json)", "give a folder made by export", file=str(folder)) from error
+        raise SpecError(
+            "", "is not a bundle (no manifest.json)", "give a folder made by export", file=str(folder)
+        ) from error
     except ValueError as error:
         raise SpecError("", "is not valid JSON", "export the bundle again", file=str(path)) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("sha256"), dict):
-        raise SpecError("format", "is not a bundle manifest of this version", f"this version reads format {FORMAT}", file=str(path))
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != FORMAT
+        or not isinstance(manifest.get("sha256"), dict)
+    ):
+        raise SpecError(
+            "format", "is not a bundle manifest of this version", f"this version reads format {FORMAT}", file=str(path)
+        )
     return manifest
 
 
 def _cost_facts(cost: Cost) -> dict[str, Any]:
     return {
-        "seq_len": cost.seq_len, "params": cost.params, "params_non_embedding": cost.params_non_embedding,
-        "flops": cost.flops, "flops_per_token": cost.flops_per_token,
+        "seq_len": cost.seq_len,
+        "params": cost.params,
+        "params_non_embedding": cost.params_non_embedding,
+        "flops": cost.flops,
+        "flops_per_token": cost.flops_per_token,
         "kv_cache_bytes_per_token": cost.kv_cache_bytes_per_token,
-        "decode_flops_per_token": cost.decode_flops_per_token, "decode_flops_worst_token": cost.decode_flops_worst_token,
+        "decode_flops_per_token": cost.decode_flops_per_token,
+        "decode_flops_worst_token": cost.decode_flops_worst_token,
     }
 
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         found["spiralformer"] = version("spiralformer")
-    except PackageNotFoundError:
-        pass
     return found
 
 

@@ -5,11 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from builder.ir import TOKEN_LEVEL, Attr, Graph, Level, Node
-from searchspace.arch import (
-    ArchSpec, BlockNode, EmbedNode, HeadNode, JoinNode, LevelUse, LoopNode, MemoryNode, NodeSpec, NormNode, PoolNode,
-    ReadNode, RecallNode, UpscaleNode, WriteNode, level_uses, node_inputs,
-)
+from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
+from searchspace.nodes import (
+    BlockNode,
+    EmbedNode,
+    HeadNode,
+    JoinNode,
+    LevelUse,
+    LoopNode,
+    MemoryNode,
+    NodeSpec,
+    NormNode,
+    PoolNode,
+    ReadNode,
+    RecallNode,
+    UpscaleNode,
+    WriteNode,
+    level_uses,
+    node_inputs,
+)
 
 _AUTO_SLOTS_BEYOND_ITERATIONS = 3  # MeSH: B = N_loop + 3
 
@@ -25,9 +40,16 @@ def lower_arch(arch: ArchSpec) -> Graph:
     for name in order:
         lowering.lower(name, arch.graph[name])
     return Graph(
-        name=arch.name, nodes=tuple(lowering.nodes), output=lowering.value[order[-1]].node,
-        blocks=arch.blocks, vocab_size=arch.vocab_size, seq_len=arch.seq_len, d_model=arch.d_model,
-        causal=arch.causal, tie_embeddings=arch.tie_embeddings, norm_eps=arch.norm_eps,
+        name=arch.name,
+        nodes=tuple(lowering.nodes),
+        output=lowering.value[order[-1]].node,
+        blocks=arch.blocks,
+        vocab_size=arch.vocab_size,
+        seq_len=arch.seq_len,
+        d_model=arch.d_model,
+        causal=arch.causal,
+        tie_embeddings=arch.tie_embeddings,
+        norm_eps=arch.norm_eps,
         residual_scale=arch.residual_scale,
     )
 
@@ -88,10 +110,16 @@ def _resolve_levels(arch: ArchSpec, order: list[str]) -> dict[str, Level]:
             levels[name] = Level(spec.chunk, spec.offset)
             continue
         finer = [levels[other] for other in borders[name] if other in levels]
-        fits = [w for w in range(spec.chunk) if all((w - f.offset) % f.chunk == 0 for f in finer)] if finer else [spec.chunk // 2]
+        fits = (
+            [w for w in range(spec.chunk) if all((w - f.offset) % f.chunk == 0 for f in finer)]
+            if finer
+            else [spec.chunk // 2]
+        )
         if not fits:
             shown = ", ".join(str(f) for f in finer)
-            raise SpecError(f"levels.{name}.offset", f"no offset nests in all of {shown}", "give these levels offsets that agree")
+            raise SpecError(
+                f"levels.{name}.offset", f"no offset nests in all of {shown}", "give these levels offsets that agree"
+            )
         levels[name] = Level(spec.chunk, min(fits, key=lambda w: abs(w - spec.chunk // 2)))
     return levels
 
@@ -131,7 +159,9 @@ class _Lowering:
         elif isinstance(node, MemoryNode):
             v[name] = self.emit(name, "memory", (v[node.input],), v[node.input].level, slots=node.memory)
         elif isinstance(node, WriteNode):
-            v[name] = self.route(name, "write", (v[node.write], v[node.inputs[0]], v[node.inputs[1]]), f"graph.{name}.write")
+            v[name] = self.route(
+                name, "write", (v[node.write], v[node.inputs[0]], v[node.inputs[1]]), f"graph.{name}.write"
+            )
         elif isinstance(node, ReadNode):
             v[name] = self.route(name, "read", (v[node.read], v[node.input]), f"graph.{name}.read")
         elif isinstance(node, NormNode):

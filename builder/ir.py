@@ -130,9 +130,13 @@ class Graph:
             attrs = "".join(f" {key}={value}" for key, value in node.attrs if key != "block")
             op = f"block {node.attr('block')}" if node.op == "block" else node.op
             owner = f" <{node.owner}>" if node.owner and node.op != "block" else ""
-            rows.append((f"%{node.name} = {op}({', '.join('%' + i for i in node.inputs)}){attrs}{owner}", f"@{node.level}"))
+            rows.append(
+                (f"%{node.name} = {op}({', '.join('%' + i for i in node.inputs)}){attrs}{owner}", f"@{node.level}")
+            )
         width = max(len(left) for left, _ in rows)
-        return "\n".join([head, *(f"  {left:<{width}}  {right}" for left, right in rows), f"  -> %{self.output}"]) + "\n"
+        return (
+            "\n".join([head, *(f"  {left:<{width}}  {right}" for left, right in rows), f"  -> %{self.output}"]) + "\n"
+        )
 
     def canonical_text(self) -> str:
         """Text form without names: nodes and owners are numbered in the order of a walk from the output."""

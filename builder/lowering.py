@@ -41,7 +41,13 @@ def build_model(graph: Graph, *, seed: int = 0, device: str | torch.device = "cp
     for module in model.modules():
         if isinstance(module, Rotary):
             module.reset()
-    init_weights(model, seed=seed, num_layers=graph.num_layers, scaled_branches=graph.residual_scale != "none")
+    init_weights(
+        model,
+        seed=seed,
+        d_model=graph.d_model,
+        num_layers=graph.num_layers,
+        scaled_branches=graph.residual_scale != "none",
+    )
     return model
 
 
@@ -104,12 +110,25 @@ def _block(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
     block, d_model = graph.block_of(node), graph.d_model
     return Block(
         BlockConfig(
-            d_model=d_model, layers=block.layers, heads=block.heads, kv_heads=block.kv_heads or block.heads,
-            head_dim=head_dim(block, d_model), ffn=block.ffn, ffn_dim=ffn_dim(block, d_model), norm=block.norm,
-            norm_place=block.norm_place, norm_eps=graph.norm_eps, parallel_residual=block.parallel_residual,
-            rotary_dim=rotary_dim(block, d_model), rotary_base=block.rotary_base, qk_norm=block.qk_norm,
-            bias=block.bias, dropout=block.dropout, causal=graph.is_causal_block(block),
-            branch_scale=graph.branch_scale, max_len=graph.seq_len,
+            d_model=d_model,
+            layers=block.layers,
+            heads=block.heads,
+            kv_heads=block.kv_heads or block.heads,
+            head_dim=head_dim(block, d_model),
+            ffn=block.ffn,
+            ffn_dim=ffn_dim(block, d_model),
+            norm=block.norm,
+            norm_place=block.norm_place,
+            norm_eps=graph.norm_eps,
+            parallel_residual=block.parallel_residual,
+            rotary_dim=rotary_dim(block, d_model),
+            rotary_base=block.rotary_base,
+            qk_norm=block.qk_norm,
+            bias=block.bias,
+            dropout=block.dropout,
+            causal=graph.is_causal_block(block),
+            branch_scale=graph.branch_scale,
+            max_len=graph.seq_len,
         )
     )
 

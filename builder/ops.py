@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from builder.ir import Graph, Level, Node, TOKEN_LEVEL
+from builder.ir import TOKEN_LEVEL, Graph, Level, Node
 from searchspace.arch import BlockSpec, ffn_dim, head_dim
 
 STREAM, MEMORY, LOGITS = "stream", "memory", "logits"
@@ -111,7 +111,9 @@ def _no_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
     return Work(node.level, 0)
 
 
-def _linear(outputs: Callable[[Graph, Node, Sequence[Level]], int], *, at_input: bool = False) -> tuple[ParamsRule, WorkRule]:
+def _linear(
+    outputs: Callable[[Graph, Node, Sequence[Level]], int], *, at_input: bool = False
+) -> tuple[ParamsRule, WorkRule]:
     """Rules of one linear map with bias from d_model, run at the output's or the input's level."""
 
     def params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
@@ -144,9 +146,7 @@ def _block_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
     h, f = head_dim(block, d), ffn_dim(block, d)
     heads, kv_heads = block.heads, block.kv_heads or block.heads
     matrices = d * (heads + 2 * kv_heads) * h + heads * h * d + (3 if block.ffn == "swiglu" else 2) * d * f
-    return Work(
-        node.level, 2 * matrices * block.layers, 4 * heads * h * block.layers, 2 * kv_heads * h * block.layers
-    )
+    return Work(node.level, 2 * matrices * block.layers, 4 * heads * h * block.layers, 2 * kv_heads * h * block.layers)
 
 
 def _embed_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
@@ -195,8 +195,13 @@ def _free(takes: tuple[str, ...], gives: str = STREAM, level: LevelRule = _same_
 
 
 def _row(
-    takes: tuple[str, ...], params: ParamsRule, work: WorkRule, *,
-    gives: str = STREAM, level: LevelRule = _same_level, lookahead: LookaheadRule = _worst_input,
+    takes: tuple[str, ...],
+    params: ParamsRule,
+    work: WorkRule,
+    *,
+    gives: str = STREAM,
+    level: LevelRule = _same_level,
+    lookahead: LookaheadRule = _worst_input,
 ) -> OpRow:
     return OpRow(takes=takes, gives=gives, level=level, lookahead=lookahead, params=params, work=work)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from builder.ir import Graph, Level, Node
-from builder.ops import LOGITS, OPS, STREAM, OpRow
+from builder.ops import LOGITS, MEMORY, OPS, OpRow
 from searchspace.errors import CausalityError, SpecError, one_of
 
 
@@ -32,7 +32,9 @@ def verify(graph: Graph) -> None:
             raise _error(node, "two nodes have this name", "rename one")
         for source in node.inputs:
             if source not in nodes:
-                raise _error(node, f"reads '{source}', which is not before it", "order the nodes, or name an earlier one")
+                raise _error(
+                    node, f"reads '{source}', which is not before it", "order the nodes, or name an earlier one"
+                )
         inputs = [nodes[source] for source in node.inputs]
         _check_kinds(node, row, inputs)
         levels = [source.level for source in inputs]
@@ -63,14 +65,19 @@ def _check_kinds(node: Node, row: OpRow, inputs: Sequence[Node]) -> None:
     for source, wanted in zip(inputs, takes, strict=True):
         given = OPS[source.op].gives
         if given != wanted:
-            what = "read the memory first" if wanted == STREAM and given != LOGITS else f"name a node that gives a {wanted}"
-            raise _error(node, f"'{source.name}' gives {given}, {node.op} takes a {wanted} there", what)
+            remedy = "read the memory first" if given == MEMORY else f"name a node that gives a {wanted}"
+            raise _error(node, f"'{source.name}' gives {given}, {node.op} takes a {wanted} there", remedy)
 
 
 def _check_join_base(node: Node, inputs: Sequence[Node], nodes: Mapping[str, Node]) -> None:
-    if node.op == "join.base" and inputs[0].op.startswith("upscale.") and nodes[inputs[0].inputs[0]].level != node.level:
+    if (
+        node.op == "join.base"
+        and inputs[0].op.startswith("upscale.")
+        and nodes[inputs[0].inputs[0]].level != node.level
+    ):
         raise _error(
-            node, f"join base takes the up-scaled '{inputs[0].name}' alone: tokens before the first closed chunk would be zero",
+            node,
+            f"join base takes the up-scaled '{inputs[0].name}' alone: tokens before its first chunk closes are zero",
             "use residual, anchor, anchor_star or mesh",
         )
 
@@ -78,9 +85,14 @@ def _check_join_base(node: Node, inputs: Sequence[Node], nodes: Mapping[str, Nod
 def _check_owner(graph: Graph, node: Node, levels: Sequence[Level], owners: dict[str, tuple[object, ...]]) -> None:
     if not node.owner:
         return
-    shape: tuple[object, ...] = (node.op, node.attrs if node.op == "block" else OPS[node.op].params(graph, node, levels))
+    shape: tuple[object, ...] = (
+        node.op,
+        node.attrs if node.op == "block" else OPS[node.op].params(graph, node, levels),
+    )
     if owners.setdefault(node.owner, shape) != shape:
-        raise _error(node, f"shares the weights '{node.owner}' with a node of another kind or shape", "give it a name of its own")
+        raise _error(
+            node, f"shares the weights '{node.owner}' with a node of another kind or shape", "give it a name of its own"
+        )
 
 
 def _leak(graph: Graph, nodes: Mapping[str, Node], ahead: Mapping[str, float]) -> CausalityError:
@@ -98,7 +110,8 @@ def _leak(graph: Graph, nodes: Mapping[str, Node], ahead: Mapping[str, float]) -
     path = " -> ".join(dict(gains).get(name, name) for name in reversed(trail))
     worst = "any number of" if math.isinf(ahead[graph.output]) else f"{ahead[graph.output]:g}"
     return CausalityError(
-        f"graph.{gains[0][0]}", f"the logits look {worst} tokens ahead, along {path}",
+        f"graph.{gains[0][0]}",
+        f"the logits look {worst} tokens ahead, along {path}",
         "use causal blocks and closed reads, delay the read, or declare causal: false",
     )
 

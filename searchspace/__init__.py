@@ -7,6 +7,19 @@ from searchspace.loading import load_arch, load_space
 from searchspace.space import Candidate, SpaceSize, SpaceSpec
 
 __all__ = [
-    "ArchSpec", "BlockSpec", "Candidate", "CausalityError", "Chooser", "ConstraintError", "Decision",
-    "FixedChooser", "LevelSpec", "RandomChooser", "SpaceSize", "SpaceSpec", "SpecError", "load_arch", "load_space",
+    "ArchSpec",
+    "BlockSpec",
+    "Candidate",
+    "CausalityError",
+    "Chooser",
+    "ConstraintError",
+    "Decision",
+    "FixedChooser",
+    "LevelSpec",
+    "RandomChooser",
+    "SpaceSize",
+    "SpaceSpec",
+    "SpecError",
+    "load_arch",
+    "load_space",
 ]

@@ -8,25 +8,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal
 
-from searchspace.decode import dataclass_decoder, decode, decoder_for, encode, expect_mapping, join_path, key
+from searchspace.decode import encode, key
 from searchspace.errors import SpecError, one_of, show
-
-PoolKind: TypeAlias = Literal["mean", "self_aggregate", "last"]
-UpscaleKind: TypeAlias = Literal["uniform", "learned"]
-JoinKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "sum"]
-TopologyKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "mesh"]
-NormKind: TypeAlias = Literal["rms", "layer"]
-NormPlace: TypeAlias = Literal["pre", "post"]
-FfnKind: TypeAlias = Literal["gelu", "swiglu", "relu2"]
-RecallKind: TypeAlias = Literal["add", "linear", "concat"]
-ReadRule: TypeAlias = Literal["auto", "closed", "own_chunk"]
-ResidualScale: TypeAlias = Literal["none", "inverse_depth", "inverse_sqrt_depth"]
+from searchspace.nodes import (
+    BlockNode,
+    EmbedNode,
+    FfnKind,
+    HeadNode,
+    JoinNode,
+    LevelUse,
+    LoopNode,
+    NodeSpec,
+    NormKind,
+    NormPlace,
+    PoolKind,
+    RecallNode,
+    ResidualScale,
+    UpscaleKind,
+    WriteNode,
+    decode_graph,
+    level_uses,
+    node_inputs,
+)
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 _ARCH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+_JOIN_ARITY: dict[str, tuple[int, int]] = {
+    "base": (1, 1),
+    "residual": (2, 2),
+    "anchor": (2, 2),
+    "anchor_star": (2, 2),
+    "sum": (2, 64),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,34 +62,6 @@ class LevelSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LevelUse:
-    """A level as a node or a schedule entry uses it: its name, perhaps with some keys replaced."""
-
-    level: str = key("Name of the level to start from.")
-    offset: int | None = key("Chunk offset here.", default=None, low=0)
-    pool: PoolKind | None = key("Pool here.", default=None)
-    upscale: UpscaleKind | None = key("Up-scaling here.", default=None)
-    delay: int = key("Read the latents as of this many tokens ago.", default=0, low=0, high=65536)
-
-    @staticmethod
-    def __decode__(data: object, path: str) -> LevelUse:
-        if isinstance(data, str):
-            return LevelUse(level=data)
-        if isinstance(data, dict):
-            use: LevelUse = dataclass_decoder(LevelUse)(data, path)
-            return use
-        raise SpecError(path, f"expected a level, got {show(data)}", "name one, or write {level: NAME, offset: 0}")
-
-    def __encode__(self) -> object:
-        changed = {
-            name: value
-            for name in ("offset", "pool", "upscale", "delay")
-            if (value := getattr(self, name)) not in (None, 0) or (name == "offset" and value == 0)
-        }
-        return {"level": self.level, **changed} if changed else self.level
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BlockSpec:
     """A named stack of Transformer layers; every use of the name shares its weights."""
 
@@ -82,10 +72,14 @@ class BlockSpec:
     ffn: FfnKind = key("Feed-forward kind.", default="swiglu")
     ffn_dim: int | None = key(
         "Hidden width; default: 4 d_model, for swiglu 8/3 d_model rounded up to a multiple of 8.",
-        default=None, low=1, high=1 << 20,
+        default=None,
+        low=1,
+        high=1 << 20,
     )
     norm: NormKind = key("Normalization kind.", default="rms")
-    norm_place: NormPlace = key("pre: before each branch. post: after each residual sum (outer normalization).", default="pre")
+    norm_place: NormPlace = key(
+        "pre: before each branch. post: after each residual sum (outer normalization).", default="pre"
+    )
     parallel_residual: bool = key("Attention and feed-forward read the same input (GPT-NeoX).", default=False)
     rotary_fraction: float = key("Share of each head that is rotated.", default=1.0, low=0.0, high=1.0)
     rotary_base: float = key("Base of the rotary frequencies.", default=10000.0, low=1.0)
@@ -93,173 +87,6 @@ class BlockSpec:
     bias: bool = key("Biases on all linear maps.", default=False)
     dropout: float = key("Dropout on each branch in training.", default=0.0, low=0.0, high=0.95)
     bidirectional: bool | None = key("Attend both ways; default: only in a model with causal: false.", default=None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TopologySpec:
-    """How an iteration's update meets the loop state and older states."""
-
-    kind: TopologyKind
-    slots: int | Literal["auto"] = "auto"
-
-    @staticmethod
-    def __decode__(data: object, path: str) -> TopologySpec:
-        if isinstance(data, str):
-            return TopologySpec(kind=decoder_for(TopologyKind)(data, path))
-        mapping = expect_mapping(data, path, "a topology: a name or {mesh: {slots: auto}}")
-        if set(mapping) != {"mesh"}:
-            raise SpecError(path, f"unknown topology {show(mapping)}", "write a name or {mesh: {slots: auto}}")
-        settings = decode(_MeshSettings, mapping["mesh"], join_path(path, "mesh"))
-        return TopologySpec(kind="mesh", slots=settings.slots)
-
-    def __encode__(self) -> object:
-        return self.kind if self.slots == "auto" else {self.kind: {"slots": self.slots}}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _MeshSettings:
-    slots: int | Literal["auto"] = key("Memory slots; auto is iterations + 3.", default="auto", low=2, high=256)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedNode:
-    """Token ids to token stream."""
-
-    embed: Literal["tokens"] = key("The input: tokens.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BlockNode:
-    """One use of a block, at its input's level."""
-
-    block: str = key("Name of the block.")
-    input: str = key("The stream it reads.", name="in")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolNode:
-    """Assign to a level's chunks, and reduce each to a latent."""
-
-    pool: LevelUse = key("The coarser level.")
-    input: str = key("The stream to pool.", name="in")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpscaleNode:
-    """Spread latents back to a finer level, by the kind of the latents' own level."""
-
-    upscale: LevelUse = key("The finer level to return to.")
-    input: str = key("The latents to spread.", name="in")
-    delay: int = key("Read as of this many positions of the finer level ago.", default=0, low=0, high=65536)
-    reads: ReadRule = key(
-        "closed: the last chunk closed; own_chunk: the chunk one is in, which looks ahead; "
-        "auto: closed in a causal model, else own_chunk.",
-        default="auto",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JoinNode:
-    """Topology step: an update, and what it is added to."""
-
-    join: JoinKind = key("base: the update alone; the others: the sum of all inputs.")
-    inputs: tuple[str, ...] = key("The update first, then states.", name="in")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryNode:
-    """A memory whose slot 0 holds the input and whose other slots are zero (MeSH)."""
-
-    memory: int = key("Number of slots.", low=2, high=256)
-    input: str = key("What slot 0 holds.", name="in")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WriteNode:
-    """A new memory: the update added to every slot, weighted by a router reading the state."""
-
-    write: str = key("The memory to write to.")
-    inputs: tuple[str, ...] = key("[update, state].", name="in")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadNode:
-    """The slots' sum, weighted by a router reading the state."""
-
-    read: str = key("The memory to read.")
-    input: str = key("The state the router reads.", name="in")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NormNode:
-    """Normalise a stream (outer normalization when it stands after a join)."""
-
-    norm: NormKind = key("Normalization kind.")
-    input: str = key("The stream to normalise.", name="in")
-    weights: str | None = key("Nodes that give the same name share their weights.", default=None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecallNode:
-    """Inject the input again: state and input become the new state (external recall)."""
-
-    recall: RecallKind = key("add: sum. linear: W_x state + W_e input. concat: W [state; input].")
-    inputs: tuple[str, ...] = key("[state, input].", name="in")
-    weights: str | None = key("Nodes that give the same name share their weights.", default=None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoopNode:
-    """Sugar: the block applied once for each entry of the schedule."""
-
-    loop: str = key("Name of the block to repeat.")
-    input: str = key("The state it starts from.", name="in")
-    schedule: tuple[LevelUse, ...] = key("The level of each iteration, in order.")
-    topology: TopologySpec = key("How each update meets the state.", default=TopologySpec(kind="residual"))
-    embedding: str | None = key("Slot 0 of mesh, the anchor of anchor_star; default: the only embed.", default=None)
-    recall: RecallKind | None = key("Inject the loop's input before each iteration.", default=None)
-    norm: NormKind | None = key("Normalise the state after each iteration (outer normalization).", default=None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadNode:
-    """Final norm and logits."""
-
-    head: Literal["lm"] = key("Kind of head.")
-    input: str = key("The stream it reads, at full resolution.", name="in")
-    norm: NormKind | Literal["none"] = key("Final normalization.", default="rms")
-
-
-NodeSpec: TypeAlias = (
-    EmbedNode | BlockNode | PoolNode | UpscaleNode | JoinNode | MemoryNode | WriteNode | ReadNode
-    | NormNode | RecallNode | LoopNode | HeadNode
-)
-NODE_TYPES: dict[str, type[NodeSpec]] = {
-    "loop": LoopNode, "head": HeadNode,  # first: they have keys that are operations too (norm, recall)
-    "embed": EmbedNode, "block": BlockNode, "pool": PoolNode, "upscale": UpscaleNode, "join": JoinNode,
-    "memory": MemoryNode, "write": WriteNode, "read": ReadNode, "norm": NormNode, "recall": RecallNode,
-}
-_JOIN_ARITY: dict[str, tuple[int, int]] = {
-    "base": (1, 1), "residual": (2, 2), "anchor": (2, 2), "anchor_star": (2, 2), "sum": (2, 64),
-}
-
-
-def _decode_node(data: object, path: str) -> NodeSpec:
-    """One graph node: the operation it names decides its type."""
-    mapping = expect_mapping(data, path, "a node such as {block: core, in: h0}")
-    op = next((op for op in NODE_TYPES if op in mapping), None)
-    if op is None:
-        other = next((k for k in mapping if k != "in"), None)
-        raise SpecError(path, "names no operation", one_of(NODE_TYPES, other))
-    own_keys = {f.metadata["key"] or f.name for f in fields(NODE_TYPES[op])}
-    if also := [other for other in NODE_TYPES if other in mapping and other not in own_keys]:
-        raise SpecError(path, f"names two operations, {op} and {also[0]}", "make them two nodes")
-    node: NodeSpec = decode(NODE_TYPES[op], mapping, path)
-    return node
-
-
-def _decode_graph(data: object, path: str) -> dict[str, NodeSpec]:
-    return {name: _decode_node(node, f"{path}.{name}") for name, node in expect_mapping(data, path).items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,14 +105,15 @@ class ArchSpec:
     )
     levels: Mapping[str, LevelSpec] = key("Resolution levels by name.", default=dict)
     blocks: Mapping[str, BlockSpec] = key("Owners of parameters by name.", default=dict)
-    graph: Mapping[str, NodeSpec] = key("Named nodes.", decoder=_decode_graph)
+    graph: Mapping[str, NodeSpec] = key("Named nodes.", decoder=decode_graph)
 
     def __post_init__(self) -> None:
         _check_names(self)
         for name, level in self.levels.items():
             if isinstance(level.offset, int) and not 0 <= level.offset < level.chunk:
                 raise SpecError(
-                    f"levels.{name}.offset", f"offset {level.offset} is beyond the chunk of {level.chunk}",
+                    f"levels.{name}.offset",
+                    f"offset {level.offset} is beyond the chunk of {level.chunk}",
                     f"use 0 .. {level.chunk - 1}, or auto",
                 )
         for name, block in self.blocks.items():
@@ -316,30 +144,6 @@ def rotary_dim(block: BlockSpec, d_model: int) -> int:
     return int(head_dim(block, d_model) * block.rotary_fraction)
 
 
-def node_inputs(node: NodeSpec) -> Iterator[tuple[str, str]]:
-    """Every (key path, node name) that a node reads."""
-    if isinstance(node, JoinNode | WriteNode | RecallNode):
-        yield from ((f"in.{i}", name) for i, name in enumerate(node.inputs))
-    elif not isinstance(node, EmbedNode):
-        yield "in", node.input
-    if isinstance(node, WriteNode):
-        yield "write", node.write
-    if isinstance(node, ReadNode):
-        yield "read", node.read
-    if isinstance(node, LoopNode) and node.embedding is not None:
-        yield "embedding", node.embedding
-
-
-def level_uses(node: NodeSpec) -> Iterator[tuple[str, LevelUse]]:
-    """Every (key path, level use) of a node."""
-    if isinstance(node, PoolNode):
-        yield "pool", node.pool
-    elif isinstance(node, UpscaleNode):
-        yield "upscale", node.upscale
-    elif isinstance(node, LoopNode):
-        yield from ((f"schedule.{i}", use) for i, use in enumerate(node.schedule))
-
-
 def _check_names(arch: ArchSpec) -> None:
     if not _ARCH_NAME.fullmatch(arch.name):
         raise SpecError("name", f"{show(arch.name)} can't be used as a name", "use letters, digits, '_', '-' and '.'")
@@ -347,7 +151,8 @@ def _check_names(arch: ArchSpec) -> None:
         for name in getattr(arch, part):
             if not _NAME.fullmatch(name):
                 raise SpecError(
-                    f"{part}.{show(name, 30)}", "can't be used as a name",
+                    f"{part}.{show(name, 30)}",
+                    "can't be used as a name",
                     "start with a letter, then letters, digits and '_', not last; at most 64",
                 )
 
@@ -355,7 +160,8 @@ def _check_names(arch: ArchSpec) -> None:
 def _check_block(block: BlockSpec, d_model: int, path: str) -> None:
     if block.head_dim is None and d_model % block.heads:
         raise SpecError(
-            f"{path}.heads", f"heads ({block.heads}) does not divide d_model ({d_model})",
+            f"{path}.heads",
+            f"heads ({block.heads}) does not divide d_model ({d_model})",
             "choose a divisor, or give head_dim",
         )
     if block.heads % (block.kv_heads or block.heads):
@@ -378,7 +184,8 @@ def _check_graph(arch: ArchSpec) -> None:
     heads = [name for name, node in arch.graph.items() if isinstance(node, HeadNode)]
     if len(heads) != 1:
         raise SpecError(
-            "graph", f"has {len(heads)} heads{': ' if heads else ''}{', '.join(heads)}",
+            "graph",
+            f"has {len(heads)} heads{': ' if heads else ''}{', '.join(heads)}",
             "give exactly one node {head: lm, in: ...}",
         )
     embeds = [name for name, node in arch.graph.items() if isinstance(node, EmbedNode)]
@@ -445,7 +252,8 @@ def _check_acyclic(arch: ArchSpec) -> None:
             elif source[1] in on_trail:
                 cycle = [*on_trail[on_trail.index(source[1]) :], source[1]]
                 raise SpecError(
-                    f"graph.{on_trail[-1]}.{source[0]}", f"the graph has a cycle: {' <- '.join(cycle)}",
+                    f"graph.{on_trail[-1]}.{source[0]}",
+                    f"the graph has a cycle: {' <- '.join(cycle)}",
                     "repeat a block with {loop: ...} instead",
                 )
             elif source[1] not in done:

@@ -109,7 +109,8 @@ class MissingChooser:
 
     def choose(self, decision: Decision) -> Scalar:
         raise SpecError(
-            decision.name, "is an open choice, but an architecture has none left",
+            decision.name,
+            "is an open choice, but an architecture has none left",
             "load it as a space, or write one value",
         )
 

@@ -28,16 +28,28 @@ def _bounded_power(base: float, exponent: float) -> float:
 
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: _bounded_power,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: _bounded_power,
 }
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
-    ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
 }
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
-    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
 }
 
 
@@ -99,7 +111,9 @@ class Constraint:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             if isinstance(error, SpecError):
                 raise
-            raise SpecError(path, f"can't read the expression {show(text)}", "write e.g. \"d_model % 64 == 0\"") from error
+            raise SpecError(
+                path, f"can't read the expression {show(text)}", 'write e.g. "d_model % 64 == 0"'
+            ) from error
 
     def holds(self, tree: Tree) -> bool:
         """Whether the decided tree satisfies the constraint.
@@ -112,11 +126,14 @@ class Constraint:
         except SpecError as error:
             raise SpecError(self.path, f"in {show(self.text)}: {error.problem}", error.remedy) from error
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise SpecError(self.path, f"{show(self.text)} has no value: {error}", "check the types of what it reads") from error
+            raise SpecError(
+                self.path, f"{show(self.text)} has no value: {error}", "check the types of what it reads"
+            ) from error
 
     def _refuse(self, what: str) -> SpecError:
         return SpecError(
-            self.path, f"{what} is not allowed in a constraint ({show(self.text)})",
+            self.path,
+            f"{what} is not allowed in a constraint ({show(self.text)})",
             "use paths, numbers, arithmetic, comparisons, and/or/not, and " + ", ".join(_FUNCTIONS),
         )
 
@@ -148,7 +165,9 @@ class Constraint:
         raise self._refuse(type(node).__name__)
 
     def _constant(self, value: object) -> _Eval:
-        if not isinstance(value, int | float | str | bool) or (isinstance(value, int | float) and abs(value) > _MAX_NUMBER):
+        if not isinstance(value, int | float | str | bool) or (
+            isinstance(value, int | float) and abs(value) > _MAX_NUMBER
+        ):
             raise self._refuse(show(value))
         return lambda tree: value
 
@@ -196,7 +215,9 @@ class Constraint:
             parts.append(node.attr)
             node = node.value
         if not isinstance(node, ast.Name) or any(part.startswith("__") for part in (*parts, node.id)):
-            raise self._refuse(ast.unparse(node) if not isinstance(node, ast.Name) else ".".join([node.id, *parts[::-1]]))
+            raise self._refuse(
+                ast.unparse(node) if not isinstance(node, ast.Name) else ".".join([node.id, *parts[::-1]])
+            )
         path = [node.id, *reversed(parts)]
         self.names.add(".".join(path))
 

@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar, Union
 
 from searchspace.errors import SpecError, one_of, show
@@ -53,7 +53,8 @@ def decode(cls: type[T], data: object, path: str = "") -> T:
     Raises:
         SpecError: at the first value that does not fit, with its dotted path.
     """
-    value: T = decoder_for(cls)(data, path)
+    decoder: Decoder = decoder_for(typing.cast(typing.Any, cls))
+    value: T = decoder(data, path)
     return value
 
 
@@ -90,7 +91,7 @@ def expect_mapping(data: object, path: str, what: str = "a mapping") -> dict[str
     return data
 
 
-@lru_cache(maxsize=None)
+@cache
 def decoder_for(annotation: Any) -> Decoder:
     """The function that decodes one annotated type."""
     origin = typing.get_origin(annotation)
@@ -176,9 +177,7 @@ def _union_decoder(args: tuple[Any, ...]) -> Decoder:
     def likeliest(data: object) -> int:
         for i, member in enumerate(members):
             structured = dataclasses.is_dataclass(member) or hasattr(member, "__decode__")
-            if isinstance(data, dict) == structured and not (
-                isinstance(data, str) and member in (int, float, bool)
-            ):
+            if isinstance(data, dict) == structured and not (isinstance(data, str) and member in (int, float, bool)):
                 return i
         return 0
 
@@ -233,7 +232,7 @@ def _bounded(decoder: Decoder, low: float | None, high: float | None) -> Decoder
     return decode_bounded
 
 
-@lru_cache(maxsize=None)
+@cache
 def dataclass_decoder(cls: type) -> Decoder:
     """The decoder of a dataclass written as a mapping, its own ``__decode__`` left aside."""
     hints = typing.get_type_hints(cls)

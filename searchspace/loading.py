@@ -19,8 +19,10 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import MissingChooser
 from searchspace.decode import decode
 from searchspace.errors import SpecError, show
+from searchspace.nodes import NODE_TYPES
+from searchspace.parts import CHOICE_KEYS
 from searchspace.space import SpaceSpec
-from searchspace.template import CHOICE_KEYS, Template
+from searchspace.template import Template
 
 PACKAGE = Path(__file__).parent
 _MAX_BYTES = 256 * 1024
@@ -97,14 +99,18 @@ def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line + 1 if mark else None
-        raise SpecError("", f"is not valid YAML: {problem}", "check indentation and brackets there", file, line) from error
+        raise SpecError(
+            "", f"is not valid YAML: {problem}", "check indentation and brackets there", file, line
+        ) from error
     except OmegaConfBaseException as error:
         path = str(getattr(error, "full_key", "") or "")
         reason = str(error).splitlines()[0]
         raise SpecError(path, f"can't be read: {reason}", "references are written ${path.to.value}", file) from error
     except (AssertionError, ValueError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "its root is not a mapping"
-        raise SpecError("", f"is not an architecture, space or study: {reason}", "start with 'key: value' lines", file) from error
+        raise SpecError(
+            "", f"is not an architecture, space or study: {reason}", "start with 'key: value' lines", file
+        ) from error
     if not isinstance(data, dict):
         raise SpecError("", f"its root is a {type(data).__name__}", "start with 'key: value' lines", file)
     _check_plain(data, "", 0, too_deep)
@@ -167,8 +173,6 @@ class located:
 
 
 def _is_whole(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...]) -> bool:
-    from searchspace.arch import NODE_TYPES
-
     if any(name in base or name in over for name in (*CHOICE_KEYS, "kind")) and path:
         return True
     if len(path) != 2 or path[0] != "graph":
@@ -201,7 +205,9 @@ def _check_plain(data: Any, path: str, depth: int, too_deep: SpecError) -> None:
     if isinstance(data, dict):
         for name, value in data.items():
             if not isinstance(name, str):
-                raise SpecError(path, f"the key {show(name)} is not text", "put it in quotes, or rename it", too_deep.file)
+                raise SpecError(
+                    path, f"the key {show(name)} is not text", "put it in quotes, or rename it", too_deep.file
+                )
             if value == "???":
                 raise SpecError(f"{path}.{name}".lstrip("."), "has no value yet (???)", "give it one", too_deep.file)
             _check_plain(value, f"{path}.{name}" if path else name, depth + 1, too_deep)
@@ -209,7 +215,9 @@ def _check_plain(data: Any, path: str, depth: int, too_deep: SpecError) -> None:
         for i, value in enumerate(data):
             _check_plain(value, f"{path}.{i}", depth + 1, too_deep)
     elif not isinstance(data, str | int | float | bool | None):
-        raise SpecError(path, f"a {type(data).__name__} has no meaning here", "write text, a number or true/false", too_deep.file)
+        raise SpecError(
+            path, f"a {type(data).__name__} has no meaning here", "write text, a number or true/false", too_deep.file
+        )
 
 
 def _line_of(file: Path, path: str) -> int | None:

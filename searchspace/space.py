@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -119,10 +120,8 @@ class SpaceSpec:
         prefix: list[Scalar] = []
         while True:
             chooser = _Scripted(prefix)
-            try:
+            with contextlib.suppress(ConstraintError):
                 yield self._template.decide(chooser).choices
-            except ConstraintError:
-                pass
             while chooser.options and chooser.positions[-1] + 1 >= len(chooser.options[-1]):
                 chooser.options.pop()
                 chooser.positions.pop()

@@ -29,7 +29,16 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, heads: int, kv_heads: int, head_dim: int, *, causal: bool, qk_norm: bool, bias: bool, eps: float
+        self,
+        d_model: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        causal: bool,
+        qk_norm: bool,
+        bias: bool,
+        eps: float,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal

@@ -89,7 +89,8 @@ class _Layer(nn.Module):
         )
         self.ffn_norm = make_norm(c.norm, c.d_model, c.norm_eps)
         self.ffn = (
-            GatedFeedForward(c.d_model, c.ffn_dim, c.bias) if c.ffn == "swiglu"
+            GatedFeedForward(c.d_model, c.ffn_dim, c.bias)
+            if c.ffn == "swiglu"
             else FeedForward(c.d_model, c.ffn_dim, c.ffn, c.bias)
         )
         self.dropout = nn.Dropout(c.dropout)

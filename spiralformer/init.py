@@ -3,9 +3,10 @@
 Each parameter draws from a generator of its own, seeded by (seed, name): what one part begins with
 does not depend on which other parts the model has.
 
-What is drawn (std 0.02 is GPT-2's; the output maps' 1/sqrt(2 N) is that of GPT-2 and MeSH, section 2.3):
-norm weights are one; biases, scorers and allocations zero, so that pools start as means and up-scaling
-as uniform; recall maps preserve variance; everything else is normal.
+Everything is normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX), the
+branches' output maps with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one; biases,
+scorers and allocations zero, so that pools start as means and up-scaling as uniform; recall maps
+preserve variance.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-_STD = 0.02
 _ZERO = (".scorer.", ".allocation.")
+_RECALL = (".adapter.weight", ".state.weight", ".input.weight")
 
 
-def init_weights(model: nn.Module, *, seed: int, num_layers: int, scaled_branches: bool) -> None:
+def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, scaled_branches: bool) -> None:
     """Draw every parameter in place.
 
     Args:
         model: any module whose parameter names follow this package's.
         seed: of the whole model.
+        d_model: width D of the stream.
         num_layers: unrolled layers N, each use of a shared layer counted.
         scaled_branches: whether the residual branches are scaled already; else their output maps are.
     """
-    out_std = _STD if scaled_branches else _STD / math.sqrt(2 * max(num_layers, 1))
+    branch_factor = 1.0 if scaled_branches else 1.0 / math.sqrt(2 * max(num_layers, 1))
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             continue
@@ -39,15 +41,16 @@ def init_weights(model: nn.Module, *, seed: int, num_layers: int, scaled_branche
             elif any(part in f".{name}" for part in _ZERO):
                 parameter.zero_()
             else:
-                parameter.copy_(_normal(parameter, _std(name, parameter, out_std), seed, name))
+                parameter.copy_(_normal(parameter, _std(name, parameter, d_model, branch_factor), seed, name))
 
 
-def _std(name: str, parameter: Tensor, out_std: float) -> float:
+def _std(name: str, parameter: Tensor, d_model: int, branch_factor: float) -> float:
+    small = math.sqrt(2 / (5 * d_model))
     if name.endswith(".out.weight"):
-        return out_std
-    if ".recall." in f".{name}" or name.endswith(("adapter.weight", "state.weight", "input.weight")):
+        return small * branch_factor
+    if name.endswith(_RECALL):
         return 1.0 / math.sqrt(parameter.shape[1])
-    return _STD
+    return small
 
 
 def _normal(parameter: Tensor, std: float, seed: int, name: str) -> Tensor:

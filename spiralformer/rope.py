@@ -55,8 +55,10 @@ def rotate(x_BNLH: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
     rotary_dim = cos_LR.shape[-1]
     if rotary_dim == 0:
         return x_BNLH
-    x, rest = (x_BNLH, None) if rotary_dim == x_BNLH.shape[-1] else x_BNLH.split(
-        (rotary_dim, x_BNLH.shape[-1] - rotary_dim), dim=-1
+    x, rest = (
+        (x_BNLH, None)
+        if rotary_dim == x_BNLH.shape[-1]
+        else x_BNLH.split((rotary_dim, x_BNLH.shape[-1] - rotary_dim), dim=-1)
     )
     left, right = x.chunk(2, dim=-1)
     rotated = (x * cos_LR + torch.cat((-right, left), dim=-1) * sin_LR).to(x_BNLH.dtype)

@@ -61,7 +61,11 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
         entries = json.loads((folder / "pointer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return [e for e in entries if isinstance(e, dict) and {"file", "sha256", "step"} <= set(e)] if isinstance(entries, list) else []
+    return (
+        [e for e in entries if isinstance(e, dict) and {"file", "sha256", "step"} <= set(e)]
+        if isinstance(entries, list)
+        else []
+    )
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from builder.budget import BudgetSpec
 from searchspace.arch import ArchSpec
-from searchspace.choices import Decision, Integer, MissingChooser, Scalar, example
+from searchspace.choices import Categorical, Decision, Integer, MissingChooser, Scalar, example
 from searchspace.decode import decode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
 from searchspace.loading import dump_yaml, find_file, located, read_data
@@ -62,7 +62,9 @@ class AshaConfig:
     """Asynchronous successive halving on training FLOPs."""
 
     rungs: int = key("Evaluations of a trial, the last at its full budget.", default=3, low=1, high=12)
-    reduction: int = key("One in this many goes on at each rung, and rungs are this factor apart.", default=3, low=2, high=16)
+    reduction: int = key(
+        "One in this many goes on at each rung, and rungs are this factor apart.", default=3, low=2, high=16
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,7 @@ class StopperConfig:
 class SearchConfig:
     """How candidates are proposed."""
 
-    sampler: Literal["tpe", "random", "nsga2", "gp"] = key("Who proposes.", default="tpe")
+    sampler: Literal["tpe", "random", "nsga2"] = key("Who proposes.", default="tpe")
     num_trials: int = key("Trials to launch, baselines not counted.", default=16, low=1, high=1_000_000)
     stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(asha=AshaConfig()))
     seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)
@@ -176,9 +178,16 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         for i, arch in enumerate(data.get("baseline", []))
     )
     study = StudyConfig(
-        name=keys.name, space=_rooted("space", lambda: SpaceSpec(data["space"])), data=keys.data, training=training,
-        budget=keys.budget, baselines=baselines, objectives=keys.objectives, search=keys.search,
-        resources=keys.resources, plain=dict(data),
+        name=keys.name,
+        space=_rooted("space", lambda: SpaceSpec(data["space"])),
+        data=keys.data,
+        training=training,
+        budget=keys.budget,
+        baselines=baselines,
+        objectives=keys.objectives,
+        search=keys.search,
+        resources=keys.resources,
+        plain=dict(data),
     )
     check_training(decide_training(training, MiddleChooser()).tree)
     return study
@@ -203,7 +212,7 @@ class MiddleChooser:
     """Takes the first option, and the (geometric) middle of a range: how baselines decide ``training``."""
 
     def choose(self, decision: Decision) -> Scalar:
-        if not hasattr(decision, "high"):
+        if isinstance(decision, Categorical):
             return example(decision)
         if isinstance(decision, Integer) or decision.step is not None:
             values = values_of(decision)

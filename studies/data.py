@@ -74,7 +74,11 @@ class Corpus:
 
     def _check_length(self, tokens: NDArray[Any], seq_len: int) -> None:
         if len(tokens) <= seq_len:
-            raise SpecError("data", f"has {len(tokens)} tokens, fewer than one sequence of {seq_len}", "give more text, or lower seq_len")
+            raise SpecError(
+                "data",
+                f"has {len(tokens)} tokens, fewer than one sequence of {seq_len}",
+                "give more text, or lower seq_len",
+            )
 
     def bits_per_byte(self, loss: float) -> float:
         """Nats per token to bits per byte of text."""
@@ -89,12 +93,18 @@ def prepare_corpus(config: DataConfig, folder: str | Path) -> Corpus:
     """
     folder = Path(folder)
     files = list(_source_files(config))
-    digest = hashlib.sha256(json.dumps([asdict(config), [(str(f), f.stat().st_size) for f in files]]).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps([asdict(config), [(str(f), f.stat().st_size) for f in files]]).encode()
+    ).hexdigest()
     facts_file = folder / "corpus.json"
     if facts_file.is_file() and json.loads(facts_file.read_text(encoding="utf-8")).get("digest") == digest:
         return Corpus(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _copy_tokens(config, files, folder, digest) if config.kind == "tokens" else _write_bytes(config, files, folder, digest)
+    facts = (
+        _copy_tokens(config, files, folder, digest)
+        if config.kind == "tokens"
+        else _write_bytes(config, files, folder, digest)
+    )
     facts_file.write_text(json.dumps(asdict(facts), indent=2), encoding="utf-8")
     return Corpus(folder)
 
@@ -127,7 +137,11 @@ def _source_files(config: DataConfig) -> Iterator[Path]:
         folder = Path(config.path if isinstance(config.path, str) else config.path[0])
         for part in ("train.bin", "val.bin"):
             if not (folder / part).is_file():
-                raise SpecError("data.path", f"there is no {part} in {show(str(folder))}", "give a folder with train.bin and val.bin")
+                raise SpecError(
+                    "data.path",
+                    f"there is no {part} in {show(str(folder))}",
+                    "give a folder with train.bin and val.bin",
+                )
             yield folder / part
         return
     found = 0
@@ -165,8 +179,14 @@ def _write_bytes(config: DataConfig, files: list[Path], folder: Path, digest: st
         (folder / f"{part}.bin").write_bytes(data)
     source = "standard library of this Python" if root else show(config.path)
     return CorpusFacts(
-        kind=config.kind, vocab_size=256, bytes_per_token=1.0, dtype="uint8", train_tokens=len(arrays["train"]),
-        val_tokens=len(arrays["val"]), source=f"{source}, {len(files)} files", digest=digest,
+        kind=config.kind,
+        vocab_size=256,
+        bytes_per_token=1.0,
+        dtype="uint8",
+        train_tokens=len(arrays["train"]),
+        val_tokens=len(arrays["val"]),
+        source=f"{source}, {len(files)} files",
+        digest=digest,
     )
 
 
@@ -180,6 +200,12 @@ def _copy_tokens(config: DataConfig, files: list[Path], folder: Path, digest: st
     if config.vocab_size is None:
         raise SpecError("data.vocab_size", "token files do not say how large their vocabulary is", "give vocab_size")
     return CorpusFacts(
-        kind="tokens", vocab_size=config.vocab_size, bytes_per_token=config.bytes_per_token or 1.0, dtype=config.dtype,
-        train_tokens=sizes[0], val_tokens=sizes[1], source=show(config.path), digest=digest,
+        kind="tokens",
+        vocab_size=config.vocab_size,
+        bytes_per_token=config.bytes_per_token or 1.0,
+        dtype=config.dtype,
+        train_tokens=sizes[0],
+        val_tokens=sizes[1],
+        source=show(config.path),
+        digest=digest,
     )

@@ -57,7 +57,9 @@ def make_plan(config: TrainingConfig, seq_len: int, training_flops_per_token: fl
     if steps < 1:
         what = f"flops ({config.flops:.3g})" if config.flops is not None else f"tokens ({config.tokens:.3g})"
         need = f"{flops:.3g} FLOPs" if config.flops is not None else f"{tokens} tokens"
-        raise SpecError("training", f"{what} do not last for one step, which takes {need}", "raise it, or lower batch_tokens")
+        raise SpecError(
+            "training", f"{what} do not last for one step, which takes {need}", "raise it, or lower batch_tokens"
+        )
     return Plan(batch_size, steps, flops, tokens)
 
 
@@ -88,10 +90,13 @@ class Trainer:
         SpecError: if data and architecture do not fit.
     """
 
-    def __init__(self, arch: ArchSpec, config: TrainingConfig, corpus: Corpus, *, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, arch: ArchSpec, config: TrainingConfig, corpus: Corpus, *, seed: int, device: str = "cpu"
+    ) -> None:
         if corpus.facts.vocab_size > arch.vocab_size:
             raise SpecError(
-                "vocab_size", f"{arch.vocab_size} is too small for data with {corpus.facts.vocab_size} tokens",
+                "vocab_size",
+                f"{arch.vocab_size} is too small for data with {corpus.facts.vocab_size} tokens",
                 f"use {corpus.facts.vocab_size} or more",
             )
         graph = compile_arch(arch)

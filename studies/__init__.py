@@ -1,0 +1,1 @@
+"""Data, training, search, execution, reports and the command line. The only package that knows Ray or Optuna."""

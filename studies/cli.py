@@ -1,0 +1,327 @@
+"""The ``spiralformer`` command. Heavy packages are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from searchspace.errors import SpecError
+
+app = typer.Typer(
+    help="Compile, search and export multi-resolution looped Transformers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
+
+Arch = Annotated[str, typer.Argument(help="Architecture: a file, or a shipped name.")]
+Space = Annotated[str, typer.Argument(help="Space: a file, or a shipped name.")]
+StudyDir = Annotated[Path, typer.Argument(help="Folder that search made.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.path=value, laid over the file.")]
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose `SpecError` is one message and exit code 2."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except SpecError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(EXIT_BAD_INPUT) from error
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return app.command()(run)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@_command
+def describe(
+    arch: Arch,
+    overrides: Overrides = None,
+    code: Annotated[bool, typer.Option(help="Print the generated forward too.")] = False,
+) -> None:
+    """Show an architecture: its summary, levels, expanded graph and cost."""
+    from builder import compile_arch, estimate
+    from searchspace import load_arch
+    from studies.describe import cost_lines, cost_rows, draw_strip, summarize
+
+    spec = load_arch(arch, overrides or ())
+    graph = compile_arch(spec)
+    console.print(f"[bold]{spec.name}[/]  {summarize(spec)}  (arch_id {graph.arch_id})", highlight=False)
+    if strip := draw_strip(graph):
+        console.print("\nlevels, chunks on the first tokens ('>' closes one):", highlight=False)
+        print(strip)
+    print(f"\n{graph.to_text()}")
+    _print_cost(cost_rows(graph), cost_lines(estimate(graph)), spec.seq_len)
+    if code:
+        from builder import build_model
+
+        print(build_model(graph, device="meta").code)
+
+
+@_command
+def cost(
+    arch: Arch,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Price an architecture, without building it."""
+    from builder import compile_arch, estimate
+    from searchspace import load_arch
+    from studies.describe import cost_lines, cost_rows
+
+    spec = load_arch(arch, overrides or ())
+    graph = compile_arch(spec)
+    total = estimate(graph)
+    if as_json:
+        print(json.dumps({"name": spec.name, "arch_id": graph.arch_id, **asdict(total)}, indent=2))
+        return
+    _print_cost(cost_rows(graph), cost_lines(total), spec.seq_len)
+
+
+def _print_cost(rows: list[tuple[str, str, str, str, str]], totals: list[tuple[str, str]], seq_len: int) -> None:
+    table = Table(title=f"Cost at {seq_len} tokens", title_justify="left")
+    table.add_column("part")
+    for name in ("chunk+offset", "uses", "params", "FLOPs"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for what, value in totals:
+        console.print(f"  {what:<32}{value:>18}", highlight=False)
+
+
+@_command
+def check(
+    file: Annotated[str, typer.Argument(help="Architecture, space or study file.")], overrides: Overrides = None
+) -> None:
+    """Check a file: every choice decided each way, compiled, and for a study its budget."""
+    from builder import compile_arch
+    from searchspace import load_arch, load_space
+    from searchspace.loading import find_file, read_data
+    from studies.config import find_study, load_study
+
+    try:
+        found = find_file(file, folder="architectures")
+    except SpecError:
+        try:
+            found = find_file(file, folder="spaces")
+        except SpecError:
+            found = find_study(file)
+    data = read_data(found, overrides or ())
+    if "space" in data:
+        from studies.run import survey_study
+
+        study = load_study(found, overrides or ())
+        study.space.check()
+        result = survey_study(study)
+        print(f"ok: study, {result.size} candidates, {result.share:.1%} of {result.looked_at} looked at are feasible")
+        return
+    space = load_space(found, overrides or ())
+    if not space.decisions:
+        compile_arch(load_arch(found, overrides or ()))
+        print("ok: architecture")
+        return
+    space.check()
+    compiled = sum(_compiles(space.sample(seed).arch) for seed in range(100))
+    print(f"ok: space, {space.count()} candidates, {len(space.decisions)} decisions, {compiled} of 100 samples compile")
+    if not compiled:
+        compile_arch(space.sample(0).arch)
+
+
+def _compiles(arch: Any) -> bool:
+    from builder import compile_arch
+
+    try:
+        compile_arch(arch)
+    except SpecError:
+        return False
+    return True
+
+
+@_command
+def count(space: Space, overrides: Overrides = None) -> None:
+    """Count a space's candidates."""
+    from searchspace import load_space
+
+    spec = load_space(space, overrides or ())
+    print(f"{spec.count()}")
+
+
+@_command
+def sample(
+    space: Space,
+    overrides: Overrides = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first.")] = 0,
+) -> None:
+    """Draw random architectures from a space, as YAML documents."""
+    from searchspace import load_space
+
+    spec = load_space(space, overrides or ())
+    for i in range(number):
+        if i:
+            print("---")
+        print(spec.sample(seed + i).arch.to_yaml(), end="")
+
+
+@_command
+def train(
+    arch: Arch,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")] = Path("trained"),
+    study: Annotated[str, typer.Option(help="Study whose data and training settings to use.")] = "quickstart",
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train one architecture in full and save it as a bundle. Overrides are the study's: training.flops=1e12."""
+    import shutil
+    from dataclasses import replace
+
+    from searchspace import load_arch
+    from studies.config import load_study
+    from studies.execution import run_serial
+    from studies.export import export_trial
+    from studies.journal import exclusive
+    from studies.progress import StudyView
+    from studies.run import prepare_data
+    from studies.searcher import StudyDriver
+
+    settings = load_study(study, [*(overrides or ()), "search.stopper=none", f"search.seed={seed}"])
+    settings = replace(settings, baselines=(load_arch(arch),), search=replace(settings.search, num_trials=0))
+    folder = out.with_name(f".{out.name}-run")
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        corpus = prepare_data(settings, folder)
+        driver = StudyDriver(settings, folder, str(corpus.folder), corpus.facts.vocab_size, device)
+        with StudyView(driver, corpus, console) as view:
+            run_serial(driver, view)
+        record = driver.records[0]
+        if record.state != "complete":
+            why = record.error.strip().splitlines()[-1]
+            raise SpecError("", f"training failed ({record.reason}): {why}", "lower lr, or check the settings")
+        bundle = export_trial(driver.records, folder, corpus, number=0, out=out)
+    shutil.rmtree(folder)
+    console.print(f"saved {bundle}", highlight=False)
+
+
+@_command
+def search(
+    study: Annotated[str, typer.Argument(help="Study: a file, or a shipped name.")],
+    overrides: Overrides = None,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Study folder; default runs/NAME.")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    serial: Annotated[bool, typer.Option(help="In this process, without Ray.")] = False,
+    address: Annotated[str | None, typer.Option(help="Join this Ray cluster.")] = None,
+) -> None:
+    """Start a study, or go on with it: the same command again keeps every finished trial.
+
+    Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated.
+    """
+    from studies.config import load_study
+    from studies.run import dry_run, run_study
+
+    settings = load_study(study, overrides or ())
+    folder = folder or Path("runs") / settings.name
+    if dry:
+        dry_run(settings, console)
+        return
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        run_study(settings, folder, console, serial=serial, address=address)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the same command goes on from {folder}", highlight=False)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _on_sigterm(signum: int, frame: object) -> None:
+    raise SystemExit(EXIT_TERMINATED)
+
+
+@_command
+def status(folder: StudyDir) -> None:
+    """How far a study is."""
+    from studies.describe import summarize
+    from studies.report import best_of, notes
+    from studies.run import open_study
+
+    records, corpus, settings = open_study(folder)
+    total = settings.search.num_trials + len(settings.baselines)
+    ended = sum(record.state != "running" for record in records)
+    console.print(f"[bold]{settings.name}[/]: {ended} of {total} trials ended", highlight=False)
+    for purpose in ("search", "baseline"):
+        if (best := best_of(records, purpose=purpose)) is not None:
+            bits = corpus.bits_per_byte(best.rungs[-1].loss)
+            label = "best" if purpose == "search" else "baseline"
+            console.print(
+                f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {bits:.3f} bits/byte", highlight=False
+            )
+    console.print(notes(records, corpus)[0], highlight=False)
+
+
+@_command
+def report(folder: StudyDir, top: Annotated[int, typer.Option(help="Rows of the ranking.")] = 20) -> None:
+    """Ranking, notes and plots of a study."""
+    from studies.run import open_study, show_results
+
+    records, corpus, _ = open_study(folder)
+    show_results(records, folder, corpus, console, top=top)
+
+
+@_command
+def export(
+    folder: StudyDir,
+    out: Annotated[Path | None, typer.Option("-o", help="Folder of the bundle; default DIR/export/trial-N.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Trial number; default: the best.")] = None,
+) -> None:
+    """Export a trained trial as a bundle that anyone can load."""
+    from studies.export import export_trial
+    from studies.run import open_study
+
+    records, corpus, _ = open_study(folder)
+    console.print(f"exported {export_trial(records, folder, corpus, number=trial, out=out)}", highlight=False)
+
+
+@_command
+def generate(
+    bundle: Annotated[Path, typer.Argument(help="Folder that export made.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "def ",
+    tokens: Annotated[int, typer.Option("-n", min=1, help="How many to add.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+) -> None:
+    """Continue a text."""
+    from studies.run import print_sample
+
+    print_sample(bundle, prompt, tokens, console, temperature=temperature, seed=seed)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Architectures for people: a one-line summary, a strip of the schedule, what it costs."""
+
+from __future__ import annotations
+
+from builder.cost import Cost, breakdown
+from builder.ir import Graph
+from searchspace.arch import ArchSpec
+from searchspace.nodes import BlockNode, LoopNode, PoolNode
+
+_STRIP = 32
+
+
+def summarize(arch: ArchSpec) -> str:
+    """In the field's notation: ``1 + 2R[8 4] + 1, mesh`` for a core of 2 layers looped at chunks 8 and 4."""
+    parts, topologies = [], []
+    for node in arch.graph.values():
+        if isinstance(node, BlockNode):
+            parts.append(str(arch.blocks[node.block].layers))
+        elif isinstance(node, LoopNode):
+            chunks = " ".join(str(arch.levels[use.level].chunk) for use in node.schedule)
+            parts.append(f"{arch.blocks[node.loop].layers}R[{chunks}]")
+            topologies.append(node.topology.kind)
+        elif isinstance(node, PoolNode):
+            parts.append(f"pool {arch.levels[node.pool.level].chunk}")
+    return ", ".join([" + ".join(parts), *dict.fromkeys(topologies)])
+
+
+def draw_strip(graph: Graph) -> str:
+    """Chunk borders of every level on the first tokens: ``|`` begins a chunk, ``>`` closes one."""
+    rows = {}
+    for node in graph.nodes:
+        if node.op == "block" and node.level.chunk > 1:
+            rows[node.level] = node.name
+    lines = []
+    for level in sorted(rows, reverse=True):
+        cells = []
+        for token in range(min(_STRIP, graph.seq_len)):
+            place = (token + level.offset) % level.chunk
+            cells.append(">" if place == level.chunk - 1 else "|" if place == 0 or token == 0 else "-")
+        lines.append(f"  chunk {level.chunk:>4}, offset {level.offset:>3}  {''.join(cells)}")
+    return "\n".join(lines)
+
+
+def cost_rows(graph: Graph) -> list[tuple[str, str, str, str, str]]:
+    """(part, level, uses, parameters, share of FLOPs) for a table."""
+    parts = breakdown(graph)
+    total = sum(part.flops for part in parts) or 1
+    return [
+        (
+            part.part,
+            f"{part.level.chunk}+{part.level.offset}",
+            str(part.uses),
+            f"{part.params:,}",
+            f"{part.flops / total:.1%}",
+        )
+        for part in parts
+    ]
+
+
+def cost_lines(cost: Cost) -> list[tuple[str, str]]:
+    """(what, value) of the totals."""
+    lines = [
+        ("parameters", f"{cost.params:,}"),
+        ("  without embeddings", f"{cost.params_non_embedding:,}"),
+        ("forward FLOPs per token", f"{cost.flops_per_token:,.0f}"),
+        ("training FLOPs per token", f"{cost.training_flops_per_token:,.0f}"),
+        ("KV cache per token (bf16)", f"{cost.kv_cache_bytes_per_token:,.1f} bytes"),
+    ]
+    if cost.decode_flops is not None:
+        lines.append(("decode FLOPs per token, mean", f"{cost.decode_flops_per_token:,.0f}"))
+        lines.append(("decode FLOPs per token, worst", f"{cost.decode_flops_worst_token:,.0f}"))
+    return lines

@@ -1,0 +1,184 @@
+"""The journal: one Optuna journal file per study, the only truth.
+
+Two Optuna studies live in it, ``search`` and ``baseline``. A launched trial carries its launch as a
+user attribute; each rung is one more; `TrialRecord` is how everything else reads them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from builder.cost import Cost
+from searchspace.errors import SpecError
+from studies.trial import Purpose, Rung, TrialRecord, TrialState
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+JOURNAL = "journal.log"
+STATES: dict[OptunaState, TrialState] = {
+    OptunaState.RUNNING: "running",
+    OptunaState.COMPLETE: "complete",
+    OptunaState.PRUNED: "stopped",
+    OptunaState.FAIL: "failed",
+}
+
+
+class StudyLockedError(SpecError):
+    """Another process drives this study."""
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the study folder; the system lets go when the process ends, however it ends.
+
+    Raises:
+        StudyLockedError: naming the owner's process id.
+    """
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise StudyLockedError(
+                "",
+                f"is in use by process {file.read().strip() or 'unknown'}",
+                "wait for it, or stop it",
+                file=str(folder),
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def repair_tail(path: Path) -> int:
+    """Cut a torn or zero-filled end after the last whole line. Returns the bytes cut."""
+    if not path.is_file():
+        return 0
+    data = path.read_bytes()
+    whole = data.rstrip(b"\0")
+    end = whole.rfind(b"\n") + 1
+    while end:
+        start = whole.rfind(b"\n", 0, end - 1) + 1
+        try:
+            json.loads(whole[start:end])
+            break
+        except ValueError:
+            end = start
+    if end < len(data):
+        with path.open("r+b") as file:
+            file.truncate(end)
+            os.fsync(file.fileno())
+    return len(data) - end
+
+
+class _OneWriter:
+    """Journal lock for a folder that `exclusive` holds already: nothing to wait for, nothing to go stale."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return None
+
+
+class Journal:
+    """Launches, rungs and ends of a study's trials.
+
+    Only the process inside `exclusive` may write. What is finished is never changed.
+    """
+
+    def __init__(self, folder: Path, directions: int = 1) -> None:
+        backend = JournalFileBackend(str(folder / JOURNAL), lock_obj=_OneWriter())  # type: ignore[arg-type]
+        storage = JournalStorage(backend)
+        self.studies: dict[Purpose, optuna.Study] = {
+            purpose: optuna.create_study(
+                storage=storage,
+                study_name=purpose,
+                load_if_exists=True,
+                directions=[StudyDirection.MINIMIZE] * directions,
+            )
+            for purpose in ("search", "baseline")
+        }
+
+    def launched(self) -> list[tuple[FrozenTrial, TrialRecord]]:
+        """Every launched trial with its record, by number."""
+        pairs = [
+            (trial, record)
+            for purpose, study in self.studies.items()
+            for trial in study.get_trials(deepcopy=False)
+            if (record := _record(purpose, trial)) is not None
+        ]
+        return sorted(pairs, key=lambda pair: pair[1].number)
+
+    def launch(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        """Journal that ``trial`` is about to run."""
+        plain = asdict(record)
+        for name in ("state", "rungs", "tokens", "steps", "seconds", "reason", "error", "purpose"):
+            del plain[name]
+        trial.set_user_attr("launch", plain)
+
+    def rung(self, trial: optuna.Trial, index: int, rung: Rung) -> None:
+        """Journal one rung; Optuna's intermediate value too where there is one objective."""
+        trial.set_user_attr(f"rung.{index}", asdict(rung))
+        if len(trial.study.directions) == 1:
+            trial.report(rung.loss, index)
+
+    def finish(
+        self, trial: optuna.Trial, state: OptunaState, values: list[float] | None, facts: Mapping[str, Any]
+    ) -> None:
+        """Journal the end, exactly once; telling a finished trial again changes nothing."""
+        try:
+            trial.set_user_attr("result", dict(facts))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return
+        trial.study.tell(trial, values, state=state)
+
+
+def open_for_reading(folder: Path) -> list[TrialRecord]:
+    """The records of a study folder, without touching it.
+
+    Raises:
+        SpecError: if it is no study folder.
+    """
+    path = folder / JOURNAL
+    if not path.is_file():
+        raise SpecError(
+            "", "is not a study folder (no journal.log)", "give the folder that search made", file=str(folder)
+        )
+    return [record for _, record in Journal(folder).launched()]
+
+
+def revive(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """A running trial of an earlier process, to be written to again."""
+    return optuna.Trial(study, trial._trial_id)
+
+
+def _record(purpose: Purpose, trial: FrozenTrial) -> TrialRecord | None:
+    launch = trial.user_attrs.get("launch")
+    if launch is None:
+        return None
+    rungs: list[Rung] = []
+    while (rung := trial.user_attrs.get(f"rung.{len(rungs)}")) is not None:
+        rungs.append(Rung(**rung))
+    return TrialRecord(
+        **{**launch, "cost": Cost(**launch["cost"])},
+        purpose=purpose,
+        state=STATES[trial.state],
+        rungs=tuple(rungs),
+        **trial.user_attrs.get("result", {}),
+    )

@@ -1,0 +1,150 @@
+"""Running trials on Ray workers that are reused between trials.
+
+Ray is scratch: what it forgets is rebuilt from the journal, never by `Tuner.restore`. So the classes
+below leave their state out when Ray pickles them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from typing import Any
+
+for _name, _value in {  # read by Ray when it is imported
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in Ray 2.60 this alone puts every listener on loopback
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from studies.execution import Watcher
+from studies.searcher import MAX_ATTEMPTS, StudyDriver
+from studies.trial import Report, TrialSpec, run_trial
+
+
+def run_ray(driver: StudyDriver, watch: Watcher = lambda: None, *, address: str | None = None) -> None:
+    """Run every trial on Ray.
+
+    Args:
+        driver: of the study.
+        watch: called after every report and launch.
+        address: of a running cluster; None starts one on this machine, on loopback only.
+    """
+    scratch = tempfile.mkdtemp(prefix="spiralformer-ray-")
+    local: dict[str, Any] = {} if address else {"_temp_dir": scratch, "num_gpus": torch.cuda.device_count()}
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+        resources = driver.study.resources
+        tuner = tune.Tuner(
+            tune.with_resources(Worker, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
+            tune_config=tune.TuneConfig(
+                search_alg=DrivenSearcher(driver, watch),
+                scheduler=DrivenScheduler(driver, watch),
+                num_samples=-1,
+                reuse_actors=True,
+                max_concurrent_trials=resources.max_concurrent,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1)
+            ),
+        )
+        tuner.fit()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Worker(tune.Trainable):  # type: ignore[misc]
+    """One Ray actor; `step` hands on the trial's next report."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._reports: Generator[Report, None, None] = run_trial(TrialSpec.from_json(config["trial"]))
+
+    def step(self) -> dict[str, Any]:
+        report = next(self._reports)
+        return {"report": report.to_json(), "done": report.kind in ("done", "failed")}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._reports.close()
+        self.setup(new_config)
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        return None
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        return None
+
+
+class _Driven:
+    """Holds what must not be pickled or copied."""
+
+    driver: StudyDriver
+    watch: Watcher
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class DrivenSearcher(_Driven, Searcher):  # type: ignore[misc]
+    """Hands the driver's trials to Tune, and their last reports back."""
+
+    def __init__(self, driver: StudyDriver, watch: Watcher) -> None:
+        super().__init__(metric="report", mode="min")
+        self.driver, self.watch = driver, watch
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        spec = self.driver.next_trial()
+        self.watch()
+        if spec is None:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = spec.number
+        return {"trial": spec.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers.pop(trial_id)
+        if error or result is None:
+            self.driver.lost(number, f"the worker died {MAX_ATTEMPTS} times")
+        else:
+            self.driver.report(number, Report.from_json(result["report"]))
+        self.watch()
+
+    def save(self, checkpoint_path: str) -> None:
+        return None
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
+
+
+class DrivenScheduler(_Driven, FIFOScheduler):  # type: ignore[misc]
+    """Asks the driver after each report whether the trial goes on."""
+
+    def __init__(self, driver: StudyDriver, watch: Watcher) -> None:
+        super().__init__()
+        self.driver, self.watch = driver, watch
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = TrialSpec.from_json(trial.config["trial"]).number
+        goes_on = self.driver.report(number, Report.from_json(result["report"]))
+        self.watch()
+        decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        return decision

@@ -1,0 +1,176 @@
+"""Ranking, notes and plots of a study, from its journal alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from studies.data import Corpus
+from studies.describe import summarize
+from studies.trial import TrialRecord
+
+_MIN_FOR_NOTE = 8
+
+
+def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Complete trials by loss, then stopped ones by how far they came and their last loss."""
+    complete = sorted((r for r in records if r.state == "complete"), key=lambda r: r.rungs[-1].loss)
+    stopped = sorted((r for r in records if r.state == "stopped"), key=lambda r: (-len(r.rungs), r.rungs[-1].loss))
+    return [*complete, *stopped]
+
+
+def best_of(records: Sequence[TrialRecord], *, purpose: str = "search") -> TrialRecord | None:
+    """The lowest loss among trials of one purpose that spent the full budget."""
+    return next((r for r in ranked(records) if r.state == "complete" and r.purpose == purpose), None)
+
+
+def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 20) -> Table:
+    """The terminal ranking, baselines in their places and marked."""
+    baseline = best_of(records, purpose="baseline")
+    table = Table(title="Ranking at equal training FLOPs, bits per byte (lower is better)", title_justify="left")
+    for name, justify in (
+        ("#", "right"),
+        ("trial", "right"),
+        ("architecture", "left"),
+        ("params", "right"),
+        ("FLOPs/token", "right"),
+        ("bits/byte", "right"),
+        ("vs baseline", "right"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=name != "architecture")  # type: ignore[arg-type]
+    for place, record in enumerate(ranked(records)[:top], start=1):
+        bits = corpus.bits_per_byte(record.rungs[-1].loss)
+        is_baseline = record.purpose == "baseline"
+        versus = ""
+        if record.state == "stopped":
+            versus = f"stopped {record.flops:.1g}"
+        elif baseline is not None and record is not baseline:
+            versus = f"{bits - corpus.bits_per_byte(baseline.rungs[-1].loss):+.3f}"
+        name = f"{record.name}: {summarize(record.arch_spec())}" if is_baseline else summarize(record.arch_spec())
+        table.add_row(
+            str(place) if record.state == "complete" else "",
+            f"{record.number}",
+            name,
+            f"{record.cost.params:,}",
+            f"{record.cost.flops_per_token:,.0f}",
+            f"{bits:.3f}",
+            "baseline" if record is baseline else versus,
+            style="bold" if is_baseline else "dim" if record.state == "stopped" else "",
+        )
+    return table
+
+
+def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
+    """What a reader should know before believing the ranking."""
+    lines = []
+    states = Counter(record.state for record in records)
+    spent = sum(record.flops for record in records)
+    counts = ", ".join(
+        f"{states[name]} {name}" for name in ("complete", "stopped", "failed", "running") if states[name]
+    )
+    lines.append(f"{len(records)} trials: {counts}; {spent:.3g} training FLOPs spent.")
+    for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
+        lines.append(f"{count} failed: {reason or 'unknown reason'}.")
+    best, baseline = best_of(records), best_of(records, purpose="baseline")
+    if best is not None and baseline is not None:
+        gap = corpus.bits_per_byte(baseline.rungs[-1].loss) - corpus.bits_per_byte(best.rungs[-1].loss)
+        verdict = "better" if gap > 0 else "worse"
+        lines.append(
+            f"The best found is {abs(gap):.3f} bits/byte {verdict} than the baseline; one seed each, so mind the "
+            "spread between seeds."
+        )
+    first = [record for record in records if record.rungs]
+    if len(first) >= _MIN_FOR_NOTE:
+        rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].loss for r in first])
+        if rho > 0.6:
+            lines.append(
+                f"Loss follows FLOPs per token (rank correlation {rho:.2f} at the first rung): at this budget, seeing "
+                "more tokens matters more than the schedule. Narrow the budget's band, or train longer."
+            )
+    return lines
+
+
+def write_plots(records: Sequence[TrialRecord], corpus: Corpus, folder: Path) -> list[Path]:
+    """Loss against training FLOPs, and final loss against cost; returns the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [record for record in records if record.rungs]
+    baseline, best = best_of(records, purpose="baseline"), best_of(records)
+
+    def style(record: TrialRecord) -> tuple[str, float, int]:
+        if record.purpose == "baseline":
+            return "black", 2.2, 3
+        if best is not None and record.number == best.number:
+            return "tab:green", 2.2, 4
+        return ("tab:blue", 1.0, 2) if record.state == "complete" else ("silver", 1.0, 1)
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for record in shown:
+        color, width, order = style(record)
+        bits = [corpus.bits_per_byte(rung.loss) for rung in record.rungs]
+        axes.plot([rung.flops for rung in record.rungs], bits, "o-", color=color, lw=width, ms=4, zorder=order)
+    for marked, text in ((baseline, "baseline"), (best, "best")):
+        if marked is not None:
+            point = (marked.rungs[-1].flops, corpus.bits_per_byte(marked.rungs[-1].loss))
+            axes.annotate(text, point, xytext=(6, 0), textcoords="offset points", va="center")
+    axes.set(
+        xscale="log",
+        xlabel="training FLOPs",
+        ylabel="held-out bits per byte",
+        title="Every trial at its rungs (grey: stopped early)",
+    )
+    axes.margins(x=0.12)
+    files = [folder / "loss_by_flops.png"]
+    figure.savefig(files[0], dpi=130)
+    plt.close(figure)
+
+    complete = [record for record in shown if record.state == "complete"]
+    if complete:
+        figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
+        values: tuple[tuple[str, Callable[[TrialRecord], float]], ...] = (
+            ("parameters", lambda r: r.cost.params),
+            ("forward FLOPs per token", lambda r: r.cost.flops_per_token),
+            ("KV cache bytes per token", lambda r: r.cost.kv_cache_bytes_per_token),
+        )
+        for axes, (label, value) in zip(panels, values, strict=True):
+            for record in complete:
+                color, _, order = style(record)
+                marker = "*" if record.purpose == "baseline" else "o"
+                axes.scatter(
+                    value(record),
+                    corpus.bits_per_byte(record.rungs[-1].loss),
+                    color=color,
+                    marker=marker,
+                    s=60,
+                    zorder=order,
+                )
+            axes.set(xlabel=label)
+        panels[0].set(ylabel="held-out bits per byte")
+        figure.suptitle("Full-budget trials: loss against cost (star: baseline, green: best)")
+        files.append(folder / "loss_by_cost.png")
+        figure.savefig(files[1], dpi=130)
+        plt.close(figure)
+    return files
+
+
+def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's, ties by average rank; 0 where one side is constant."""
+
+    def ranks(values: Sequence[float]) -> NDArray[Any]:
+        _unique, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
+        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+
+    x, y = ranks(a), ranks(b)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])

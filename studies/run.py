@@ -1,0 +1,184 @@
+"""A study from start to results: what ``spiralformer search`` does, and how its folder is laid out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from builder.budget import Budget
+from builder.bundle import load_bundle
+from builder.compiler import compile_arch
+from builder.cost import estimate
+from searchspace.errors import SpecError
+from searchspace.loading import read_file
+from studies.config import MiddleChooser, StudyConfig, check_training, decide_training, study_from_data
+from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus
+from studies.execution import run_serial
+from studies.export import export_trial
+from studies.journal import JOURNAL, exclusive, open_for_reading, repair_tail
+from studies.progress import StudyView
+from studies.report import best_of, notes, ranking_table, write_plots
+from studies.searcher import StudyDriver
+from studies.stopper import expected_share
+from studies.survey import Survey, measure_speed, survey
+from studies.trial import TrialRecord
+
+_STUDY = "study.yaml"
+_MAY_CHANGE = ("search.num_trials", "resources", "name")
+"""Settings that may differ when a study goes on."""
+
+
+def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: bool, address: str | None) -> None:
+    """Start a study, or go on with it, and show its results.
+
+    Raises:
+        SpecError: if the folder holds something else or is in use, or nothing is feasible.
+    """
+    if folder.is_dir() and not (folder / _STUDY).is_file() and any(p.name != "lock" for p in folder.iterdir()):
+        raise SpecError("", "exists and holds no study", "use another --dir", file=str(folder))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with exclusive(folder):
+        _write_settings(settings, folder / _STUDY)
+        if cut := repair_tail(folder / JOURNAL):
+            console.print(f"cut {cut} torn bytes off the journal's end", highlight=False)
+        found = survey_study(settings)
+        console.print(
+            f"[bold]{settings.name}[/]: {found.size} candidates, {found.share:.1%} of {found.looked_at} looked at "
+            "are within the budget",
+            highlight=False,
+        )
+        with console.status("preparing data"):
+            corpus = prepare_data(settings, folder)
+        driver = StudyDriver(settings, folder, str(corpus.folder), corpus.facts.vocab_size, device_of(settings))
+        now = driver.progress()
+        ended = now.complete + now.stopped + now.failed
+        if now.launched:
+            console.print(f"going on: {ended} trials ended before", highlight=False)
+        if ended < now.total:
+            if not serial:
+                console.print("starting workers", highlight=False)
+            with StudyView(driver, corpus, console) as view:
+                if serial:
+                    run_serial(driver, view)
+                else:
+                    from studies.ray_execution import run_ray  # Ray takes seconds to import
+
+                    run_ray(driver, view, address=address)
+        if note := driver.progress().note:
+            console.print(note, highlight=False)
+        show_results(driver.records, folder, corpus, console)
+        if best_of(driver.records) is not None:
+            bundle = export_trial(driver.records, folder, corpus, out=folder / "best")
+            console.print(f"exported the best trial to {bundle}", highlight=False)
+            print_sample(bundle, "def ", 160, console, temperature=0.7, seed=0)
+
+
+def open_study(folder: Path) -> tuple[list[TrialRecord], Corpus, StudyConfig]:
+    """A study folder's records, data and settings. Raises `SpecError` if it is none."""
+    records = open_for_reading(folder)
+    return records, Corpus(folder / "data"), study_from_data(read_file(folder / _STUDY))
+
+
+def show_results(
+    records: Sequence[TrialRecord], folder: Path, corpus: Corpus, console: Console, *, top: int = 20
+) -> None:
+    """Ranking, notes and plots."""
+    console.print(ranking_table(records, corpus, top=top))
+    for line in notes(records, corpus):
+        console.print(line, highlight=False)
+    for file in write_plots(records, corpus, folder / "report"):
+        console.print(f"wrote {file}", highlight=False)
+
+
+def dry_run(settings: StudyConfig, console: Console) -> None:
+    """Say what would run: size, feasible share, FLOPs, and time after a short calibration."""
+    found = survey_study(settings)
+    training = check_training(decide_training(settings.training, MiddleChooser()).tree)
+    trials, baselines = settings.search.num_trials, len(settings.baselines)
+    console.print(
+        f"space: {found.size} candidates; {found.share:.1%} of {found.looked_at} looked at are within the budget",
+        highlight=False,
+    )
+    console.print(f"trials: {trials}, and {baselines} baselines in full", highlight=False)
+    with tempfile.TemporaryDirectory() as scratch, console.status("measuring speed"):
+        speed = measure_speed(settings, prepare_data(settings, Path(scratch)), device_of(settings))
+    per_trial = training.flops
+    if per_trial is None:
+        arch = settings.baselines[0] if settings.baselines else settings.space.sample(0).arch
+        per_trial = (training.tokens or 0.0) * estimate(compile_arch(arch)).training_flops_per_token
+    most = per_trial * (trials + baselines)
+    expected = per_trial * (trials * expected_share(settings.search.stopper) + baselines)
+    workers = max(1, (os.cpu_count() or 1) // settings.resources.cpus_per_trial)
+    workers = min(workers, settings.resources.max_concurrent or workers)
+    console.print(f"training FLOPs: about {expected:.2g}, at most {most:.2g}", highlight=False)
+    console.print(
+        f"time: about {expected / speed / workers / 60:.1f} min on {workers} workers at {speed:.2g} FLOP/s each, "
+        f"at most {most / speed / workers / 60:.1f} min",
+        highlight=False,
+    )
+
+
+def survey_study(settings: StudyConfig) -> Survey:
+    """How much of a study's space is feasible. Raises `SpecError` if nothing is."""
+    return survey(settings.space, resolve_budget(settings))
+
+
+def resolve_budget(settings: StudyConfig) -> Budget:
+    """The study's budget with every limit absolute. Raises `SpecError`."""
+    baseline = estimate(compile_arch(settings.baselines[0])) if settings.baselines else None
+    return settings.budget.resolve(baseline)
+
+
+def prepare_data(settings: StudyConfig, folder: Path) -> Corpus:
+    """The study's data, written once under its folder."""
+    return prepare_corpus(settings.data, folder.absolute() / "data")
+
+
+def device_of(settings: StudyConfig) -> str:
+    """Where trials train."""
+    return "cuda" if settings.resources.gpus_per_trial > 0 else "cpu"
+
+
+def print_sample(bundle: Path, prompt: str, tokens: int, console: Console, *, temperature: float, seed: int) -> None:
+    """Continue a text with a bundle's model. Raises `SpecError` if it was not trained on bytes."""
+    loaded = load_bundle(bundle)
+    if loaded.manifest.get("data", {}).get("kind") == "tokens":
+        raise SpecError(
+            "",
+            "was trained on token files, so text can't be encoded",
+            "call model.generate with token ids",
+            file=str(bundle),
+        )
+    if not prompt:
+        raise SpecError("--prompt", "is empty", "give at least one character")
+    start = torch.tensor([encode_bytes(prompt)])
+    out = loaded.model.generate(start, tokens, temperature=temperature, seed=seed)
+    console.print(f"a sample at temperature {temperature}:", highlight=False)
+    console.print(decode_bytes(out[0].tolist()), markup=False, highlight=False)
+
+
+def _write_settings(settings: StudyConfig, file: Path) -> None:
+    """Keep the study's settings in its folder; a folder that holds another study is refused."""
+    if file.is_file() and (differing := _first_difference(read_file(file), settings.plain)):
+        raise SpecError(
+            differing, "differs from the study in this folder", "use another --dir, or set it back", file=str(file)
+        )
+    file.write_text(settings.to_yaml(), encoding="utf-8")
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str:
+    """Dotted path of the first value that differs, but for those that may change between runs."""
+    if path in _MAY_CHANGE:
+        return ""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            if found := _first_difference(old.get(name), new.get(name), f"{path}.{name}" if path else name):
+                return found
+        return ""
+    return "" if old == new else path

@@ -1,0 +1,272 @@
+"""The driver of a study: proposes, prices, launches, listens and tells. Knows Optuna, not Ray.
+
+Executors (`studies.execution`) ask it for trials and hand it reports; it decides what goes on. All it
+knows can be rebuilt from the journal.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from builder.budget import Budget
+from builder.compiler import compile_arch
+from builder.cost import Cost, estimate
+from searchspace.arch import ArchSpec
+from searchspace.decode import encode
+from searchspace.space import Candidate
+from studies.config import MiddleChooser, StudyConfig, decide_training
+from studies.journal import STATES, Journal, revive
+from studies.proposer import Proposal, Proposer, trial_key
+from studies.stopper import rung_shares, should_stop
+from studies.trial import Report, TrialRecord, TrialSpec
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(slots=True)
+class _Running:
+    trial: optuna.Trial
+    record: TrialRecord
+    attempt: int = 0
+    flops: float = 0.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts for whoever watches."""
+
+    launched: int = 0
+    total: int = 0
+    complete: int = 0
+    stopped: int = 0
+    failed: int = 0
+    running: int = 0
+    rejected: int = 0
+    flops_spent: float = 0.0
+    best: TrialRecord | None = None
+    baseline: TrialRecord | None = None
+    note: str = ""
+    events: list[TrialRecord] = field(default_factory=list)
+    """Trials that ended since the last look."""
+
+
+class StudyDriver:
+    """One study in progress.
+
+    Args:
+        study: its settings.
+        folder: its folder; the caller holds `journal.exclusive`.
+        corpus: folder of the prepared data.
+        vocab_size: of the data.
+        device: where trials train.
+
+    Raises:
+        SpecError: if no candidate can be found within the budget.
+    """
+
+    def __init__(self, study: StudyConfig, folder: Path, corpus: str, vocab_size: int, device: str = "cpu") -> None:
+        self.study, self.folder, self.corpus, self.device = study, folder, corpus, device
+        self.journal = Journal(folder, directions=len(study.objectives))
+        self.shares = rung_shares(study.search.stopper)
+        self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
+        self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
+        self._proposer = Proposer(study, self.budget, vocab_size)
+        self._running: dict[int, _Running] = {}
+        self._waiting: deque[int] = deque()
+        self._records: dict[int, TrialRecord] = {}
+        self._launched: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._flops_ended = 0.0
+        self._best: dict[str, TrialRecord] = {}
+        self._losses: list[dict[int, float]] = [{} for _ in self.shares]
+        """Held-out losses of searched trials, by rung and trial."""
+        self._events: list[TrialRecord] = []
+        self._adopt()
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Take over what the journal holds: finished trials stay, running ones are queued again."""
+        for trial, record in self.journal.launched():
+            self._note_launch(record)
+            self._note_rungs(record)
+            if record.state != "running":
+                self._note_end(record)
+            else:
+                study = self.journal.studies[record.purpose]
+                self._running[record.number] = _Running(revive(study, trial), record)
+                self._waiting.append(record.number)
+        for study in self.journal.studies.values():
+            for trial in study.get_trials(deepcopy=False):
+                if trial.state == OptunaState.RUNNING and "launch" not in trial.user_attrs:
+                    self._proposer.reject(revive(study, trial), "interrupted before launch", {})
+
+    def _note_launch(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        self._launched[record.purpose] += 1
+        self._proposer.seen.add(trial_key(record.arch_id, record.training))
+
+    def _note_rungs(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        if record.purpose == "search":
+            for index, rung in enumerate(record.rungs):
+                self._losses[index][record.number] = rung.loss
+
+    def _note_end(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        self._ended[record.state] += 1
+        self._flops_ended += record.flops
+        best = self._best.get(record.purpose)
+        if record.loss is not None and (best is None or best.loss is None or record.loss < best.loss):
+            self._best[record.purpose] = record
+
+    def progress(self) -> Progress:
+        """Where the study stands."""
+        running = sum(max(r.flops, r.record.flops) for r in self._running.values())
+        events, self._events = self._events, []
+        return Progress(
+            launched=len(self._records),
+            total=self.study.search.num_trials + len(self._baselines),
+            complete=self._ended["complete"],
+            stopped=self._ended["stopped"],
+            failed=self._ended["failed"],
+            running=len(self._running) - len(self._waiting),
+            rejected=self._proposer.rejected,
+            flops_spent=self._flops_ended + running,
+            best=self._best.get("search"),
+            baseline=self._best.get("baseline"),
+            note=self._proposer.exhausted,
+            events=events,
+        )
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """Every launched trial, by number."""
+        return [self._records[number] for number in sorted(self._records)]
+
+    # -- launching -------------------------------------------------------------------------------
+
+    def next_trial(self) -> TrialSpec | None:
+        """The next trial to run, already journaled; None when there is nothing left to launch."""
+        if self._waiting:
+            return self._spec(self._running[self._waiting.popleft()].record)
+        number = len(self._records)
+        if (done := self._launched["baseline"]) < len(self._baselines):
+            return self._launch_baseline(number, *self._baselines[done])
+        if self._proposer.exhausted or self._launched["search"] >= self.study.search.num_trials:
+            return None
+        found = self._proposer.propose(self.journal.studies["search"], number)
+        return None if found is None else self._launch(number, *found)
+
+    def _launch_baseline(self, number: int, arch: ArchSpec, cost: Cost) -> TrialSpec:
+        training = decide_training(self.study.training, MiddleChooser())
+        self._proposer.check_runnable(arch, cost, training.tree)
+        proposal = Proposal(Candidate(arch, {}), compile_arch(arch), cost, training.tree, {})
+        trial = self.journal.studies["baseline"].ask()
+        return self._launch(number, trial, proposal)
+
+    def _launch(self, number: int, trial: optuna.Trial, proposal: Proposal) -> TrialSpec:
+        is_baseline = trial.study is self.journal.studies["baseline"]
+        arch = proposal.candidate.arch
+        record = TrialRecord(
+            number=number,
+            purpose="baseline" if is_baseline else "search",
+            name=arch.name,
+            state="running",
+            arch=encode(arch),
+            arch_id=proposal.graph.arch_id,
+            choices=proposal.choices,
+            training=proposal.training,
+            seed=self.study.search.seed,
+            cost=proposal.cost,
+        )
+        self.journal.launch(trial, record)
+        self._note_launch(record)
+        self._running[number] = _Running(trial, record)
+        return self._spec(record)
+
+    def _spec(self, record: TrialRecord) -> TrialSpec:
+        return TrialSpec(
+            number=record.number,
+            arch=record.arch,
+            training=record.training,
+            seed=record.seed,
+            corpus=self.corpus,
+            folder=str(self.trial_folder(record.number)),
+            rungs=self.shares,
+            device=self.device,
+            threads=self.study.resources.cpus_per_trial,
+        )
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial's attempts write."""
+        return self.folder / "trials" / f"{number:05d}"
+
+    # -- listening -------------------------------------------------------------------------------
+
+    def report(self, number: int, report: Report) -> bool:
+        """Take one report in. Returns whether the trial goes on."""
+        running = self._running.get(number)
+        if running is None or report.attempt < running.attempt:
+            return False
+        running.attempt = report.attempt
+        running.flops = report.flops
+        if report.kind == "failed":
+            self._finish(running, OptunaState.FAIL, report)
+            return False
+        known = len(running.record.rungs)
+        for index in range(known, len(report.rungs)):
+            self.journal.rung(running.trial, index, report.rungs[index])
+            running.record = replace(running.record, rungs=report.rungs[: index + 1])
+        self._note_rungs(running.record)
+        if report.kind == "done":
+            self._finish(running, OptunaState.COMPLETE, report)
+            return False
+        if len(report.rungs) > known and self._should_stop(running.record):
+            self._finish(running, OptunaState.PRUNED, report)
+            return False
+        return True
+
+    def lost(self, number: int, error: str) -> None:
+        """The worker died once too often."""
+        running = self._running.get(number)
+        if running is not None:
+            report = Report(kind="failed", attempt=running.attempt, reason="worker_died", error=error)
+            self._finish(running, OptunaState.FAIL, report)
+
+    def _should_stop(self, record: TrialRecord) -> bool:
+        if record.purpose == "baseline":
+            return False
+        index = len(record.rungs) - 1
+        others = [loss for number, loss in self._losses[index].items() if number != record.number]
+        return should_stop(self.study.search.stopper, record.rungs[index].loss, others)
+
+    def _finish(self, running: _Running, state: OptunaState, report: Report) -> None:
+        record = running.record
+        facts: dict[str, Any] = {
+            "tokens": report.tokens,
+            "steps": report.steps,
+            "seconds": report.seconds,
+            "reason": report.reason,
+            "error": report.error,
+        }
+        values = None
+        if state == OptunaState.COMPLETE:
+            values = [
+                record.rungs[-1].loss if name == "loss" else float(getattr(record.cost, name) or 0)
+                for name in self.study.objectives
+            ]
+        self.journal.finish(running.trial, state, values, facts)
+        finished = replace(record, state=STATES[state], **facts)
+        self._note_end(finished)
+        self._events.append(finished)
+        del self._running[record.number]
+        if state != OptunaState.COMPLETE:
+            shutil.rmtree(self.trial_folder(record.number), ignore_errors=True)

@@ -1,0 +1,99 @@
+"""What a study would search, before anything starts: size, feasible share, FLOPs, time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from builder.budget import Budget
+from builder.compiler import compile_arch
+from builder.cost import Cost, estimate
+from searchspace.errors import SpecError
+from searchspace.space import Candidate, SpaceSize, SpaceSpec
+from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.data import Corpus
+from studies.training import Trainer
+
+_SAMPLES = 300
+_EXHAUSTIVE = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Feasibility of a space under a budget."""
+
+    size: SpaceSize
+    looked_at: int
+    feasible: int
+    exhaustive: bool
+    """Whether all candidates were looked at."""
+    nearest: tuple[Candidate, Cost, str, float] | None
+    """If none is feasible: the candidate that misses least, its cost, the metric, the excess."""
+
+    @property
+    def share(self) -> float:
+        """Share of candidates that are feasible."""
+        return self.feasible / max(1, self.looked_at)
+
+
+def survey(space: SpaceSpec, budget: Budget) -> Survey:
+    """Price random candidates, or all of them where a sample finds none feasible.
+
+    Raises:
+        SpecError: if nothing is feasible, naming the tightest limit and the nearest candidate.
+    """
+    size = space.count()
+    found = _look(size, (space.sample(seed) for seed in range(_SAMPLES)), budget, exhaustive=False)
+    if not found.feasible and size.high <= _EXHAUSTIVE:
+        found = _look(size, space.enumerate(), budget, exhaustive=True)
+    elif not found.feasible:
+        found = _look(size, (space.sample(seed) for seed in range(_EXHAUSTIVE)), budget, exhaustive=False)
+    if not found.feasible:
+        raise SpecError("budget", _nothing_feasible(found, budget), "loosen that limit, or change the space")
+    return found
+
+
+def _look(size: SpaceSize, candidates: Iterable[Candidate], budget: Budget, *, exhaustive: bool) -> Survey:
+    looked_at = feasible = 0
+    nearest: tuple[Candidate, Cost, str, float] | None = None
+    for candidate in candidates:
+        looked_at += 1
+        try:
+            cost = estimate(compile_arch(candidate.arch))
+        except SpecError:  # a combination that does not compile is not feasible
+            continue
+        excesses = budget.excesses(cost)
+        if all(excess <= 0 for excess in excesses.values()):
+            feasible += 1
+            continue
+        metric = max(excesses, key=lambda name: excesses[name])
+        if nearest is None or excesses[metric] < nearest[3]:
+            nearest = (candidate, cost, metric, excesses[metric])
+    return Survey(size, looked_at, feasible, exhaustive, nearest)
+
+
+def _nothing_feasible(found: Survey, budget: Budget) -> str:
+    scope = f"none of all {found.looked_at:,}" if found.exhaustive else f"none of {found.looked_at:,} random"
+    if found.nearest is None:
+        return f"{scope} candidates compiles"
+    candidate, cost, metric, excess = found.nearest
+    limit = next(limit for limit in budget.limits if limit.metric == metric)
+    band = f"{limit.min or 0:,.0f} .. {limit.max:,.0f}" if limit.max is not None else f"at least {limit.min:,.0f}"
+    decisions = ", ".join(f"{name}={value}" for name, value in candidate.choices.items())
+    return (
+        f"{scope} candidates keeps the budget; the nearest misses {metric} ({band}) by {excess:.1%} "
+        f"with {getattr(cost, metric):,.0f}: {decisions or 'no decisions'}"
+    )
+
+
+def measure_speed(study: StudyConfig, corpus: Corpus, device: str, *, for_s: float = 3.0) -> float:
+    """Training FLOPs per second of one worker, from a short run of the first baseline or a sample."""
+    arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
+    config = check_training(decide_training(study.training, MiddleChooser()).tree)
+    trainer = Trainer(arch, config, corpus, seed=0, device=device)
+    trainer.train(min(2, trainer.plan.num_steps))
+    steps, start = trainer.step, time.perf_counter()
+    trainer.train(trainer.plan.num_steps, time_limit_s=for_s)
+    spent = (trainer.step - steps) * trainer.plan.flops_per_step
+    return spent / max(1e-9, time.perf_counter() - start)
