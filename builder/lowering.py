@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
 from collections.abc import Callable, Sequence
 
@@ -81,8 +82,8 @@ def _lower(graph: Graph) -> SpiralFormer:
 
 
 def _attribute(part: str) -> str:
-    """A name as a module attribute: ``train`` and the like are taken by `nn.Module` itself."""
-    return f"{part}_" if hasattr(nn.Module, part) else part
+    """A name as a module attribute: keywords, and what `nn.Module` has itself (``train``), get an underscore."""
+    return f"{part}_" if keyword.iskeyword(part) or hasattr(nn.Module, part) else part
 
 
 def _has(root: nn.Module, target: str) -> bool:

@@ -111,6 +111,8 @@ def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
         raise SpecError(
             "", f"is not an architecture, space or study: {reason}", "start with 'key: value' lines", file
         ) from error
+    if isinstance(data, dict) and list(data.values()) == [None] and ":" not in text:  # how OmegaConf reads a scalar
+        data = text
     if not isinstance(data, dict):
         raise SpecError("", f"its root is a {type(data).__name__}", "start with 'key: value' lines", file)
     _check_plain(data, "", 0, too_deep)

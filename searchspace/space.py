@@ -16,6 +16,7 @@ from searchspace.template import Template
 
 _ENUMERABLE = 20_000
 _PATIENCE = 1000
+_CONTRADICTIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +72,28 @@ class SpaceSpec:
         return Candidate(decode(ArchSpec, decided.tree), decided.choices)
 
     def sample(self, seed: int) -> Candidate:
-        """One random candidate that satisfies the constraints.
+        """One random candidate that satisfies the constraints and is an architecture.
 
         Raises:
-            SpecError: if none of 1,000 draws in a row does.
+            SpecError: if none of 1,000 draws in a row does, or 100 give no architecture.
         """
-        chooser = RandomChooser(seed)
+        return self._first_valid(RandomChooser(seed))
+
+    def _first_valid(self, chooser: Chooser) -> Candidate:
+        """Draw until a candidate holds; decisions that contradict each other are drawn again."""
+        contradictions = 0
         for _ in range(_PATIENCE):
             try:
                 return self.draw(chooser)
             except ConstraintError as error:
                 last = error
-        raise SpecError("constraints", f"no draw of {_PATIENCE} satisfies them, last: {last.problem}", "loosen them")
+            except SpecError:
+                contradictions += 1
+                if contradictions == _CONTRADICTIONS:
+                    raise
+        raise ConstraintError(
+            "constraints", f"no draw of {_PATIENCE} satisfies them, last: {last.problem}", "loosen them"
+        )
 
     def enumerate(self) -> Iterator[Candidate]:
         """Every candidate, in the order of the file. Raises `SpecError` on a continuous range."""
@@ -103,13 +114,8 @@ class SpaceSpec:
         """Decide every choice each way at least once; raise `SpecError` at the first that can't be read."""
         for decision in self.decisions:
             for option in _extremes(decision):
-                chooser = _Insisting(decision.name, option)
-                for _ in range(_PATIENCE):
-                    try:
-                        self.draw(chooser)
-                        break
-                    except ConstraintError:
-                        continue
+                with contextlib.suppress(ConstraintError):
+                    self._first_valid(_Insisting(decision.name, option))
         self.sample(seed=0)
 
     def _assignments(self) -> Iterator[dict[str, Scalar]]:

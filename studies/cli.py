@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -102,7 +103,7 @@ def cost(
 
 
 def _print_cost(rows: list[tuple[str, str, str, str, str]], totals: list[tuple[str, str]], seq_len: int) -> None:
-    table = Table(title=f"Cost at {seq_len} tokens", title_justify="left")
+    table = Table(title=f"Cost at {seq_len} tokens", title_justify="left", box=SIMPLE)
     table.add_column("part")
     for name in ("chunk+offset", "uses", "params", "FLOPs"):
         table.add_column(name, justify="right")

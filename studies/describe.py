@@ -5,24 +5,40 @@ from __future__ import annotations
 from builder.cost import Cost, breakdown
 from builder.ir import Graph
 from searchspace.arch import ArchSpec
-from searchspace.nodes import BlockNode, LoopNode, PoolNode
+from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, NormNode, level_uses
 
 _STRIP = 32
 
 
 def summarize(arch: ArchSpec) -> str:
-    """In the field's notation: ``1 + 2R[8 4] + 1, mesh`` for a core of 2 layers looped at chunks 8 and 4."""
+    """In the field's notation: ``1 + 2R[8 4] + 1, mesh`` for a core of 2 layers looped at chunks 8 and 4.
+
+    Wirings that are no chain of blocks and loops are told by their layers and chunks.
+    """
+    if not all(
+        isinstance(node, EmbedNode | BlockNode | LoopNode | HeadNode | NormNode) for node in arch.graph.values()
+    ):
+        chunks = sorted({arch.levels[use.level].chunk for node in arch.graph.values() for _, use in level_uses(node)})
+        layers = sum(block.layers for block in arch.blocks.values())
+        return f"graph of {len(arch.graph)} nodes, {layers} layers, chunks {' '.join(map(str, chunks)) or '1'}"
     parts, topologies = [], []
     for node in arch.graph.values():
         if isinstance(node, BlockNode):
             parts.append(str(arch.blocks[node.block].layers))
         elif isinstance(node, LoopNode):
-            chunks = " ".join(str(arch.levels[use.level].chunk) for use in node.schedule)
-            parts.append(f"{arch.blocks[node.loop].layers}R[{chunks}]")
+            chunks = [arch.levels[use.level].chunk for use in node.schedule]
+            parts.append(f"{arch.blocks[node.loop].layers}R[{' '.join(map(str, chunks))}]")
             topologies.append(node.topology.kind)
-        elif isinstance(node, PoolNode):
-            parts.append(f"pool {arch.levels[node.pool.level].chunk}")
-    return ", ".join([" + ".join(parts), *dict.fromkeys(topologies)])
+    return ", ".join([" + ".join(parts) or "no layers", *dict.fromkeys(topologies)])
+
+
+def short(number: float) -> str:
+    """Four digits and a unit: 234.0K, 1.209G."""
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if abs(number) < 1000:
+            return f"{number:.4g}{unit}"
+        number /= 1000
+    return f"{number:.4g}E"
 
 
 def draw_strip(graph: Graph) -> str:

@@ -89,7 +89,7 @@ class StudyView:
         bits = f"{self._corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else "no result"
         end = {
             "complete": bits,
-            "stopped": f"{bits}, stopped at {record.flops:.2g} FLOPs",
+            "stopped": f"{bits}, stopped",
             "failed": f"failed: {record.reason}",
         }[record.state]
-        return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<34} {end}"
+        return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<31} {end}"

@@ -26,8 +26,6 @@ from studies.training import make_plan
 _JOURNALED_REJECTIONS = 2
 _PATIENCE = 1000
 
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -158,7 +156,9 @@ def make_sampler(study: StudyConfig, seed: int) -> BaseSampler:
         "random": lambda: RandomSampler(seed=seed),
         "nsga2": lambda: NSGAIISampler(seed=seed),
     }
-    return makers[study.search.sampler]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return makers[study.search.sampler]()
 
 
 def _seed_of(study_seed: int, number: int, attempt: int) -> int:

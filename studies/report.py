@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.table import Table
 
 from studies.data import Corpus
-from studies.describe import summarize
+from studies.describe import short, summarize
 from studies.trial import TrialRecord
 
 _MIN_FOR_NOTE = 8
@@ -33,23 +34,21 @@ def best_of(records: Sequence[TrialRecord], *, purpose: str = "search") -> Trial
 def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 20) -> Table:
     """The terminal ranking, baselines in their places and marked."""
     baseline = best_of(records, purpose="baseline")
-    table = Table(title="Ranking at equal training FLOPs, bits per byte (lower is better)", title_justify="left")
-    for name, justify in (
-        ("#", "right"),
-        ("trial", "right"),
-        ("architecture", "left"),
-        ("params", "right"),
-        ("FLOPs/token", "right"),
-        ("bits/byte", "right"),
-        ("vs baseline", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=name != "architecture")  # type: ignore[arg-type]
+    full = max((record.flops for record in records), default=1.0) or 1.0
+    table = Table(
+        title="At equal training FLOPs; lower is better. Dim: stopped early.", title_justify="left", expand=True
+    )
+    table.add_column("#", justify="right")
+    table.add_column("trial", justify="right")
+    table.add_column("architecture", overflow="fold", ratio=1)
+    for name in ("params", "FLOPs/tok", "bits/byte", "vs base"):
+        table.add_column(name, justify="right", no_wrap=True)
     for place, record in enumerate(ranked(records)[:top], start=1):
         bits = corpus.bits_per_byte(record.rungs[-1].loss)
         is_baseline = record.purpose == "baseline"
         versus = ""
         if record.state == "stopped":
-            versus = f"stopped {record.flops:.1g}"
+            versus = f"at {record.flops / full:.0%}"
         elif baseline is not None and record is not baseline:
             versus = f"{bits - corpus.bits_per_byte(baseline.rungs[-1].loss):+.3f}"
         name = f"{record.name}: {summarize(record.arch_spec())}" if is_baseline else summarize(record.arch_spec())
@@ -57,8 +56,8 @@ def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 
             str(place) if record.state == "complete" else "",
             f"{record.number}",
             name,
-            f"{record.cost.params:,}",
-            f"{record.cost.flops_per_token:,.0f}",
+            short(record.cost.params),
+            short(record.cost.flops_per_token),
             f"{bits:.3f}",
             "baseline" if record is baseline else versus,
             style="bold" if is_baseline else "dim" if record.state == "stopped" else "",

@@ -1,0 +1,116 @@
+"""What several tests need: tiny architectures, and the truth about a built module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from builder import build_model, compile_arch
+from builder.ir import Graph
+from searchspace.arch import ArchSpec
+from searchspace.decode import decode
+from searchspace.loading import merge
+from searchspace.template import Template
+
+ROOT = Path(__file__).parent.parent
+ARCHITECTURES = sorted((ROOT / "searchspace/architectures").glob("*.yaml"))
+SPACES = sorted((ROOT / "searchspace/spaces").glob("*.yaml"))
+STUDIES = sorted((ROOT / "studies/configs").glob("*.yaml"))
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "vocab_size": 17,
+    "seq_len": 24,
+    "d_model": 16,
+    "levels": {"token": {"chunk": 1}, "word": {"chunk": 4}, "phrase": {"chunk": 8}},
+    "blocks": {"core": {"layers": 1, "heads": 2}},
+    "graph": {
+        "x": {"embed": "tokens"},
+        "h": {"loop": "core", "in": "x", "schedule": ["phrase", "word", "token"], "topology": "anchor"},
+        "logits": {"head": "lm", "in": "h"},
+    },
+}
+
+
+def tiny_data(over: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`TINY` with something laid over it."""
+    data: dict[str, Any] = merge(TINY, over or {})
+    return data
+
+
+def tiny_arch(over: dict[str, Any] | None = None) -> ArchSpec:
+    """The tiny architecture with something laid over it."""
+    from searchspace.choices import MissingChooser
+
+    return decode(ArchSpec, Template(tiny_data(over)).decide(MissingChooser()).tree)
+
+
+def truth(graph: Graph) -> tuple[int, int]:
+    """Unique parameters, and forward FLOPs over one sequence, of the built module."""
+    model = build_model(graph, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, graph.seq_len, dtype=torch.long, device="meta"))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter random: zero-initialised scorers and allocations would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            std = 0.3 if parameter.dim() < 2 else 1.5 * parameter.shape[1] ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + (parameter.dim() < 2))
+    return model.eval()
+
+
+def built(over: dict[str, Any] | None = None, seed: int = 0) -> nn.Module:
+    """A tiny model with random weights."""
+    return randomize(build_model(compile_arch(tiny_arch(over))), seed)
+
+
+@torch.no_grad()
+def first_leak(model: nn.Module, length: int, vocab_size: int) -> tuple[int, int] | None:
+    """The first (changed token, earlier position whose logits changed); None if there is none."""
+    generator = torch.Generator().manual_seed(length)
+    base_L = torch.randint(0, vocab_size, (length,), generator=generator)
+    changed_LL = base_L.repeat(length, 1)
+    changed_LL[torch.arange(length), torch.arange(length)] = (base_L + 1) % vocab_size
+    logits = model(torch.cat((base_L[None], changed_LL)))
+    moved = (logits[1:] - logits[:1]).abs().amax(dim=-1) > 1e-4
+    assert moved.diagonal().all(), "a token must reach its own logits, else the test sees nothing"
+    for token, position in moved.nonzero().tolist():
+        if position < token:
+            return token, position
+    return None
+
+
+def tiny_study(folder: Path, over: dict[str, Any] | None = None) -> Path:
+    """A study file that runs in seconds: a few kilobytes of text, five schedules or so."""
+    from searchspace.loading import dump_yaml
+
+    (folder / "text.txt").write_text("".join(f"line {i}: {i * i} is {i} squared\n" for i in range(2000)))
+    schedule = {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 3], "order": "coarse_to_fine"}}
+    space = tiny_data(
+        {"vocab_size": 256, "graph": {"h": {"schedule": schedule, "topology": {"choice": ["residual", "mesh"]}}}}
+    )
+    baseline = {
+        "name": "plain",
+        "levels": None,
+        "graph": {"h": None, "y": {"block": "core", "in": "x"}, "logits": {"head": "lm", "in": "y"}},
+    }
+    study = {
+        "name": "tiny",
+        "space": space,
+        "data": {"kind": "text", "path": str(folder / "text.txt")},
+        "training": {"flops": 4e8, "batch_tokens": 96, "lr": 0.01, "eval_tokens": 480},
+        "budget": {"flops_per_token": "300% of baseline"},
+        "baseline": [{k: v for k, v in tiny_data({**baseline, "vocab_size": 256}).items() if v is not None}],
+        "search": {"num_trials": 5, "stopper": {"asha": {"rungs": 2, "reduction": 2}}},
+    }
+    file = folder / "tiny.yaml"
+    file.write_text(dump_yaml(merge(study, over or {})))
+    return file

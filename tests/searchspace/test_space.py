@@ -1,0 +1,90 @@
+import pytest
+from helpers import SPACES, tiny_data
+
+from builder import compile_arch
+from searchspace import FixedChooser, RandomChooser, SpaceSpec, SpecError, load_space
+from searchspace.loading import dump_yaml, load_arch, merge, parse_overrides, read_data
+
+OPEN = {
+    "d_model": {"choice": [16, 32]},
+    "graph": {
+        "h": {
+            "loop": "core",
+            "in": "x",
+            "schedule": {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 3], "order": "coarse_to_fine"}},
+            "topology": {"choice": ["anchor", {"mesh": {"slots": {"int": [3, 4]}}}]},
+        }
+    },
+    "constraints": ["iterations('h') < 3 or d_model == 16"],
+}
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda p: p.stem)
+def test_shipped_spaces_sample_and_compile(file):
+    space = load_space(file)
+    space.check()
+    for seed in range(30):
+        compile_arch(space.sample(seed).arch)
+
+
+def test_count_is_exact_where_it_can_be_enumerated():
+    space = SpaceSpec(tiny_data(OPEN))
+    size = space.count()
+    candidates = list(space.enumerate())
+    assert size.exact
+    assert size.high == len(candidates) == 3 * (3 + 6 + 10) + 3 * (3 + 6)
+    assert len({str(sorted(c.choices.items())) for c in candidates}) == len(candidates)
+
+
+def test_count_gives_bounds_beyond():
+    size = SpaceSpec(tiny_data({"seq_len": {"int": [16, 60000]}, "constraints": ["seq_len % 2 == 0"]})).count()
+    assert (size.low, size.high, size.exact) == (0, 59985, False)
+    assert "infinitely" in str(SpaceSpec(tiny_data({"norm_eps": {"float": [1e-6, 1e-5]}})).count())
+
+
+def test_choices_replay_to_the_same_architecture():
+    space = SpaceSpec(tiny_data(OPEN))
+    for seed in range(20):
+        candidate = space.sample(seed)
+        assert space.resolve(FixedChooser(candidate.choices)) == candidate.arch
+
+
+def test_surplus_choices_are_an_error():
+    space = SpaceSpec(tiny_data({"d_model": {"choice": [16, 32]}}))
+    with pytest.raises(SpecError, match="d_modle: is not a decision"):
+        space.resolve(FixedChooser({"d_model": 16, "d_modle": 32}))
+
+
+def test_sampling_is_by_seed_alone():
+    space = SpaceSpec(tiny_data(OPEN))
+    assert [space.sample(s).choices for s in range(9)] == [space.sample(s).choices for s in range(9)]
+    assert space.resolve(RandomChooser(3)) is not None
+
+
+def test_extends_merges_and_replaces(tmp_path):
+    (tmp_path / "base.yaml").write_text(dump_yaml(tiny_data()))
+    (tmp_path / "next.yaml").write_text(
+        "extends: base.yaml\n"
+        "levels: {word: {pool: mean}, phrase: null}\n"
+        "graph: {h: {loop: core, in: x, schedule: [word]}}\n"
+    )
+    arch = load_arch(tmp_path / "next.yaml")
+    assert (arch.levels["word"].chunk, arch.levels["word"].pool) == (4, "mean")
+    assert "phrase" not in arch.levels
+    assert arch.graph["h"].topology.kind == "residual"  # a node that names an operation is replaced whole
+
+
+def test_override_reaches_into_a_node_that_it_does_not_name():
+    data = merge(tiny_data(), {"graph": {"h": {"topology": "mesh"}}})
+    assert data["graph"]["h"]["schedule"] == ["phrase", "word", "token"]
+    assert merge({"a": {"choice": [1, 2]}}, {"a": {"b": 1}}) == {"a": {"b": 1}}
+
+
+def test_command_line_overrides(tmp_path):
+    (tmp_path / "a.yaml").write_text(dump_yaml(tiny_data()))
+    data = read_data(tmp_path / "a.yaml", ["d_model=32", "levels.word.pool=mean", "graph.h.schedule=[word, token]"])
+    assert (data["d_model"], data["levels"]["word"]["pool"]) == (32, "mean")
+    assert parse_overrides(["a.b=1e-3", "a.c=true", "a.d=text"]) == {"a": {"b": 1e-3, "c": True, "d": "text"}}
+    for bad in ("novalue", "=1", "a..b=1", "a=[1"):
+        with pytest.raises(SpecError):
+            parse_overrides([bad])

@@ -1,0 +1,112 @@
+"""Changing token k changes no logit before k: every pool, upscale, topology, offset and ragged length.
+
+Weights are random, so that zero-initialised scorers and allocations hide nothing.
+"""
+
+import itertools
+
+import pytest
+import torch
+from helpers import SPACES, built, first_leak, randomize
+
+import spiralformer.upscale
+from builder import build_model, compile_arch
+from searchspace import load_space
+from searchspace.arch import LevelSpec
+from searchspace.nodes import PoolKind, UpscaleKind
+
+POOLS, UPSCALES = PoolKind.__args__, UpscaleKind.__args__
+TOPOLOGIES = ("residual", "anchor", "anchor_star", "mesh")
+CHUNKS = (2, 3, 4)
+
+
+def ladder(pool, upscale, topology, chunk, offset, delay=0):
+    """A loop at the level, then at one twice as coarse, then at full resolution."""
+    return {
+        "levels": {
+            "phrase": {"chunk": 2 * chunk, "offset": chunk + offset, "pool": pool, "upscale": upscale},
+            "word": {"chunk": chunk, "offset": offset, "pool": pool, "upscale": upscale},
+        },
+        "graph": {
+            "h": {"schedule": [{"level": "word", "delay": delay}, "phrase", "token"], "topology": topology},
+        },
+    }
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("upscale", UPSCALES)
+@pytest.mark.parametrize("pool", POOLS)
+def test_no_later_token_reaches_an_earlier_logit(pool, upscale, topology):
+    for chunk in CHUNKS:
+        for offset in range(chunk):
+            model = built(ladder(pool, upscale, topology, chunk, offset, delay=offset % 2))
+            for length in (1, chunk, 4 * chunk - 1, 4 * chunk + 1):
+                assert first_leak(model, length, 17) is None, (chunk, offset, length)
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+def test_the_test_fails_when_the_read_rule_is_moved_by_one(moved, monkeypatch):
+    """Reading ``moved`` positions earlier must be seen, for every chunk and offset."""
+    original = spiralformer.upscale.Upscale.place
+
+    def early(self, update_BMGD, tokens_BT):
+        self.shift -= moved
+        try:
+            return original(self, update_BMGD, tokens_BT)
+        finally:
+            self.shift += moved
+
+    monkeypatch.setattr(spiralformer.upscale.Upscale, "place", early)
+    for chunk in CHUNKS:
+        for offset in range(chunk):
+            model = built(ladder("mean", "learned", "residual", chunk, offset))
+            assert first_leak(model, 4 * chunk + 1, 17) is not None, (chunk, offset)
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda p: p.stem)
+def test_random_architectures_of_shipped_spaces(file):
+    space = load_space(file)
+    for seed in range(25):
+        arch = space.sample(seed).arch
+        model = randomize(build_model(compile_arch(arch)), seed)
+        assert first_leak(model, 23, arch.vocab_size) is None, seed
+
+
+WIRINGS = [
+    {"a": {"pool": "word", "in": "x"}, "b": {"pool": "phrase", "in": "a"}, "c": {"upscale": "word", "in": "b"},
+     "d": {"join": "sum", "in": ["c", "a"]}, "e": {"block": "core", "in": "d"}, "f": {"upscale": "token", "in": "e"},
+     "y": {"join": "sum", "in": ["f", "x"]}},
+    {"a": {"pool": "word", "in": "x"}, "u": {"upscale": "token", "in": "a", "reads": "own_chunk", "delay": 3},
+     "v": {"join": "sum", "in": ["u", "x"]}, "y": {"block": "core", "in": "v"}},
+    {"a": {"pool": "phrase", "in": "x"}, "b": {"upscale": "word", "in": "a", "delay": 1},
+     "c": {"upscale": "token", "in": "b", "reads": "own_chunk"}, "y": {"join": "sum", "in": ["c", "x"]}},
+    {"m": {"memory": 3, "in": "x"}, "a": {"pool": "phrase", "in": "x"}, "u": {"upscale": "token", "in": "a"},
+     "n": {"write": "m", "in": ["u", "x"]}, "r": {"read": "n", "in": "x"}, "s": {"recall": "concat", "in": ["r", "x"]},
+     "t": {"norm": "rms", "in": "s"}, "y": {"recall": "linear", "in": ["t", "x"]}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", WIRINGS, ids=["pool of a pool", "delayed own chunk", "paid by a delay", "memory"])
+def test_hand_wired_graphs(nodes):
+    model = built({"graph": {"h": None, **nodes, "logits": {"head": "lm", "in": "y"}}})
+    for length in (1, 9, 25):
+        assert first_leak(model, length, 17) is None
+
+
+def test_non_causal_models_do_see_ahead():
+    model = built({"causal": False, "graph": {"h": {"topology": "residual"}}})
+    assert first_leak(model, 21, 17) is not None
+
+
+def test_every_kind_is_in_the_grid():
+    assert set(LevelSpec.__dataclass_fields__) == {"chunk", "offset", "pool", "upscale"}
+    assert len(list(itertools.product(POOLS, UPSCALES))) == 6
+
+
+def test_a_prefix_gives_the_logits_of_the_whole():
+    """What decoding relies on: more tokens never change earlier logits, whatever chunk is cut open."""
+    model = built(ladder("self_aggregate", "learned", "mesh", 4, 2))
+    tokens = torch.randint(0, 17, (2, 31), generator=torch.Generator().manual_seed(0))
+    whole = model(tokens)
+    for length in range(1, 31):
+        torch.testing.assert_close(model(tokens[:, :length]), whole[:, :length], atol=1e-5, rtol=1e-5)

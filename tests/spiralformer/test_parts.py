@@ -1,0 +1,167 @@
+"""Each part against a slow, literal statement of its rule."""
+
+import math
+
+import pytest
+import torch
+from helpers import built
+
+from spiralformer.attention import Attention
+from spiralformer.block import Block, BlockConfig
+from spiralformer.generate import sample_next
+from spiralformer.pooling import LastPool, MeanPool, SelfAggregatePool
+from spiralformer.rope import Rotary, rotate
+from spiralformer.topology import OpenMemory, ReadMemory, WriteMemory
+from spiralformer.upscale import LearnedUpscale, UniformUpscale
+
+D = 6
+LEVELS = [(g, w) for g in (2, 3, 5) for w in range(g)]
+
+
+def stream(length, seed=0):
+    return torch.randn(2, length, D, generator=torch.Generator().manual_seed(seed))
+
+
+def members(length, chunk, offset):
+    """Tokens of each closed chunk."""
+    chunks = {}
+    for i in range(length):
+        chunks.setdefault((i + offset) // chunk, []).append(i)
+    return [chunks[j] for j in sorted(chunks) if chunks[j][-1] == (j + 1) * chunk - offset - 1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 11])
+@pytest.mark.parametrize(("chunk", "offset"), LEVELS)
+def test_pools(chunk, offset, length):
+    x = stream(length)
+    scored = SelfAggregatePool(chunk, offset, D)
+    torch.nn.init.normal_(scored.scorer.weight)
+    expected = {"mean": [], "last": [], "scored": []}
+    for tokens in members(length, chunk, offset):
+        part = x[:, tokens]
+        expected["mean"].append(part.mean(dim=1))
+        expected["last"].append(part[:, -1])
+        expected["scored"].append((scored.scorer(part).softmax(dim=1) * part).sum(dim=1))
+    for name, pool in (("mean", MeanPool(chunk, offset)), ("last", LastPool(chunk, offset)), ("scored", scored)):
+        z = pool(x)
+        assert z.shape == (2, (length + offset) // chunk, D)
+        if expected[name]:
+            torch.testing.assert_close(z, torch.stack(expected[name], dim=1))
+
+
+@pytest.mark.parametrize("own_chunk", [False, True])
+@pytest.mark.parametrize("delay", [0, 1, 4])
+@pytest.mark.parametrize("length", [1, 4, 11])
+@pytest.mark.parametrize(("chunk", "offset"), LEVELS)
+def test_upscales(chunk, offset, length, delay, own_chunk):
+    latents = (length + offset) // chunk
+    z = stream(latents, seed=1)
+    settings = {"delay": delay, "own_chunk": own_chunk, "target": (1, 0)}
+    learned = LearnedUpscale(chunk, offset, d_model=D, **settings)
+    torch.nn.init.normal_(learned.allocation.weight)
+    beta = learned.allocation(z).softmax(dim=-1)
+    assert torch.allclose(beta.sum(dim=-1), torch.ones(()))
+    uniform = UniformUpscale(chunk, offset, **settings)
+    expected_learned, expected_uniform = torch.zeros(2, length, D), torch.zeros(2, length, D)
+    for token in range(length):
+        i = token - delay
+        j, r = ((i + offset) // chunk, (i + offset) % chunk) if own_chunk else (
+            (i + offset + 1) // chunk - 1, (i + offset + 1) % chunk
+        )  # fmt: skip
+        if 0 <= j < latents and i + offset >= 0:
+            expected_learned[:, token] = math.sqrt(chunk) * beta[:, j, r, None] * z[:, j]
+            expected_uniform[:, token] = z[:, j] / math.sqrt(chunk)
+    tokens = torch.zeros(2, length, dtype=torch.long)
+    torch.testing.assert_close(learned(z, tokens), expected_learned)
+    torch.testing.assert_close(uniform(z, tokens), expected_uniform)
+
+
+def test_uniform_updates_keep_the_latent_energy():
+    z = stream(3)
+    update = UniformUpscale(4, 0, delay=0, own_chunk=False, target=(1, 0))(z, torch.zeros(2, 40, dtype=torch.long))
+    torch.testing.assert_close(update.square().sum(), z.square().sum())
+
+
+def test_memory_equals_slots_written_out():
+    """The paper's buffer of S slots, built literally, against the sum that never builds it."""
+    slots, steps = 4, 3
+    first, updates = stream(7), [stream(7, seed=t + 1) for t in range(steps)]
+    states = [stream(7, seed=10 + t) for t in range(steps)]
+    memory = OpenMemory()(first)
+    buffer = torch.zeros(2, 7, slots, D)
+    buffer[:, :, 0] = first
+    for update, state in zip(updates, states, strict=True):
+        write, read = WriteMemory(D, slots), ReadMemory(D, slots)
+        memory = write(memory, update, state)
+        buffer = buffer + write.router(state).softmax(-1).unsqueeze(-1) * update.unsqueeze(2)
+        expected = (read.router(state).softmax(-1).unsqueeze(-1) * buffer).sum(dim=2)
+        torch.testing.assert_close(read(memory, state), expected)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    rotary = Rotary(rotary_dim=4, base=100.0, max_len=4)
+    q, k = torch.randn(1, 1, 1, D), torch.randn(1, 1, 1, D)
+    cos, sin = rotary(32)  # longer than tabulated
+    scores = rotate(q.expand(1, 1, 32, D), cos, sin) @ rotate(k.expand(1, 1, 32, D), cos, sin).transpose(-1, -2)
+    torch.testing.assert_close(scores[0, 0, 5, 2], scores[0, 0, 25, 22], atol=1e-4, rtol=1e-4)
+    assert abs(scores[0, 0, 5, 2] - scores[0, 0, 5, 3]) > 1e-4
+    torch.testing.assert_close(rotate(q, cos[:1], sin[:1]), q)
+
+
+def test_grouped_heads_equal_repeated_ones():
+    grouped = Attention(8, 4, 2, 2, causal=True, qk_norm=True, bias=False, eps=1e-5)
+    full = Attention(8, 4, 4, 2, causal=True, qk_norm=True, bias=False, eps=1e-5)
+    q, k, v = grouped.qkv.weight.split((8, 4, 4))
+    spread = [w.view(2, 2, 8).repeat_interleave(2, dim=0).reshape(8, 8) for w in (k, v)]
+    full.qkv.weight.data = torch.cat((q, *spread))
+    full.out.weight.data = grouped.out.weight.data
+    cos, sin = Rotary(2, 100.0, 9)(9)
+    x = torch.randn(3, 9, 8)
+    torch.testing.assert_close(grouped(x, cos, sin), full(x, cos, sin))
+
+
+@pytest.mark.parametrize("kind", ["gelu", "swiglu", "relu2"])
+@pytest.mark.parametrize(("place", "parallel"), [("pre", False), ("post", False), ("pre", True)])
+def test_blocks_of_every_kind(kind, place, parallel):
+    config = BlockConfig(
+        d_model=8, layers=2, heads=2, kv_heads=1, head_dim=4, ffn=kind, ffn_dim=12, norm="layer", norm_place=place,
+        norm_eps=1e-5, parallel_residual=parallel, rotary_dim=2, rotary_base=100.0, qk_norm=True, bias=True,
+        dropout=0.0, causal=True, branch_scale=0.5, max_len=4,
+    )  # fmt: skip
+    block = Block(config)
+    assert block(torch.randn(2, 7, 8)).shape == (2, 7, 8)
+    assert block(torch.randn(2, 0, 8)).shape == (2, 0, 8)
+
+
+def test_post_norm_keeps_the_state_on_a_shell():
+    config = BlockConfig(
+        d_model=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn="gelu", ffn_dim=64, norm="rms", norm_place="post",
+        norm_eps=1e-6, parallel_residual=False, rotary_dim=8, rotary_base=1e4, qk_norm=False, bias=False, dropout=0.0,
+        causal=True, branch_scale=1.0, max_len=8,
+    )  # fmt: skip
+    block, x = Block(config), torch.randn(1, 8, 16)
+    for _ in range(50):
+        x = block(x)
+    torch.testing.assert_close(x.square().mean(dim=-1).sqrt(), torch.ones(1, 8), atol=1e-3, rtol=1e-3)
+
+
+def test_sampling():
+    logits = torch.tensor([[0.0, 5.0, 1.0]])
+    assert sample_next(logits, temperature=0, top_k=None, generator=None).tolist() == [1]
+    draws = {
+        int(sample_next(logits, temperature=9.0, top_k=2, generator=torch.Generator().manual_seed(s)))
+        for s in range(99)
+    }
+    assert draws == {1, 2}
+
+
+def test_generate_is_repeatable_and_checks_its_input():
+    model = built()
+    prompt = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model.generate(prompt, 5, seed=1), model.generate(prompt, 5, seed=1))
+    greedy = model.generate(prompt, 4, temperature=0)
+    for i in range(3, 7):
+        assert greedy[0, i] == model(greedy[:, :i])[0, -1].argmax()
+    for bad in ({"tokens_BL": prompt[:, :0]}, {"tokens_BL": prompt[0]}, {"temperature": -1.0}, {"top_k": 0}):
+        with pytest.raises(ValueError, match=r"must be|need"):
+            model.generate(**{"tokens_BL": prompt, "max_new_tokens": 1, **bad})

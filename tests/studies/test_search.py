@@ -1,0 +1,320 @@
+"""The driver through the serial executor: budgets, duplicates, failures, stopping, and going on."""
+
+import dataclasses
+import json
+
+import pytest
+from helpers import tiny_study
+
+from builder import compile_arch, estimate
+from searchspace import SpecError
+from searchspace.choices import FixedChooser
+from studies.config import MiddleChooser, StopperConfig, decide_training, load_study
+from studies.execution import run_serial
+from studies.journal import JOURNAL, Journal, StudyLockedError, exclusive, open_for_reading, repair_tail
+from studies.run import prepare_data, resolve_budget, survey_study
+from studies.searcher import StudyDriver
+from studies.stopper import expected_share, rung_shares, should_stop
+from studies.trial import Report, Rung, TrialSpec
+
+
+def make_driver(tmp_path, over=None, *overrides):
+    study = load_study(tiny_study(tmp_path, over), overrides)
+    folder = tmp_path / "run"
+    folder.mkdir(exist_ok=True)
+    corpus = prepare_data(study, folder)
+    return StudyDriver(study, folder, str(corpus.folder), corpus.facts.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    driver = make_driver(tmp_path_factory.mktemp("study"), None, "search.num_trials=7")
+    run_serial(driver)
+    return driver
+
+
+def test_every_trial_ends_and_is_journaled(finished):
+    records = open_for_reading(finished.folder)
+    assert len(records) == 8
+    assert records == finished.records
+    assert [record.number for record in records] == list(range(8))
+    assert records[0].purpose == "baseline"
+    assert {record.state for record in records} <= {"complete", "stopped"}
+    assert finished.progress().best.loss == min(r.loss for r in records if r.loss is not None and r.purpose == "search")
+
+
+def test_no_trial_is_over_budget_and_none_runs_twice(finished):
+    budget = resolve_budget(finished.study)
+    searched = [record for record in finished.records if record.purpose == "search"]
+    for record in searched:
+        cost = estimate(compile_arch(record.arch_spec()))
+        assert cost == record.cost
+        assert budget.allows(cost)
+    assert len({record.arch_id for record in searched}) == len(searched)
+
+
+def test_choices_rebuild_the_architecture(finished):
+    for record in finished.records[1:]:
+        assert finished.study.space.resolve(FixedChooser(record.choices)) == record.arch_spec()
+
+
+def test_rungs_compare_equal_flops(finished):
+    for index in range(2):
+        spent = [r.rungs[index].flops for r in finished.records if len(r.rungs) > index]
+        assert max(spent) / min(spent) < 1.1
+
+
+def test_only_complete_trials_keep_weights(finished):
+    for record in finished.records:
+        assert finished.trial_folder(record.number).exists() == (record.state == "complete")
+
+
+@pytest.mark.parametrize("sampler", ["random", "nsga2", "tpe"])
+def test_a_tight_budget_is_never_broken(sampler, tmp_path, monkeypatch):
+    """Launch 60 proposals without training them: none over budget, none twice."""
+    space = {"d_model": {"int": [8, 64], "step": 4}, "blocks": {"core": {"layers": {"int": [1, 6]}}}}
+    over = {"space": space, "budget": {"params": {"min": 40000, "max": 48000}}}
+    driver = make_driver(tmp_path, over, f"search.sampler={sampler}", "search.num_trials=60", "search.stopper=none")
+    share = survey_study(driver.study).share
+    assert share < 0.15
+    while (spec := driver.next_trial()) is not None:
+        record = driver.records[spec.number]
+        if record.purpose == "search":
+            assert 40000 <= record.cost.params <= 48000
+        driver.report(
+            spec.number,
+            Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=float(record.cost.params)),)),
+        )
+    ids = [record.arch_id for record in driver.records]
+    assert len(ids) == len(set(ids)) == 61
+    assert driver.progress().rejected > 0
+
+
+def test_a_space_smaller_than_num_trials_ends_and_says_why(tmp_path):
+    over = {"space": {"graph": {"h": {"schedule": ["word"], "topology": {"choice": ["residual", "mesh"]}}}}}
+    driver = make_driver(tmp_path, over, "search.num_trials=9", "training.flops=1e8")
+    run_serial(driver)
+    assert len(driver.records) == 3
+    assert "1000 rejections in a row, most often: duplicate" in driver.progress().note
+
+
+def test_an_empty_feasible_set_is_found_before_anything_starts(tmp_path):
+    study = load_study(tiny_study(tmp_path, {"budget": {"params": 100}}))
+    with pytest.raises(SpecError) as caught:
+        survey_study(study)
+    text = str(caught.value)
+    assert "none of all" in text
+    assert "params" in text
+    assert "graph.h.topology" in text
+
+
+def test_nan_is_a_failed_trial_with_its_reason(tmp_path):
+    driver = make_driver(tmp_path, None, "training.lr=1e0", "training.clip=1e30", "search.num_trials=2")
+    first = driver.next_trial()
+    assert driver.report(0, Report(kind="failed", attempt=1, reason="diverged", error="loss is nan")) is False
+    record = driver.records[first.number]
+    assert (record.state, record.reason, record.loss) == ("failed", "diverged", None)
+    assert driver.progress().best is None
+    assert open_for_reading(driver.folder)[0] == record
+
+
+def test_a_diverging_run_is_failed_not_best(tmp_path, monkeypatch):
+    """Through the real training loop: the optimizer is made to write NaN."""
+    import torch
+
+    step = torch.optim.AdamW.step
+
+    def poisoned(self, closure=None):
+        step(self, closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
+    driver = make_driver(tmp_path, None, "search.num_trials=2")
+    run_serial(driver)
+    assert [record.state for record in driver.records] == ["failed"] * 3
+    assert {record.reason for record in driver.records} == {"diverged"}
+    assert driver.progress().best is None
+
+
+def test_out_of_memory_and_bugs_are_told_apart(tmp_path, monkeypatch):
+    import torch
+
+    errors = iter([torch.OutOfMemoryError("no room"), RuntimeError("a bug"), MemoryError()])
+
+    def raise_next(self, *args, **kwargs):
+        raise next(errors)
+
+    monkeypatch.setattr("studies.training.Trainer.train", raise_next)
+    driver = make_driver(tmp_path, None, "search.num_trials=2")
+    run_serial(driver)
+    assert [record.reason for record in driver.records] == ["out_of_memory", "error", "out_of_memory"]
+    assert "a bug" in driver.records[1].error
+    assert "Traceback" in driver.records[1].error
+
+
+def test_going_on_keeps_what_is_finished(tmp_path):
+    """Stop the driver after every report once; the end must be the unbroken run's."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    unbroken = make_driver(tmp_path / "a", None, "search.num_trials=4")
+    run_serial(unbroken)
+
+    class Crash(Exception):
+        pass
+
+    reports = 0
+    for crash_after in range(1, 60):
+        driver = make_driver(tmp_path / "b", None, "search.num_trials=4")
+        before = [record for record in driver.records if record.state != "running"]
+        count = 0
+
+        def watch(crash_after=crash_after):
+            nonlocal count
+            count += 1
+            if count > 2:
+                raise Crash
+
+        try:
+            run_serial(driver, watch)
+            break
+        except Crash:
+            reports += 1
+        after = open_for_reading(driver.folder)
+        assert [after[r.number] for r in before] == before
+    assert reports >= 4
+    strip = [dataclasses.replace(record, seconds=0.0) for record in unbroken.records]
+    again = [dataclasses.replace(record, seconds=0.0) for record in open_for_reading(driver.folder)]
+    assert again == strip
+
+
+def test_a_report_of_an_older_attempt_is_ignored(tmp_path):
+    driver = make_driver(tmp_path)
+    spec = driver.next_trial()
+    rung = Rung(flops=1.0, tokens=1, loss=2.0)
+    assert driver.report(spec.number, Report(kind="rung", attempt=2, rungs=(rung,)))
+    assert not driver.report(spec.number, Report(kind="failed", attempt=1, reason="error"))
+    assert driver.records[spec.number].state == "running"
+    assert driver.report(spec.number, Report(kind="done", attempt=2, rungs=(rung, rung))) is False
+    assert not driver.report(spec.number, Report(kind="failed", attempt=3, reason="error"))
+    assert driver.records[spec.number].state == "complete"
+
+
+def test_a_lost_worker_is_a_failed_trial(tmp_path):
+    driver = make_driver(tmp_path)
+    spec = driver.next_trial()
+    driver.lost(spec.number, "gone")
+    driver.lost(spec.number, "gone")
+    assert (driver.records[0].state, driver.records[0].reason) == ("failed", "worker_died")
+
+
+def test_proposals_depend_on_seed_and_number_alone(tmp_path):
+    """A resumed study proposes what the unbroken one would have."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    drivers = [make_driver(tmp_path / name, None, "search.num_trials=6") for name in "ab"]
+    for i in range(6):
+        if i == 3:
+            drivers[1] = make_driver(tmp_path / "b", None, "search.num_trials=6")
+        specs = [driver.next_trial() for driver in drivers]
+        assert specs[0].arch == specs[1].arch
+        for driver, spec in zip(drivers, specs, strict=True):
+            driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=2.0 + i),)))
+
+
+def test_open_choices_in_training_are_searched(tmp_path):
+    over = {"training": {"lr": {"float": [1e-3, 1e-1], "log": True}}}
+    driver = make_driver(tmp_path, over)
+    middle = decide_training(driver.study.training, MiddleChooser()).tree["lr"]
+    assert middle == pytest.approx(1e-2)
+    rates = []
+    for _ in range(4):
+        spec = driver.next_trial()
+        rates.append(spec.training["lr"])
+        driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=1.0),)))
+    assert rates[0] == middle  # the baseline
+    assert len(set(rates)) == 4
+    assert "training.lr" in driver.records[1].choices
+
+
+def test_several_objectives(tmp_path):
+    driver = make_driver(tmp_path, None, "objectives=[loss, flops_per_token]", "search.num_trials=3")
+    run_serial(driver)
+    values = [trial.values for trial in driver.journal.studies["search"].get_trials() if trial.values]
+    assert values
+    assert all(len(pair) == 2 for pair in values)
+
+
+def test_the_journal_is_optunas_own(finished):
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(finished.folder / JOURNAL)))
+    study = optuna.load_study(study_name="search", storage=storage)
+    assert study.best_value == finished.progress().best.loss
+    assert any(trial.intermediate_values for trial in study.trials)
+
+
+def test_one_driver_at_a_time(tmp_path):
+    with (
+        exclusive(tmp_path),
+        pytest.raises(StudyLockedError, match="in use by process"),
+        exclusive(tmp_path),
+    ):
+        pass
+    with exclusive(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("tail", [b'{"op_code": 5, "wor', b"\0" * 64, b"garbage\n", b'{"op_code": 4}'])
+def test_torn_journals_are_mended(finished, tail, tmp_path):
+    whole = (finished.folder / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(whole + tail)
+    assert repair_tail(tmp_path / JOURNAL) == len(tail)
+    assert (tmp_path / JOURNAL).read_bytes() == whole
+    assert repair_tail(tmp_path / JOURNAL) == 0
+    assert len(Journal(tmp_path).launched()) == 8
+
+
+def test_journal_cut_anywhere_opens_and_goes_on(finished, tmp_path):
+    whole = (finished.folder / JOURNAL).read_bytes()
+    for size in range(0, len(whole), max(1, len(whole) // 60)):
+        path = tmp_path / JOURNAL
+        path.write_bytes(whole[:size])
+        repair_tail(path)
+        journal = Journal(tmp_path)
+        journal.studies["search"].ask()
+        assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_asha_keeps_the_best_share():
+    asha = StopperConfig(asha=load_study("quickstart").search.stopper.asha)
+    assert rung_shares(asha) == pytest.approx((1 / 9, 1 / 3, 1.0))
+    assert rung_shares(StopperConfig()) == (1.0,)
+    assert not should_stop(asha, 3.0, [])
+    assert should_stop(asha, 3.0, [2.0])
+    assert not should_stop(asha, 1.0, [2.0, 3.0, 4.0])
+    assert not should_stop(asha, 2.5, [2.0, 3.0, 4.0, 5.0])  # second of five: ceil(5 / 3) = 2 go on
+    assert should_stop(asha, 3.5, [2.0, 3.0, 4.0, 5.0])
+    assert not should_stop(StopperConfig(), 9.0, [1.0])
+    assert expected_share(StopperConfig()) == 1.0
+    assert expected_share(asha) == pytest.approx(1 / 9 + 2 / 9 / 3 + 2 / 3 / 9)
+
+
+def test_specs_and_reports_travel_as_json():
+    spec = TrialSpec(
+        number=3,
+        arch={"a": 1},
+        training={"lr": 0.1},
+        seed=0,
+        corpus="c",
+        folder="f",
+        rungs=(0.5, 1.0),
+        device="cpu",
+        threads=1,
+    )
+    assert TrialSpec.from_json(spec.to_json()) == spec
+    report = Report(kind="rung", attempt=2, rungs=(Rung(flops=1.0, tokens=2, loss=3.0),), train_loss=1.0)
+    assert Report.from_json(report.to_json()) == report

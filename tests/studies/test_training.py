@@ -1,0 +1,137 @@
+import math
+
+import pytest
+import torch
+from helpers import tiny_arch
+
+from searchspace import SpecError
+from studies.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from studies.config import DataConfig, TrainingConfig
+from studies.data import prepare_corpus
+from studies.training import DivergedError, Trainer, learning_rate, make_plan
+
+DROPOUT = {"vocab_size": 256, "blocks": {"core": {"dropout": 0.1}}}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
+    return prepare_corpus(DataConfig(kind="text", path=str(folder / "text.txt")), folder / "data")
+
+
+def make_trainer(corpus, over=None, **settings):
+    config = TrainingConfig(**{"flops": 3e9, "batch_tokens": 96, "lr": 1e-2, "eval_tokens": 240, **settings})
+    return Trainer(tiny_arch({**DROPOUT, **(over or {})}), config, corpus, seed=0)
+
+
+def test_it_learns_and_spends_the_budget(corpus):
+    trainer = make_trainer(corpus)
+    before = trainer.evaluate()
+    trainer.train(trainer.plan.num_steps)
+    assert trainer.evaluate() < before - 1.0
+    assert trainer.flops == pytest.approx(3e9, rel=0.02)
+    assert trainer.tokens == trainer.step * 96
+
+
+def test_a_cheaper_schedule_sees_more_tokens(corpus):
+    dear = make_trainer(corpus, {"graph": {"h": {"schedule": ["token"] * 4, "topology": "residual"}}})
+    cheap = make_trainer(corpus, {"graph": {"h": {"schedule": ["phrase"] * 4, "topology": "residual"}}})
+    ratio = dear.cost.flops / cheap.cost.flops
+    assert ratio > 2
+    assert cheap.plan.num_steps / dear.plan.num_steps == pytest.approx(ratio, rel=0.02)
+    assert make_trainer(corpus, flops=None, tokens=960.0).plan.num_steps == 10
+
+
+@pytest.mark.parametrize("stop", [1, 7, 15])
+def test_resume_is_bit_exact(corpus, stop, tmp_path):
+    unbroken = make_trainer(corpus)
+    losses = [unbroken.train(step + 1) for step in range(20)]
+    first = make_trainer(corpus)
+    first.train(stop)
+    save_checkpoint(tmp_path, first.state(), stop)
+    second = make_trainer(corpus)
+    torch.rand(5)  # whatever happened in between
+    second.restore(load_checkpoint(tmp_path))
+    assert [second.train(step + 1) for step in range(stop, 20)] == losses[stop:]
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_divergence_is_told(corpus):
+    trainer = make_trainer(corpus)
+    with torch.no_grad():
+        trainer.model.head.logits.weight.fill_(math.nan)
+    with pytest.raises(DivergedError, match="nan at step"):
+        trainer.train(20)
+    with pytest.raises(DivergedError, match="held-out"):
+        trainer.evaluate()
+
+
+def test_bf16_trains_too(corpus):
+    trainer = make_trainer(corpus, precision="bf16")
+    before = trainer.evaluate()
+    trainer.train(60)
+    assert trainer.evaluate() < before - 0.3
+
+
+def test_learning_rate_schedules():
+    cosine = TrainingConfig(flops=1.0, lr=1.0, final_lr=0.1, warmup=0.1)
+    rates = [learning_rate(cosine, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == 1.0
+    assert rates == [*sorted(rates[:10]), *sorted(rates[10:], reverse=True)]
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    wsd = TrainingConfig(flops=1.0, lr=1.0, final_lr=0.0, warmup=0.1, lr_schedule="wsd", decay=0.2)
+    rates = [learning_rate(wsd, step, 100) for step in range(100)]
+    assert rates[10:81] == [1.0] * 71
+    assert rates[90] == pytest.approx(0.5)
+
+
+def test_a_budget_below_one_step_is_an_error(corpus):
+    with pytest.raises(SpecError, match="do not last for one step"):
+        make_plan(TrainingConfig(flops=10.0), seq_len=24, training_flops_per_token=1e4)
+    with pytest.raises(SpecError, match="too small for data"):
+        make_trainer(corpus, {"vocab_size": 17})
+
+
+def test_damaged_checkpoints_fall_back(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, {"step": step}, step)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-000000002.pt", "step-000000003.pt"]
+    newest = tmp_path / "step-000000003.pt"
+    data = newest.read_bytes()
+    for damaged in (data[: len(data) // 2], bytes([data[0] ^ 1]) + data[1:], b"", b"\0" * len(data)):
+        newest.write_bytes(damaged)
+        assert load_checkpoint(tmp_path) == {"step": 2}
+    newest.unlink()
+    assert load_checkpoint(tmp_path) == {"step": 2}
+    (tmp_path / "pointer.json").write_text("[{")
+    assert load_checkpoint(tmp_path) is None
+
+
+def test_newest_of_several_attempts(tmp_path):
+    for attempt, step in (("a", 5), ("b", 9), ("c", 2)):
+        save_checkpoint(tmp_path / attempt, {"step": step}, step)
+    folders = sorted(tmp_path.iterdir())
+    assert newest_checkpoint(folders) == {"step": 9}
+    (tmp_path / "b" / "step-000000009.pt").unlink()
+    assert newest_checkpoint(folders) == {"step": 5}
+    assert newest_checkpoint([]) is None
+
+
+def test_a_pickle_is_not_run(tmp_path):
+    import hashlib
+    import json
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("it ran",))
+
+    payload = pickle.dumps(Evil(), protocol=2)
+    (tmp_path / "step-000000001.pt").write_bytes(payload)
+    entry = {"file": "step-000000001.pt", "sha256": hashlib.sha256(payload).hexdigest(), "step": 1}
+    (tmp_path / "pointer.json").write_text(json.dumps([entry]))
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(tmp_path)
