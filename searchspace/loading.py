@@ -187,17 +187,26 @@ def _read_chain(file: Path, seen: list[Path]) -> dict[str, Any]:
     if file.resolve() in seen or len(seen) >= _MAX_EXTENDS:
         chain = " -> ".join(p.name for p in [*seen, file])
         raise SpecError("extends", f"files extend each other in a circle: {chain}", "break the circle", str(file))
-    data = read_file(file)
-    parent = data.pop("extends", None)
-    if parent is None:
-        return data
-    if not isinstance(parent, str):
-        raise SpecError("extends", f"expected a file name, got {show(parent)}", "write extends: other.yaml", str(file))
     try:
-        found = find_file(parent, folder="architectures", base=file.parent)
+        return extend(read_file(file), file.parent, [*seen, file.resolve()])
     except SpecError as error:
-        raise SpecError("extends", f"no such file: {parent}", error.remedy, str(file)) from error
-    merged: dict[str, Any] = merge(_read_chain(found, [*seen, file.resolve()]), data)
+        error.file = error.file or str(file)
+        raise
+
+
+def extend(data: dict[str, Any], base: Path, seen: list[Path] | None = None) -> dict[str, Any]:
+    """Lay a mapping over the file its ``extends`` names, looked for beside ``base`` and among those shipped."""
+    if "extends" not in data:
+        return data
+    data = dict(data)
+    parent = data.pop("extends")
+    if not isinstance(parent, str):
+        raise SpecError("extends", f"expected a file name, got {show(parent)}", "write extends: other.yaml")
+    try:
+        found = find_file(parent, folder="architectures", base=base)
+    except SpecError as error:
+        raise SpecError("extends", f"no such file: {parent}", error.remedy) from error
+    merged: dict[str, Any] = merge(_read_chain(found, seen or []), data)
     return merged
 
 

@@ -15,7 +15,7 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import Categorical, Decision, Integer, MissingChooser, Scalar, example
 from searchspace.decode import decode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
-from searchspace.loading import dump_yaml, find_file, located, read_data
+from searchspace.loading import dump_yaml, extend, find_file, located, read_data
 from searchspace.space import SpaceSpec, values_of
 from searchspace.template import Decided, Template
 
@@ -231,13 +231,15 @@ def _check_objectives(objectives: tuple[str, ...]) -> None:
 
 
 def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Replace the file names under ``space`` and ``baseline`` by what the files hold."""
+    """Replace the file names under ``space`` and ``baseline``, and in their ``extends``, by what the files hold."""
     data = dict(data)
     if isinstance(data.get("space"), str):
         file = _named(data["space"], "space", "spaces", base)
         with located(file):
             data["space"] = read_data(file)
             SpaceSpec(data["space"])
+    elif isinstance(data.get("space"), dict):
+        data["space"] = _rooted("space", lambda: extend(data["space"], base))
     baselines = data.get("baseline", [])
     inlined = []
     for i, baseline in enumerate(baselines if isinstance(baselines, list) else [baselines]):
@@ -246,6 +248,8 @@ def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:
             with located(file):
                 baseline = read_data(file)
                 decode(ArchSpec, Template(baseline).decide(MissingChooser()).tree)
+        elif isinstance(baseline, dict):
+            baseline = _rooted(f"baseline.{i}", lambda given=baseline: extend(given, base))
         inlined.append(expect_mapping(baseline, f"baseline.{i}", "an architecture file"))
     data["baseline"] = inlined
     return data

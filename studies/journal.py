@@ -105,14 +105,13 @@ class Journal:
     def __init__(self, folder: Path, directions: int = 1) -> None:
         backend = JournalFileBackend(str(folder / JOURNAL), lock_obj=_OneWriter())  # type: ignore[arg-type]
         storage = JournalStorage(backend)
+        known = {study.study_name for study in storage.get_all_studies()}
+        purposes: tuple[Purpose, ...] = ("search", "baseline")
+        for purpose in purposes:
+            if purpose not in known:  # `load_if_exists` would write even when it only loads
+                storage.create_new_study([StudyDirection.MINIMIZE] * directions, study_name=purpose)
         self.studies: dict[Purpose, optuna.Study] = {
-            purpose: optuna.create_study(
-                storage=storage,
-                study_name=purpose,
-                load_if_exists=True,
-                directions=[StudyDirection.MINIMIZE] * directions,
-            )
-            for purpose in ("search", "baseline")
+            purpose: optuna.load_study(study_name=purpose, storage=storage) for purpose in purposes
         }
 
     def launched(self) -> list[tuple[FrozenTrial, TrialRecord]]:

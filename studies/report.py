@@ -36,7 +36,13 @@ def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 
     baseline = best_of(records, purpose="baseline")
     full = max((record.flops for record in records), default=1.0) or 1.0
     table = Table(
-        title="At equal training FLOPs; lower is better. Dim: stopped early.", title_justify="left", expand=True
+        title="At equal training FLOPs; lower is better. Dim: stopped early.",
+        title_justify="left",
+        expand=True,
+        box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("#", justify="right")
     table.add_column("trial", justify="right")

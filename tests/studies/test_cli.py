@@ -1,0 +1,190 @@
+"""The command line as a user meets it: output, exit codes, one-line errors, nothing lost."""
+
+import json
+import re
+
+import pytest
+from helpers import ARCHITECTURES, SPACES, STUDIES, tiny_study
+from typer.testing import CliRunner
+
+from studies.cli import app
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "80"})
+    assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    file = tiny_study(folder)
+    output = run("search", file, "--dir", folder / "run", "--serial")
+    return folder, file, output
+
+
+@pytest.mark.parametrize("file", [*ARCHITECTURES, *SPACES, *STUDIES], ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_shipped_yaml_checks(file):
+    assert run("check", file).startswith("ok: ")
+
+
+@pytest.mark.parametrize("file", ARCHITECTURES, ids=lambda p: p.stem)
+def test_describe(file):
+    output = run("describe", file)
+    assert "arch_id" in output
+    assert "-> %logits" in output
+    assert "forward FLOPs per token" in output
+
+
+def test_describe_takes_overrides_and_shows_code():
+    output = run("describe", "spiralformer_small", "levels.word.chunk=8", "levels.word.offset=4", "--code")
+    assert "2 + 4R[16 8 1] + 2, mesh" in output
+    assert "def forward(self, tokens)" in output
+    assert "|-->|------>|" in output
+
+
+def test_cost_as_json_is_the_cost():
+    figures = json.loads(run("cost", "plain_4", "--json"))
+    assert figures["params"] == 234048
+    assert figures["flops"] == 565248 * 128
+
+
+def test_count_and_sample(tmp_path):
+    assert run("count", "quickstart").strip() == "2,340"
+    text = run("sample", "quickstart", "-n", "2", "--seed", "3")
+    first, second = text.split("---\n")
+    for i, document in enumerate((first, second)):
+        (tmp_path / f"{i}.yaml").write_text(document)
+        assert run("check", tmp_path / f"{i}.yaml").strip() == "ok: architecture"
+
+
+def test_search_ends_with_ranking_bundle_and_sample(study):
+    folder, _, output = study
+    assert "within the budget" in output
+    assert "At equal training FLOPs" in output
+    assert re.search(r"plain: 1 .*baseline", output)
+    assert "exported the best trial to" in output
+    assert "a sample at temperature" in output
+    for file in (
+        "study.yaml",
+        "journal.log",
+        "best/manifest.json",
+        "report/loss_by_flops.png",
+        "report/loss_by_cost.png",
+    ):
+        assert (folder / "run" / file).stat().st_size > 0
+    assert (folder / "run").stat().st_mode & 0o777 == 0o700
+    assert not [p for p in (folder / "run").rglob("*") if p.suffix in (".pkl", ".pickle")]
+
+
+def test_the_same_command_again_changes_nothing(study):
+    folder, file, _ = study
+    before = (folder / "run/journal.log").read_bytes()
+    assert "going on: 6 trials ended before" in run("search", file, "--dir", folder / "run", "--serial")
+    assert (folder / "run/journal.log").read_bytes() == before
+
+
+def test_more_trials_go_on_from_there(study, tmp_path):
+    import shutil
+
+    folder, file, _ = study
+    shutil.copytree(folder / "run", tmp_path / "run")
+    run("search", file, "search.num_trials=7", "--dir", tmp_path / "run", "--serial")
+    assert "8 of 8 trials ended" in run("status", tmp_path / "run")
+
+
+def test_another_study_in_the_same_folder_is_refused(study, tmp_path):
+    folder, file, _ = study
+    output = run("search", file, "training.lr=0.02", "--dir", folder / "run", code=2)
+    assert "training.lr: differs from the study in this folder" in output
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert "holds no study" in run("search", file, "--dir", tmp_path, code=2)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_status_report_export_generate(study, tmp_path):
+    folder, _, _ = study
+    assert "6 of 6 trials ended" in run("status", folder / "run")
+    assert "At equal training FLOPs" in run("report", folder / "run")
+    output = run("export", folder / "run", "-o", tmp_path / "bundle", "--trial", "0")
+    assert "exported" in output
+    first = run("generate", tmp_path / "bundle", "--prompt", "line 7", "-n", "20", "--seed", "1")
+    assert first == run("generate", tmp_path / "bundle", "--prompt", "line 7", "-n", "20", "--seed", "1")
+    assert "line 7" in first
+    assert "is empty" in run("generate", tmp_path / "bundle", "--prompt", "", code=2)
+    assert "is not in this study" in run("export", folder / "run", "--trial", "99", code=2)
+    stopped = re.search(r"(\d+) stopped", run("report", folder / "run"))
+    if stopped:
+        from studies.journal import open_for_reading
+
+        number = next(r.number for r in open_for_reading(folder / "run") if r.state == "stopped")
+        assert "only complete trials" in run("export", folder / "run", "--trial", number, code=2)
+
+
+def test_exported_bundle_scores_what_the_search_measured(study):
+    """The loss in the manifest, measured again from the bundle alone."""
+    import torch
+    import torch.nn.functional as F
+
+    from builder import load_bundle
+    from studies.data import Corpus
+
+    folder, _, _ = study
+    bundle = load_bundle(folder / "run/best")
+    corpus = Corpus(folder / "run/data")
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(bundle.model(inputs).flatten(0, 1), targets.flatten())
+            for inputs, targets in corpus.eval_batches(480, 96 // bundle.arch.seq_len, bundle.arch.seq_len)
+        ]
+    assert torch.stack(losses).mean().item() == pytest.approx(bundle.manifest["metrics"]["loss"], abs=1e-5)
+
+
+def test_train_one_architecture(study, tmp_path):
+    _, file, _ = study
+    out = tmp_path / "one"
+    output = run("train", "plain_4", "training.flops=2e9", "seed=1", "--study", file, "-o", out, code=2)
+    assert "unknown key" in output
+    run("train", "plain_4", "training.flops=2e9", "training.batch_tokens=512", "--study", file, "-o", out)
+    assert json.loads((out / "manifest.json").read_text())["metrics"]["training_flops"] > 1e9
+    assert not list(tmp_path.glob(".one-run"))
+
+
+def test_dry_run_starts_nothing(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, file, _ = study
+    output = run("search", file, "--dry-run")
+    for part in ("candidates", "trials: 5, and 1 baselines", "training FLOPs: about", "time: about"):
+        assert part in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_one_message_and_exit_code_2(tmp_path):
+    (tmp_path / "bad.yaml").write_text("extends: plain_4\nd_model: [1]\n")
+    result = CliRunner().invoke(app, ["describe", str(tmp_path / "bad.yaml")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {tmp_path}/bad.yaml:2: d_model: expected a whole number")
+    assert "Traceback" not in result.output
+    for command in ("status", "report", "export"):
+        assert "is not a study folder" in run(command, tmp_path, code=2)
+    assert "is not a bundle" in run("generate", tmp_path, code=2)
+    assert "no such file" in run("check", "nowhere", code=2)
+
+
+def test_help_lists_the_commands():
+    output = run("--help")
+    for command in (
+        "describe",
+        "cost",
+        "check",
+        "count",
+        "sample",
+        "train",
+        "search",
+        "status",
+        "report",
+        "export",
+        "generate",
+    ):
+        assert command in output

@@ -1,0 +1,145 @@
+"""The same studies through Ray: real workers, killed drivers, killed workers, interrupts."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, tiny_study
+
+from studies.journal import open_for_reading
+
+
+def start(tmp_path, *overrides):
+    command = [
+        sys.executable,
+        "-m",
+        "studies.cli",
+        "search",
+        str(tmp_path / "tiny.yaml"),
+        "--dir",
+        str(tmp_path / "run"),
+        *overrides,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path, start_new_session=True
+    )  # fmt: skip
+
+
+def read_until(process, pattern):
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(pattern, line):
+            return "".join(lines)
+    pytest.fail("".join(lines))
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=200)
+    return output
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture
+def study(tmp_path):
+    tiny_study(tmp_path, {"search": {"num_trials": 6}, "training": {"flops": 2e9}})
+    yield tmp_path
+    subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)], check=False)
+
+
+def test_search_survives_sigkill_of_the_driver(study):
+    process = start(study)
+    read_until(process, r"baseline +0 ")
+    read_until(process, r"trial +\d+ ")
+    kill(process)
+    before = [record for record in open_for_reading(study / "run") if record.state != "running"]
+    assert before
+
+    process = start(study)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "going on" in output
+    assert "At equal training FLOPs" in output
+    after = open_for_reading(study / "run")
+    assert [after[record.number] for record in before] == before
+    assert len(after) == 7
+    assert not any(record.state == "running" for record in after)
+    assert len({record.arch_id for record in after}) == 7
+    assert (study / "run/best/model.safetensors").is_file()
+
+    process = start(study)  # nothing is left to do: no workers, the same ranking
+    again = finish(process)
+    assert process.returncode == 0, again
+    assert "starting workers" not in again
+    assert open_for_reading(study / "run") == after
+
+
+def test_interrupt_leaves_cleanly_and_goes_on(study):
+    process = start(study)
+    read_until(process, r"baseline +0 ")
+    os.kill(process.pid, signal.SIGINT)
+    output = finish(process)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
+    assert "Traceback" not in output
+
+    process = start(study, "search.num_trials=3")
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert len(open_for_reading(study / "run")) >= 4
+
+
+def test_a_killed_worker_resumes_its_trial(study):
+    process = start(
+        study, "training.flops=2e10", "training.checkpoint_every_s=1", "search.num_trials=1", "search.stopper=none"
+    )
+    read_until(process, "starting workers")
+    deadline = time.monotonic() + 100
+    while not list(study.glob("run/trials/00000/attempt-001/step-*.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    workers = subprocess.run(
+        ["pgrep", "-f", r"ray::\w+\.train"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    assert workers
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker), signal.SIGKILL)
+    output = finish(process)
+    assert process.returncode == 0, output
+    records = open_for_reading(study / "run")
+    assert [record.state for record in records] == ["complete"] * 2
+    assert (study / "run/trials/00000/attempt-002").is_dir()
+
+
+def listening() -> dict[str, str]:
+    """Local addresses of listening TCP sockets of this machine's processes, from /proc."""
+    found = {}
+    for name in ("tcp", "tcp6"):
+        with open(f"/proc/net/{name}") as file:
+            for line in file.readlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A":
+                    found[fields[9]] = fields[1].rpartition(":")[0]
+    return found
+
+
+def test_ray_listens_on_loopback_only(study):
+    before = set(listening())
+    process = start(study)
+    read_until(process, r"baseline +0 ")
+    opened = {inode: address for inode, address in listening().items() if inode not in before}
+    kill(process)
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert opened
+    assert set(opened.values()) <= loopback, opened

@@ -1,0 +1,83 @@
+"""Everything the README tells people to type is typed here."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+from typer.testing import CliRunner
+
+from studies.cli import app
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.S)
+FASTER = ["search.num_trials=4", "search.stopper=none", "training.flops=1e10", "--serial"]
+
+
+def blocks(language):
+    return [text for name, text in BLOCKS if name == language]
+
+
+def run(command):
+    result = CliRunner().invoke(app, command.split()[1:], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, f"{command}\n{result.output}{result.exception!r}"
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    for text in blocks("yaml"):
+        name = re.match(r"# (\w+\.yaml)\n", text)
+        assert name, text
+        (folder / name[1]).write_text(text)
+    return folder
+
+
+def test_console_blocks_print_what_they_show(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    commands = 0
+    for text in blocks("console"):
+        for part in re.split(r"^\$ ", text, flags=re.M)[1:]:
+            command, _, shown = part.partition("\n")
+            commands += 1
+            assert shown.strip() in run(command.strip().replace('"', "")), command
+    assert commands >= 6
+
+
+def test_python_blocks_run(folder):
+    assert blocks("python")
+    for text in blocks("python"):
+        subprocess.run([sys.executable, "-W", "error", "-c", text], check=True, cwd=folder)
+
+
+def test_what_to_do_after_a_search(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (after,) = [text for text in blocks("") if "spiralformer status" in text]
+    CliRunner().invoke(app, ["search", "quickstart", *FASTER])
+    for command in after.strip().splitlines():
+        run(command.replace('"', ""))
+    assert (folder / "winner/model.safetensors").is_file()
+
+
+def test_the_shown_quickstart_is_of_the_shipped_study():
+    from studies.config import load_study
+
+    (shown,) = [text for text in blocks("") if "quickstart: " in text]
+    study = load_study("quickstart")
+    assert f"quickstart: {study.space.count()} candidates" in shown
+    assert f"{study.search.num_trials + len(study.baselines)} trials: " in shown
+    for arch in study.baselines:
+        assert f"{arch.name}: " in shown
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`make ([\w-]+)`", TEXT + (ROOT / "CONTRIBUTING.md").read_text())):
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+def test_every_listed_file_exists():
+    for name in re.findall(r"^    ([\w/.]+) ", TEXT, flags=re.M):
+        assert (ROOT / name).exists(), name
