@@ -107,6 +107,7 @@ def write_plots(records: Sequence[TrialRecord], corpus: Corpus, folder: Path) ->
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = [record for record in records if record.rungs]
@@ -134,7 +135,7 @@ def write_plots(records: Sequence[TrialRecord], corpus: Corpus, folder: Path) ->
         ylabel="held-out bits per byte",
         title="Every trial at its rungs (grey: stopped early)",
     )
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
     files = [folder / "loss_by_flops.png"]
     figure.savefig(files[0], dpi=130)
     plt.close(figure)
@@ -160,6 +161,9 @@ def write_plots(records: Sequence[TrialRecord], corpus: Corpus, folder: Path) ->
                     zorder=order,
                 )
             axes.set(xlabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.margins(x=0.15)
         panels[0].set(ylabel="held-out bits per byte")
         figure.suptitle("Full-budget trials: loss against cost (star: baseline, green: best)")
         files.append(folder / "loss_by_cost.png")

@@ -92,7 +92,7 @@ def measure_speed(study: StudyConfig, corpus: Corpus, device: str, *, for_s: flo
     arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
     config = check_training(decide_training(study.training, MiddleChooser()).tree)
     trainer = Trainer(arch, config, corpus, seed=0, device=device)
-    trainer.train(min(2, trainer.plan.num_steps))
+    trainer.train(min(2, trainer.plan.num_steps), time_limit_s=for_s)
     steps, start = trainer.step, time.perf_counter()
     trainer.train(trainer.plan.num_steps, time_limit_s=for_s)
     spent = (trainer.step - steps) * trainer.plan.flops_per_step

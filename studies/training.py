@@ -138,11 +138,12 @@ class Trainer:
             total += self._train_step()
             self.step += 1
             steps += 1
-            if steps % _CHECK_EVERY == 0 or self.step == until:
-                if not math.isfinite(total.item()):
-                    raise DivergedError(f"the training loss is {total.item()} at step {self.step}")
-                if time.perf_counter() - start > time_limit_s:
-                    break
+            time_is_up = time.perf_counter() - start > time_limit_s
+            looks = steps % _CHECK_EVERY == 0 or self.step == until or time_is_up  # each look waits for the device
+            if looks and not math.isfinite(total.item()):
+                raise DivergedError(f"the training loss is {total.item()} at step {self.step}")
+            if time_is_up:
+                break
         self.seconds += time.perf_counter() - start
         return total.item() / max(1, steps)
 
