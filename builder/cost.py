@@ -75,11 +75,11 @@ def estimate(graph: Graph) -> Cost:
         inputs = [levels[source] for source in node.inputs]
         if node.owner and node.owner not in params:
             params[node.owner] = row.params(graph, node, inputs)
-        item = row.work(graph, node, inputs)
-        total = work.setdefault(item.level, [0, 0, 0])
-        total[0] += item.per_position
-        total[1] += item.per_pair
-        total[2] += item.cached
+        for item in row.works(graph, node, inputs):
+            total = work.setdefault(item.level, [0, 0, 0])
+            total[0] += item.per_position
+            total[1] += item.per_pair
+            total[2] += item.cached
     length = graph.seq_len
     flops = cached = decoded = 0
     for level, (per_position, per_pair, per_cached) in work.items():
@@ -107,16 +107,19 @@ def breakdown(graph: Graph) -> tuple[CostPart, ...]:
     for node in graph.nodes:
         row = OPS[node.op]
         inputs = [levels[source] for source in node.inputs]
-        item = row.work(graph, node, inputs)
-        positions = item.level.closed_chunks(graph.seq_len)
-        flops = positions * item.per_position + positions * positions * item.per_pair
+        works = row.works(graph, node, inputs)
+        flops = 0
+        for item in works:
+            positions = item.level.closed_chunks(graph.seq_len)
+            flops += positions * item.per_position + positions * positions * item.per_pair
         params = 0 if node.owner in counted else row.params(graph, node, inputs)
         counted.add(node.owner)
         if not flops and not params and node.op != "block":
             continue
         part = node.owner if node.op in ("block", "embed", "head") else node.op
-        old = parts.get((part, item.level), CostPart(part, item.level, 0, 0, 0))
-        parts[part, item.level] = CostPart(part, item.level, old.uses + 1, old.params + params, old.flops + flops)
+        level = works[0].level
+        old = parts.get((part, level), CostPart(part, level, 0, 0, 0))
+        parts[part, level] = CostPart(part, level, old.uses + 1, old.params + params, old.flops + flops)
     return tuple(parts.values())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from builder.ir import TOKEN_LEVEL, Attr, Graph, Level, Node
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from searchspace.nodes import (
+    TABLEAUS,
     BlockNode,
     EmbedNode,
     HeadNode,
@@ -15,11 +17,15 @@ from searchspace.nodes import (
     LevelUse,
     LoopNode,
     MemoryNode,
+    MeshSettings,
+    MixSettings,
     NodeSpec,
     NormNode,
     PoolNode,
     ReadNode,
     RecallNode,
+    RungeKuttaSettings,
+    StepNode,
     UpscaleNode,
     WriteNode,
     level_uses,
@@ -77,7 +83,7 @@ def _topological(arch: ArchSpec) -> list[str]:
 
 def _sources(arch: ArchSpec, node: NodeSpec) -> list[tuple[str, str]]:
     sources = list(node_inputs(node))
-    if isinstance(node, LoopNode) and node.embedding is None and node.topology.kind in ("mesh", "anchor_star"):
+    if isinstance(node, LoopNode) and node.embedding is None and node.reads_embedding:
         sources.append(("embedding", _only_embed(arch)))
     return sources
 
@@ -131,6 +137,7 @@ class _Value:
     node: str
     level: Level
     upscale: str = "uniform"
+    positions: str = "chunk_index"
 
 
 @dataclass(slots=True)
@@ -146,16 +153,16 @@ class _Lowering:
         if isinstance(node, EmbedNode):
             v[name] = self.emit(name, "embed", (), TOKEN_LEVEL, owner="embed")
         elif isinstance(node, BlockNode):
-            v[name] = self.block(name, node.block, v[node.input])
+            v[name] = self.block(name, node.block, v[node.input], v[node.recall] if node.recall else None)
         elif isinstance(node, PoolNode):
             v[name] = self.pool(name, v[node.input], node.pool)
         elif isinstance(node, UpscaleNode):
             target = self.level_of(node.upscale)
             declared = self.arch.levels[node.upscale.level]
-            upscale = node.upscale.upscale or declared.upscale
-            v[name] = self.upscale(name, v[node.input], target, upscale, node.delay + node.upscale.delay, node.reads)
+            then = _Value("", target, node.upscale.upscale or declared.upscale, declared.positions)
+            v[name] = self.upscale(name, v[node.input], then, node.delay + node.upscale.delay, node.reads)
         elif isinstance(node, JoinNode):
-            v[name] = self.join(name, node.join, [v[i] for i in node.inputs])
+            v[name] = self.join(name, node.join, [v[i] for i in node.inputs], node.factors, node.learned)
         elif isinstance(node, MemoryNode):
             v[name] = self.emit(name, "memory", (v[node.input],), v[node.input].level, slots=node.memory)
         elif isinstance(node, WriteNode):
@@ -170,6 +177,8 @@ class _Lowering:
         elif isinstance(node, RecallNode):
             owner = f"shared.{node.weights}" if node.weights else f"sites.{name}"
             v[name] = self.recall(name, node.recall, v[node.inputs[0]], v[node.inputs[1]], owner)
+        elif isinstance(node, StepNode):
+            v[name] = self.step(name, node.step, v[node.input])
         elif isinstance(node, LoopNode):
             v[name] = self.loop(name, node)
         else:
@@ -184,28 +193,50 @@ class _Lowering:
     ) -> _Value:
         names = tuple([value.node for value in inputs])
         self.nodes.append(Node(name, op, names, level, owner, tuple(attrs.items())))
-        return _Value(name, level, inputs[0].upscale if inputs else "uniform")
+        return replace(inputs[0], node=name, level=level) if inputs else _Value(name, level)
 
-    def block(self, name: str, block: str, source: _Value) -> _Value:
-        return self.emit(name, "block", (source,), source.level, owner=f"blocks.{block}", block=block)
+    def block(self, name: str, block: str, source: _Value, recalled: _Value | None = None) -> _Value:
+        attrs: dict[str, Attr] = {"block": block}
+        if recalled is not None:
+            attrs["recall"] = str(self.arch.blocks[block].recall)
+        if source.positions != "chunk_index" and source.level != TOKEN_LEVEL:
+            attrs["positions"] = source.positions
+        inputs = (source,) if recalled is None else (source, recalled)
+        return self.emit(name, "block", inputs, source.level, owner=f"blocks.{block}", **attrs)
 
     def pool(self, name: str, source: _Value, use: LevelUse) -> _Value:
         declared, level = self.arch.levels[use.level], self.level_of(use)
         kind = use.pool or declared.pool
-        owner = f"sites.{name}" if kind == "self_aggregate" else ""
+        owner = "" if kind in ("mean", "last") else f"sites.{name}"
         pooled = self.emit(name, f"pool.{kind}", (source,), level, owner=owner)
-        return _Value(pooled.node, level, use.upscale or declared.upscale)
+        return _Value(pooled.node, level, use.upscale or declared.upscale, declared.positions)
 
-    def upscale(self, name: str, source: _Value, target: Level, then: str, delay: int, reads: str) -> _Value:
+    def upscale(self, name: str, source: _Value, then: _Value, delay: int, reads: str) -> _Value:
+        """Spread ``source`` back to the level of ``then``, which says how that is spread in turn."""
+        target = then.level
         if reads == "auto":
             reads = "closed" if self.arch.causal else "own_chunk"
         owner = f"sites.{name}" if source.upscale == "learned" else ""
         spread = self.emit(name, f"upscale.{source.upscale}", (source,), target, owner=owner, delay=delay, reads=reads)
-        return _Value(spread.node, target, then)
+        return replace(then, node=spread.node)
 
-    def join(self, name: str, kind: str, values: list[_Value]) -> _Value:
-        op = "join.base" if kind == "base" else "join.sum"
-        return self.emit(name, op, tuple(values), values[-1].level)
+    def join(
+        self, name: str, kind: str, values: list[_Value], factors: Sequence[float] = (), learned: bool = False
+    ) -> _Value:
+        last, inputs = values[-1], tuple(values)
+        if kind == "weighted":
+            text, owner = ",".join(f"{factor:.12g}" for factor in factors), f"sites.{name}" if learned else ""
+            joined = self.emit(
+                name, "join.weighted", inputs, last.level, owner=owner, factors=text, learned=int(learned)
+            )
+        elif kind == "mixture":
+            joined = self.emit(name, "join.mixture", inputs, last.level, owner=f"sites.{name}")
+        else:
+            joined = self.emit(name, "join.base" if kind == "base" else "join.sum", inputs, last.level)
+        return replace(last, node=joined.node)
+
+    def step(self, name: str, kind: str, source: _Value) -> _Value:
+        return self.emit(name, f"step.{kind}", (source,), source.level, owner=f"sites.{name}")
 
     def route(self, name: str, op: str, values: tuple[_Value, ...], path: str) -> _Value:
         memory = next(node for node in self.nodes if node.name == values[0].node)
@@ -218,30 +249,88 @@ class _Lowering:
 
     def loop(self, name: str, loop: LoopNode) -> _Value:
         """One group of operations for each entry of the schedule; the state stays at the input's level."""
-        start, kind = self.value[loop.input], loop.topology.kind
-        embedding = start
-        if kind in ("mesh", "anchor_star"):
-            embedding = self.value[loop.embedding or _only_embed(self.arch)]
-        state, memory = start, start
-        if kind == "mesh":
-            slots = loop.topology.slots
-            slots = len(loop.schedule) + _AUTO_SLOTS_BEYOND_ITERATIONS if slots == "auto" else slots
-            memory = self.emit(f"{name}.memory", "memory", (embedding,), embedding.level, slots=slots)
-            memory = self.route(f"{name}.start.write", "write", (memory, start, start), f"graph.{name}")
-            state = self.route(f"{name}.start.read", "read", (memory, start), f"graph.{name}")
-        for t, use in enumerate(loop.schedule):
-            at = f"{name}.t{t}"
-            entered = state
-            if loop.recall is not None:
-                entered = self.recall(f"{at}.recall", loop.recall, state, start, f"sites.{name}.recall")
-            latents = self.block(f"{at}.block", loop.loop, self.pool(f"{at}.pool", entered, use))
-            update = self.upscale(f"{at}.upscale", latents, state.level, state.upscale, use.delay, "auto")
-            if kind == "mesh":
-                memory = self.route(f"{at}.write", "write", (memory, update, state), f"graph.{name}")
-                state = self.route(f"{at}.read", "read", (memory, state), f"graph.{name}")
+        start, settings = self.value[loop.input], loop.topology.settings
+        embedding = self.value[loop.embedding or _only_embed(self.arch)] if loop.reads_embedding else start
+        if isinstance(settings, MeshSettings):
+            return self.mesh_loop(name, loop, start, embedding, settings)
+        if isinstance(settings, RungeKuttaSettings):
+            return self.runge_kutta_loop(name, loop, start, settings)
+        state = start
+        for t in range(len(loop.schedule)):
+            update = self.iteration(name, loop, t, state, start)
+            supports = {"residual": state, "anchor": start, "anchor_star": embedding}
+            at = f"{name}.t{t}.join"
+            if isinstance(settings, MixSettings):
+                state = self.mix(at, update, state, [supports[support] for support in settings.of], settings.weights)
+            elif loop.topology.kind == "base":
+                state = self.join(at, "base", [update])
             else:
-                meets = {"base": [], "residual": [state], "anchor": [start], "anchor_star": [embedding]}[kind]
-                state = self.join(f"{at}.join", kind, [update, *meets])
-            if loop.norm is not None:
-                state = self.emit(f"{at}.norm", f"norm.{loop.norm}", (state,), state.level, owner=f"sites.{name}.norm")
-        return _Value(state.node, state.level, start.upscale)
+                state = self.join(at, "sum", [update, supports[loop.topology.kind]])
+            state = self.outer_norm(name, loop, t, state)
+        return state
+
+    def iteration(self, name: str, loop: LoopNode, t: int, state: _Value, start: _Value) -> _Value:
+        """One pass of the core: step, recall, pool, block, upscale. Gives the update."""
+        at, use = f"{name}.t{t}", loop.schedule[t]
+        entered = state
+        if loop.step is not None:
+            entered = self.step(f"{at}.step", loop.step, entered)
+        if loop.recall is not None:
+            entered = self.recall(f"{at}.recall", loop.recall, entered, start, f"sites.{name}.recall")
+        latents = self.pool(f"{at}.pool", entered, use)
+        recalled = None
+        if self.arch.blocks[loop.loop].recall is not None:
+            recalled = self.pool(f"{at}.recalled", start, replace(use, pool="mean"))
+        latents = self.block(f"{at}.block", loop.loop, latents, recalled)
+        return self.upscale(f"{at}.upscale", latents, state, use.delay, "auto")
+
+    def outer_norm(self, name: str, loop: LoopNode, t: int, state: _Value) -> _Value:
+        if loop.norm is None:
+            return state
+        return self.emit(f"{name}.t{t}.norm", f"norm.{loop.norm}", (state,), state.level, owner=f"sites.{name}.norm")
+
+    def mix(self, name: str, update: _Value, state: _Value, supports: list[_Value], weights: str) -> _Value:
+        if weights == "dynamic":
+            return self.join(name, "mixture", [update, state, *supports])
+        if weights == "static":
+            factors = [1.0, *[1.0 / len(supports)] * len(supports)]
+            return self.join(name, "weighted", [update, *supports], factors, learned=True)
+        return self.join(name, "sum", [update, *supports])
+
+    def mesh_loop(self, name: str, loop: LoopNode, start: _Value, embedding: _Value, settings: MeshSettings) -> _Value:
+        """Every update is written to the memory, every state read from it; one write and read before the first."""
+        auto = len(loop.schedule) + _AUTO_SLOTS_BEYOND_ITERATIONS
+        slots = auto if settings.slots == "auto" else settings.slots
+        path = f"graph.{name}"
+        memory = self.emit(f"{name}.memory", "memory", (embedding,), embedding.level, slots=slots)
+        memory = self.route(f"{name}.start.write", "write", (memory, start, start), path)
+        state = self.route(f"{name}.start.read", "read", (memory, start), path)
+        for t in range(len(loop.schedule)):
+            update = self.iteration(name, loop, t, state, start)
+            memory = self.route(f"{name}.t{t}.write", "write", (memory, update, state), path)
+            state = self.route(f"{name}.t{t}.read", "read", (memory, state), path)
+            state = self.outer_norm(name, loop, t, state)
+        return state
+
+    def runge_kutta_loop(self, name: str, loop: LoopNode, start: _Value, settings: RungeKuttaSettings) -> _Value:
+        """Iterations are stages v_j = f(x + sum of theta_jl v_l); a step is x + sum of theta_j v_j."""
+        tableau, state = TABLEAUS[settings.tableau], start
+        for first in range(0, len(loop.schedule), tableau.stages):
+            stages: list[_Value] = []
+            for j, factors in enumerate(tableau.stage_factors):
+                point = self.combine(f"{name}.t{first + j}.stage", state, stages, factors, settings.learned)
+                stages.append(self.iteration(name, loop, first + j, point, start))
+            t = first + tableau.stages - 1
+            state = self.combine(f"{name}.t{t}.join", state, stages, tableau.step_factors, settings.learned)
+            state = self.outer_norm(name, loop, t, state)
+        return state
+
+    def combine(
+        self, name: str, state: _Value, stages: list[_Value], factors: Sequence[float], learned: bool
+    ) -> _Value:
+        """The state plus the stages; those with factor 0 are left out unless factors are learned."""
+        used = [(stage, f) for stage, f in zip(stages, factors, strict=True) if f or learned]
+        if not used:
+            return state
+        values = [state, *[stage for stage, _ in used]]
+        return self.join(name, "weighted", values, [1.0, *[factor for _, factor in used]], learned)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -12,12 +12,14 @@ from torch import fx, nn
 from builder.ir import Graph, Level, Node
 from searchspace.arch import ffn_dim, head_dim, rotary_dim
 from spiralformer.block import Block, BlockConfig
+from spiralformer.decoding import SITE, UNDECODABLE, Clock, Site
 from spiralformer.embedding import Head, TiedHead
 from spiralformer.init import init_weights
+from spiralformer.joins import AddStep, MixtureJoin, ScaleStep, WeightedJoin
 from spiralformer.model import SpiralFormer
 from spiralformer.norm import make_norm
-from spiralformer.pooling import LastPool, MeanPool, SelfAggregatePool
-from spiralformer.recall import AddRecall, ConcatRecall, LinearRecall
+from spiralformer.pooling import AttentionPool, LastPool, LinearPool, MeanPool, SelfAggregatePool
+from spiralformer.recall import make_recall
 from spiralformer.rope import Rotary
 from spiralformer.topology import OpenMemory, ReadMemory, WriteMemory
 from spiralformer.upscale import LearnedUpscale, UniformUpscale
@@ -40,7 +42,7 @@ def build_model(graph: Graph, *, seed: int = 0, device: str | torch.device = "cp
         return model
     model.to_empty(device=device)
     for module in model.modules():
-        if isinstance(module, Rotary):
+        if isinstance(module, Rotary | WeightedJoin):
             module.reset()
     init_weights(
         model,
@@ -67,6 +69,7 @@ def _lower(graph: Graph) -> SpiralFormer:
             value = inputs[0]
             for other in inputs[1:]:
                 value = code.create_node("call_function", operator.add, (value, other), name=label)
+                value.meta[SITE] = _site(node, levels)
         else:
             target = ".".join(map(_attribute, (node.owner or f"ops.{node.name}").split(".")))
             if not _has(root, target):
@@ -75,10 +78,34 @@ def _lower(graph: Graph) -> SpiralFormer:
                 inputs.append(tokens)
             if node.op == "head" and graph.tie_embeddings:
                 inputs.append(code.get_attr("embed.weight"))
-            value = code.create_node("call_module", target, tuple(inputs), name=label)
+            settings: dict[str, fx.node.Argument] = {}
+            if node.op == "block" and any(name == "positions" for name, _ in node.attrs):
+                settings = {"stride": node.level.chunk, "first": node.level.chunk - node.level.offset - 1}
+            value = code.create_node("call_module", target, tuple(inputs), settings, name=label)
+        value.meta[SITE] = _site(node, levels)
         values[node.name] = value
-    code.output(values[graph.output])
+    code.output(values[graph.output]).meta[UNDECODABLE] = _why_undecodable(graph)
     return SpiralFormer(root, code)
+
+
+def _site(node: Node, levels: Mapping[str, Level]) -> Site:
+    kind = node.op.partition(".")[0]
+    source = levels[node.inputs[0]] if node.inputs else node.level
+    kind = kind if kind in ("block", "pool", "upscale", "head") else "plain"
+    return Site(kind, Clock(*node.level), Clock(*source))
+
+
+def _why_undecodable(graph: Graph) -> str:
+    """Levels as clocks need every latent to be known when it is read."""
+    if not graph.causal:
+        return "it sees its whole input (causal: false)"
+    levels = {node.name: node.level for node in graph.nodes}
+    for node in graph.nodes:
+        if node.op.startswith("upscale.") and node.attr("reads") == "own_chunk":
+            chunk, _ = levels[node.inputs[0]].relative_to(node.level)
+            if node.int_attr("delay") < chunk - 1:
+                return f"'{node.name}' reads a chunk that is not closed yet"
+    return ""
 
 
 def _attribute(part: str) -> str:
@@ -122,6 +149,8 @@ def _block(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
             norm_place=block.norm_place,
             norm_eps=graph.norm_eps,
             parallel_residual=block.parallel_residual,
+            residual=block.residual,
+            recall=block.recall,
             rotary_dim=rotary_dim(block, d_model),
             rotary_base=block.rotary_base,
             qk_norm=block.qk_norm,
@@ -159,6 +188,11 @@ def _upscale(make: Callable[..., nn.Module], *, learned: bool = False) -> Module
     return rule
 
 
+def _weighted(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
+    factors = [float(text) for text in str(node.attr("factors")).split(",")]
+    return WeightedJoin(factors, learned=bool(node.attr("learned")))
+
+
 def _norm(kind: str) -> ModuleRule:
     return lambda graph, node, levels: make_norm(kind, graph.d_model, graph.norm_eps)
 
@@ -169,16 +203,22 @@ MODULES: dict[str, ModuleRule] = {
     "pool.mean": _pool(MeanPool),
     "pool.last": _pool(LastPool),
     "pool.self_aggregate": _pool(SelfAggregatePool, learned=True),
+    "pool.linear": _pool(LinearPool, learned=True),
+    "pool.attention": _pool(AttentionPool, learned=True),
     "upscale.uniform": _upscale(UniformUpscale),
     "upscale.learned": _upscale(LearnedUpscale, learned=True),
+    "join.weighted": _weighted,
+    "join.mixture": lambda graph, node, levels: MixtureJoin(graph.d_model, len(levels) - 2),
+    "step.add": lambda graph, node, levels: AddStep(graph.d_model),
+    "step.scale": lambda graph, node, levels: ScaleStep(graph.d_model),
     "memory": lambda graph, node, levels: OpenMemory(),
     "write": lambda graph, node, levels: WriteMemory(graph.d_model, node.int_attr("slots")),
     "read": lambda graph, node, levels: ReadMemory(graph.d_model, node.int_attr("slots")),
     "norm.rms": _norm("rms"),
     "norm.layer": _norm("layer"),
-    "recall.add": lambda graph, node, levels: AddRecall(),
-    "recall.linear": lambda graph, node, levels: LinearRecall(graph.d_model),
-    "recall.concat": lambda graph, node, levels: ConcatRecall(graph.d_model),
+    "recall.add": lambda graph, node, levels: make_recall("add", graph.d_model),
+    "recall.linear": lambda graph, node, levels: make_recall("linear", graph.d_model),
+    "recall.concat": lambda graph, node, levels: make_recall("concat", graph.d_model),
     "head": _head,
 }
 """How each operation is built; `join.sum` is plain addition, `join.base` never reaches lowering."""

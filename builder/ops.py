@@ -34,7 +34,9 @@ LevelRule: TypeAlias = Callable[[Node, Sequence[Level]], str]
 """(node, input levels) -> what is wrong and what would be right, or ''."""
 LookaheadRule: TypeAlias = Callable[[Graph, Node, Sequence[Level], Sequence[float]], float]
 ParamsRule: TypeAlias = Callable[[Graph, Node, Sequence[Level]], int]
-WorkRule: TypeAlias = Callable[[Graph, Node, Sequence[Level]], Work]
+WorkRule: TypeAlias = Callable[[Graph, Node, Sequence[Level]], "Work | tuple[Work, ...]"]
+
+_NORMS_PER_LAYER = {"pre": 2, "peri": 4, "post": 2, "sandwich": 4}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +50,11 @@ class OpRow:
     lookahead: LookaheadRule
     params: ParamsRule
     work: WorkRule
+
+    def works(self, graph: Graph, node: Node, levels: Sequence[Level]) -> tuple[Work, ...]:
+        """What it does, by the levels at which it does it."""
+        work = self.work(graph, node, levels)
+        return (work,) if isinstance(work, Work) else work
 
 
 def _same_level(node: Node, levels: Sequence[Level]) -> str:
@@ -93,7 +100,7 @@ def _worst_input(graph: Graph, node: Node, levels: Sequence[Level], ahead: Seque
 
 
 def _block_lookahead(graph: Graph, node: Node, levels: Sequence[Level], ahead: Sequence[float]) -> float:
-    return ahead[0] if graph.is_causal_block(graph.block_of(node)) else math.inf
+    return max(ahead) if graph.is_causal_block(graph.block_of(node)) else math.inf
 
 
 def _read_lookahead(graph: Graph, node: Node, levels: Sequence[Level], ahead: Sequence[float]) -> float:
@@ -125,6 +132,13 @@ def _linear(
     return params, work
 
 
+def _block_level(node: Node, levels: Sequence[Level]) -> str:
+    wanted = 2 if any(name == "recall" for name, _ in node.attrs) else 1
+    if len(levels) != wanted:
+        return f"has {len(levels)} inputs; give it the stream{' and what to recall' if wanted == 2 else ' alone'}"
+    return _same_level(node, levels)
+
+
 def block_params(block: BlockSpec, d_model: int) -> int:
     """Parameters of a whole block."""
     d, h, f = d_model, head_dim(block, d_model), ffn_dim(block, d_model)
@@ -133,8 +147,10 @@ def block_params(block: BlockSpec, d_model: int) -> int:
     qkv = (heads + 2 * kv_heads) * h
     matrices = d * qkv + heads * h * d + d * up + f * d
     biases = qkv + d + up + d if block.bias else 0
-    norms = 2 * d * (2 if block.norm == "layer" else 1) + (2 * h if block.qk_norm else 0)
-    return block.layers * (matrices + biases + norms)
+    norms = _NORMS_PER_LAYER[block.norm_place] * norm_params(block.norm, d) + (2 * h if block.qk_norm else 0)
+    gates = {"add": 0, "gate": 4 * d * d, "gru": 12 * d * (d + 1)}[block.residual]
+    recall = 2 * d * d if block.recall in ("linear", "concat") else 0
+    return block.layers * (matrices + biases + norms + gates + recall)
 
 
 def _block_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
@@ -146,6 +162,8 @@ def _block_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
     h, f = head_dim(block, d), ffn_dim(block, d)
     heads, kv_heads = block.heads, block.kv_heads or block.heads
     matrices = d * (heads + 2 * kv_heads) * h + heads * h * d + (3 if block.ffn == "swiglu" else 2) * d * f
+    matrices += {"add": 0, "gate": 4 * d * d, "gru": 12 * d * d}[block.residual]
+    matrices += 4 * d * d if block.recall in ("linear", "concat") else 0  # the one map serves both sub-layers
     return Work(node.level, 2 * matrices * block.layers, 4 * heads * h * block.layers, 2 * kv_heads * h * block.layers)
 
 
@@ -179,6 +197,27 @@ def _matrices(count: int) -> tuple[ParamsRule, WorkRule]:
     return params, work
 
 
+def _pool_mix_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
+    return node.level.chunk // levels[0].chunk * graph.d_model**2
+
+
+def _pool_mix_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
+    return Work(node.level, 2 * _pool_mix_params(graph, node, levels))
+
+
+def _pool_attention_work(graph: Graph, node: Node, levels: Sequence[Level]) -> tuple[Work, ...]:
+    """Keys and values of every member, query and output of every latent."""
+    return Work(levels[0], 4 * graph.d_model**2), Work(node.level, 4 * graph.d_model**2)
+
+
+def _weighted_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
+    return len(levels) if node.attr("learned") else 0
+
+
+def _vector_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
+    return graph.d_model
+
+
 def _relative_chunk(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
     return levels[0].chunk // node.level.chunk
 
@@ -186,7 +225,9 @@ def _relative_chunk(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
 _scorer_params, _scorer_work = _linear(lambda graph, node, levels: 1, at_input=True)
 _allocation_params, _allocation_work = _linear(_relative_chunk, at_input=True)
 _router_params, _router_work = _linear(lambda graph, node, levels: node.int_attr("slots"))
+_mixture_params, _mixture_work = _linear(lambda graph, node, levels: len(levels) - 2)
 _two_matrices_params, _two_matrices_work = _matrices(2)
+_four_matrices_params, _ = _matrices(4)
 
 
 def _free(takes: tuple[str, ...], gives: str = STREAM, level: LevelRule = _same_level) -> OpRow:
@@ -212,14 +253,20 @@ def _norm_row(kind: str) -> OpRow:
 
 OPS: dict[str, OpRow] = {
     "embed": _row((), _embed_params, _no_work, level=_token_level),
-    "block": _row((STREAM,), _block_params, _block_work, lookahead=_block_lookahead),
+    "block": _row((STREAM, "..."), _block_params, _block_work, level=_block_level, lookahead=_block_lookahead),
     "pool.mean": _free((STREAM,), level=_coarser),
     "pool.last": _free((STREAM,), level=_coarser),
     "pool.self_aggregate": _row((STREAM,), _scorer_params, _scorer_work, level=_coarser),
+    "pool.linear": _row((STREAM,), _pool_mix_params, _pool_mix_work, level=_coarser),
+    "pool.attention": _row((STREAM,), _four_matrices_params, _pool_attention_work, level=_coarser),
     "upscale.uniform": _row((STREAM,), _no_params, _no_work, level=_finer, lookahead=_read_lookahead),
     "upscale.learned": _row((STREAM,), _allocation_params, _allocation_work, level=_finer, lookahead=_read_lookahead),
     "join.base": _free((STREAM,)),
     "join.sum": _free((STREAM, STREAM, "...")),
+    "join.weighted": _row((STREAM, "..."), _weighted_params, _no_work),
+    "join.mixture": _row((STREAM, STREAM, STREAM, "..."), _mixture_params, _mixture_work),
+    "step.add": _row((STREAM,), _vector_params, _no_work),
+    "step.scale": _row((STREAM,), _vector_params, _no_work),
     "memory": _free((STREAM,), gives=MEMORY),
     "write": _row((MEMORY, STREAM, STREAM), _router_params, _router_work, gives=MEMORY),
     "read": _row((MEMORY, STREAM), _router_params, _router_work),

@@ -14,6 +14,7 @@ from typing import Literal
 from searchspace.decode import encode, key
 from searchspace.errors import SpecError, one_of, show
 from searchspace.nodes import (
+    TABLEAUS,
     BlockNode,
     EmbedNode,
     FfnKind,
@@ -25,8 +26,12 @@ from searchspace.nodes import (
     NormKind,
     NormPlace,
     PoolKind,
+    Positions,
+    RecallKind,
     RecallNode,
+    ResidualKind,
     ResidualScale,
+    RungeKuttaSettings,
     UpscaleKind,
     WriteNode,
     decode_graph,
@@ -44,6 +49,8 @@ _JOIN_ARITY: dict[str, tuple[int, int]] = {
     "anchor": (2, 2),
     "anchor_star": (2, 2),
     "sum": (2, 64),
+    "weighted": (1, 64),
+    "mixture": (3, 64),
 }
 
 
@@ -59,6 +66,10 @@ class LevelSpec:
     )
     pool: PoolKind = key("How a chunk becomes a latent.", default="self_aggregate")
     upscale: UpscaleKind = key("How a latent's update is spread over the tokens.", default="learned")
+    positions: Positions = key(
+        "What the rotary embedding is told of a latent: chunk_index, or the position of the chunk's last_token.",
+        default="chunk_index",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +89,14 @@ class BlockSpec:
     )
     norm: NormKind = key("Normalization kind.", default="rms")
     norm_place: NormPlace = key(
-        "pre: before each branch. post: after each residual sum (outer normalization).", default="pre"
+        "pre: before each branch. peri: also on its output. post: after each residual sum (outer normalization). "
+        "sandwich: pre and post.",
+        default="pre",
     )
+    residual: ResidualKind = key(
+        "How a branch's output meets the state: add, gate (a gate on each), or gru (a GRU cell).", default="add"
+    )
+    recall: RecallKind | None = key("Inject the loop's input inside each branch (internal recall).", default=None)
     parallel_residual: bool = key("Attention and feed-forward read the same input (GPT-NeoX).", default=False)
     rotary_fraction: float = key("Share of each head that is rotated.", default=1.0, low=0.0, high=1.0)
     rotary_base: float = key("Base of the rotary frequencies.", default=10000.0, low=1.0)
@@ -174,10 +191,13 @@ def _check_block(block: BlockSpec, d_model: int, path: str) -> None:
             f"rotates {rotary_dim(block, d_model)} of {head_dim(block, d_model)} dimensions, an odd number",
             "choose heads, head_dim and rotary_fraction so that it is even",
         )
-    if block.parallel_residual and block.norm_place != "pre":
-        raise SpecError(
-            f"{path}.norm_place", f"'{block.norm_place}' has no meaning with parallel_residual", "use norm_place: pre"
-        )
+    for name, plain in (("norm_place", "pre"), ("residual", "add"), ("recall", None)):
+        if block.parallel_residual and getattr(block, name) != plain:
+            raise SpecError(
+                f"{path}.{name}",
+                f"'{getattr(block, name)}' has no meaning with parallel_residual",
+                f"leave {name} out, or set parallel_residual: false",
+            )
 
 
 def _check_graph(arch: ArchSpec) -> None:
@@ -192,28 +212,43 @@ def _check_graph(arch: ArchSpec) -> None:
     if not embeds:
         raise SpecError("graph", "has no embed", "give a node {embed: tokens}")
     for name, node in arch.graph.items():
-        path = f"graph.{name}"
-        for where, source in node_inputs(node):
-            if source not in arch.graph:
-                raise SpecError(f"{path}.{where}", f"no node is called {show(source)}", one_of(arch.graph, source))
-        for where, use in level_uses(node):
-            _check_use(arch, use, f"{path}.{where}")
-        if isinstance(node, BlockNode | LoopNode):
-            block = node.block if isinstance(node, BlockNode) else node.loop
-            if block not in arch.blocks:
-                op = "block" if isinstance(node, BlockNode) else "loop"
-                raise SpecError(f"{path}.{op}", f"no block is called {show(block)}", one_of(arch.blocks, block))
-        if isinstance(node, JoinNode):
-            low, high = _JOIN_ARITY[node.join]
-            if not low <= len(node.inputs) <= high:
-                wanted = str(low) if low == high else f"{low} or more"
-                raise SpecError(f"{path}.in", f"join {node.join} has {len(node.inputs)} inputs", f"give it {wanted}")
-        if isinstance(node, WriteNode | RecallNode) and len(node.inputs) != 2:
-            wanted = "[update, state]" if isinstance(node, WriteNode) else "[state, input]"
-            raise SpecError(f"{path}.in", f"has {len(node.inputs)} inputs", f"give it {wanted}")
-        if isinstance(node, LoopNode):
-            _check_loop(node, embeds, path)
+        _check_node(arch, node, f"graph.{name}", embeds)
     _check_acyclic(arch)
+
+
+def _check_node(arch: ArchSpec, node: NodeSpec, path: str, embeds: list[str]) -> None:
+    for where, source in node_inputs(node):
+        if source not in arch.graph:
+            raise SpecError(f"{path}.{where}", f"no node is called {show(source)}", one_of(arch.graph, source))
+    for where, use in level_uses(node):
+        _check_use(arch, use, f"{path}.{where}")
+    if isinstance(node, BlockNode | LoopNode):
+        op, block = ("block", node.block) if isinstance(node, BlockNode) else ("loop", node.loop)
+        if block not in arch.blocks:
+            raise SpecError(f"{path}.{op}", f"no block is called {show(block)}", one_of(arch.blocks, block))
+        recall = arch.blocks[block].recall
+        if isinstance(node, BlockNode) and (recall is None) != (node.recall is None):
+            raise SpecError(
+                f"{path}.recall",
+                f"block {block} has recall: {recall or 'null'}, the node recalls {node.recall or 'nothing'}",
+                "give both the block a recall kind and the node a stream to recall, or neither",
+            )
+    if isinstance(node, JoinNode):
+        low, high = _JOIN_ARITY[node.join]
+        if not low <= len(node.inputs) <= high:
+            wanted = str(low) if low == high else f"{low} or more"
+            raise SpecError(f"{path}.in", f"join {node.join} has {len(node.inputs)} inputs", f"give it {wanted}")
+        if len(node.factors) != (len(node.inputs) if node.join == "weighted" else 0):
+            raise SpecError(
+                f"{path}.factors",
+                f"join {node.join} of {len(node.inputs)} inputs has {len(node.factors)} factors",
+                "give weighted one factor for each input, other joins none",
+            )
+    if isinstance(node, WriteNode | RecallNode) and len(node.inputs) != 2:
+        wanted = "[update, state]" if isinstance(node, WriteNode) else "[state, input]"
+        raise SpecError(f"{path}.in", f"has {len(node.inputs)} inputs", f"give it {wanted}")
+    if isinstance(node, LoopNode):
+        _check_loop(node, embeds, path)
 
 
 def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
@@ -229,7 +264,15 @@ def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
 def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
     if not 1 <= len(node.schedule) <= 256:
         raise SpecError(f"{path}.schedule", f"has {len(node.schedule)} iterations", "give 1 to 256 levels")
-    if node.topology.kind in ("mesh", "anchor_star") and node.embedding is None and len(embeds) != 1:
+    if isinstance(node.topology.settings, RungeKuttaSettings):
+        stages = TABLEAUS[node.topology.settings.tableau].stages
+        if len(node.schedule) % stages:
+            raise SpecError(
+                f"{path}.schedule",
+                f"has {len(node.schedule)} iterations, but {node.topology.settings.tableau} takes {stages} a step",
+                f"give a multiple of {stages}",
+            )
+    if node.reads_embedding and node.embedding is None and len(embeds) != 1:
         raise SpecError(
             f"{path}.embedding", f"there are {len(embeds)} embeds to choose from", f"name one of: {', '.join(embeds)}"
         )

@@ -179,7 +179,7 @@ def _is_whole(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...])
         return True
     if len(path) != 2 or path[0] != "graph":
         return False
-    inner = ("norm", "recall") if "loop" in base or "head" in base else ()
+    inner = ("norm", "recall", "step") if "loop" in base or "head" in base else ()
     return any(op in over for op in NODE_TYPES if op not in inner)
 
 

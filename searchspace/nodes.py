@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-from searchspace.decode import dataclass_decoder, decode, decoder_for, expect_mapping, join_path, key
+from searchspace.decode import dataclass_decoder, decode, decoder_for, encode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
 
-PoolKind: TypeAlias = Literal["mean", "self_aggregate", "last"]
+PoolKind: TypeAlias = Literal["mean", "self_aggregate", "last", "linear", "attention"]
 UpscaleKind: TypeAlias = Literal["uniform", "learned"]
-JoinKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "sum"]
-TopologyKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "mesh"]
+JoinKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "sum", "weighted", "mixture"]
+TopologyKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "mesh", "mix", "runge_kutta"]
+Support: TypeAlias = Literal["residual", "anchor", "anchor_star"]
+MixWeights: TypeAlias = Literal["sum", "static", "dynamic"]
+Tableau: TypeAlias = Literal["euler", "midpoint", "rk4"]
+ResidualKind: TypeAlias = Literal["add", "gate", "gru"]
+Positions: TypeAlias = Literal["chunk_index", "last_token"]
+StepKind: TypeAlias = Literal["add", "scale"]
 NormKind: TypeAlias = Literal["rms", "layer"]
-NormPlace: TypeAlias = Literal["pre", "post"]
+NormPlace: TypeAlias = Literal["pre", "peri", "post", "sandwich"]
 FfnKind: TypeAlias = Literal["gelu", "swiglu", "relu2"]
 RecallKind: TypeAlias = Literal["add", "linear", "concat"]
 ReadRule: TypeAlias = Literal["auto", "closed", "own_chunk"]
@@ -50,29 +56,78 @@ class LevelUse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MeshSettings:
+    """Memory slots with learned writes and reads (MeSH)."""
+
+    slots: int | Literal["auto"] = key("Memory slots; auto is iterations + 3.", default="auto", low=2, high=256)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixSettings:
+    """Several supports at once (MeSH, section 2.5)."""
+
+    of: tuple[Support, ...] = key("What the update is added to.")
+    weights: MixWeights = key(
+        "sum: all of each. static: a learned factor for each, from 1/n. dynamic: a router's softmax for each token.",
+        default="sum",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungeKuttaSettings:
+    """Iterations as stages of an explicit Runge-Kutta step over depth (R2N2, arXiv 2211.12386)."""
+
+    tableau: Tableau = key("euler: 1 stage a step. midpoint: 2. rk4: 4.")
+    learned: bool = key("Train the tableau's factors, from these values.", default=False)
+
+
+class ButcherTableau(NamedTuple):
+    """An explicit Runge-Kutta scheme: what each stage and the step add to the state, per earlier stage."""
+
+    stage_factors: tuple[tuple[float, ...], ...]
+    step_factors: tuple[float, ...]
+
+    @property
+    def stages(self) -> int:
+        return len(self.step_factors)
+
+
+TABLEAUS: dict[str, ButcherTableau] = {
+    "euler": ButcherTableau(((),), (1.0,)),
+    "midpoint": ButcherTableau(((), (0.5,)), (0.0, 1.0)),
+    "rk4": ButcherTableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+_SETTINGS: dict[str, type[MeshSettings | MixSettings | RungeKuttaSettings]] = {
+    "mesh": MeshSettings,
+    "mix": MixSettings,
+    "runge_kutta": RungeKuttaSettings,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TopologySpec:
     """How an iteration's update meets the loop state and older states."""
 
     kind: TopologyKind
-    slots: int | Literal["auto"] = "auto"
+    settings: MeshSettings | MixSettings | RungeKuttaSettings | None = None
 
     @staticmethod
     def __decode__(data: object, path: str) -> TopologySpec:
-        if isinstance(data, str):
-            return TopologySpec(kind=decoder_for(TopologyKind)(data, path))
+        if isinstance(data, str) and data not in ("mix", "runge_kutta"):
+            kind: TopologyKind = decoder_for(TopologyKind)(data, path)
+            return TopologySpec(kind=kind, settings=MeshSettings() if kind == "mesh" else None)
         mapping = expect_mapping(data, path, "a topology: a name or {mesh: {slots: auto}}")
-        if set(mapping) != {"mesh"}:
-            raise SpecError(path, f"unknown topology {show(mapping)}", "write a name or {mesh: {slots: auto}}")
-        settings = decode(_MeshSettings, mapping["mesh"], join_path(path, "mesh"))
-        return TopologySpec(kind="mesh", slots=settings.slots)
+        name = next(iter(mapping), "")
+        if len(mapping) != 1 or name not in _SETTINGS:
+            raise SpecError(path, f"unknown topology {show(mapping)}", "write a name, or " + one_of(_SETTINGS, name))
+        settings = decode(_SETTINGS[name], mapping[name], join_path(path, name))
+        if isinstance(settings, MixSettings) and not 1 <= len(settings.of) == len(set(settings.of)):
+            raise SpecError(f"{path}.mix.of", f"{list(settings.of)} is not a set of supports", "name each once")
+        return TopologySpec(kind=decoder_for(TopologyKind)(name, path), settings=settings)
 
     def __encode__(self) -> object:
-        return self.kind if self.slots == "auto" else {self.kind: {"slots": self.slots}}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _MeshSettings:
-    slots: int | Literal["auto"] = key("Memory slots; auto is iterations + 3.", default="auto", low=2, high=256)
+        return self.kind if self.settings in (None, MeshSettings()) else {self.kind: encode(self.settings)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +143,7 @@ class BlockNode:
 
     block: str = key("Name of the block.")
     input: str = key("The stream it reads.", name="in")
+    recall: str | None = key("The stream injected again, for a block with internal recall.", default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +172,13 @@ class UpscaleNode:
 class JoinNode:
     """Topology step: an update, and what it is added to."""
 
-    join: JoinKind = key("base: the update alone; the others: the sum of all inputs.")
+    join: JoinKind = key(
+        "base: the update alone. weighted: a sum with a factor for each input. mixture: the first input, plus the "
+        "others from the third on, weighted for each token by a router that reads the second. Others: the sum."
+    )
     inputs: tuple[str, ...] = key("The update first, then states.", name="in")
+    factors: tuple[float, ...] = key("Of weighted, one for each input.", default=())
+    learned: bool = key("Whether the factors of weighted are trained.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +215,14 @@ class NormNode:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepNode:
+    """A learned vector added to a stream, or multiplied with it."""
+
+    step: StepKind = key("add: starts at zero. scale: starts at one.")
+    input: str = key("The stream.", name="in")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RecallNode:
     """Inject the input again: state and input become the new state (external recall)."""
 
@@ -173,6 +242,18 @@ class LoopNode:
     embedding: str | None = key("Slot 0 of mesh, the anchor of anchor_star; default: the only embed.", default=None)
     recall: RecallKind | None = key("Inject the loop's input before each iteration.", default=None)
     norm: NormKind | None = key("Normalise the state after each iteration (outer normalization).", default=None)
+    step: StepKind | None = key(
+        "A vector for each iteration, on entering it: added (step embedding) or multiplied (element vector).",
+        default=None,
+    )
+
+    @property
+    def reads_embedding(self) -> bool:
+        """Whether the topology uses the embedding."""
+        settings = self.topology.settings
+        return self.topology.kind in ("mesh", "anchor_star") or (
+            isinstance(settings, MixSettings) and "anchor_star" in settings.of
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +276,7 @@ NodeSpec: TypeAlias = (
     | ReadNode
     | NormNode
     | RecallNode
+    | StepNode
     | LoopNode
     | HeadNode
 )
@@ -211,6 +293,7 @@ NODE_TYPES: dict[str, type[NodeSpec]] = {
     "read": ReadNode,
     "norm": NormNode,
     "recall": RecallNode,
+    "step": StepNode,
 }
 
 
@@ -239,6 +322,8 @@ def node_inputs(node: NodeSpec) -> Iterator[tuple[str, str]]:
         yield from ((f"in.{i}", name) for i, name in enumerate(node.inputs))
     elif not isinstance(node, EmbedNode):
         yield "in", node.input
+    if isinstance(node, BlockNode) and node.recall is not None:
+        yield "recall", node.recall
     if isinstance(node, WriteNode):
         yield "write", node.write
     if isinstance(node, ReadNode):

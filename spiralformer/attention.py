@@ -5,10 +5,40 @@ Shape legend: B batch, L positions, D model, N query heads, K key-value heads, H
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spiralformer.rope import rotate
+
+
+class KeyValueCache:
+    """Keys and values of one layer at one call site, filled position by position.
+
+    Shape:
+        keys and values (B, K, capacity, H).
+    """
+
+    def __init__(
+        self, batch_size: int, kv_heads: int, capacity: int, head_dim: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (batch_size, kv_heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, k_BKLH: Tensor, v_BKLH: Tensor) -> tuple[Tensor, Tensor]:
+        """Add positions at the end; returns all keys and values so far, in the given dtype."""
+        end = self.length + k_BKLH.shape[2]
+        self.keys[:, :, self.length : end] = k_BKLH
+        self.values[:, :, self.length : end] = v_BKLH
+        self.length = end
+        return self.keys[:, :, :end].to(k_BKLH.dtype), self.values[:, :, :end].to(v_BKLH.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held, filled or not."""
+        return 2 * self.keys.numel() * self.keys.element_size()
 
 
 class Attention(nn.Module):
@@ -47,22 +77,18 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
-        q_BNLH, k_BKLH, v_BKLH = self.project(x_BLD)
-        q_BNLH, k_BKLH = rotate(q_BNLH, cos_LR, sin_LR), rotate(k_BKLH, cos_LR, sin_LR)
-        return self.attend(q_BNLH, k_BKLH, v_BKLH, causal=self.causal)
-
-    def project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values by head, normalised, not yet rotated."""
+    def forward(self, x_BLD: Tensor, cos_LR: Tensor, sin_LR: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         batch, length, _ = x_BLD.shape
         qkv = self.qkv(x_BLD).view(batch, length, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         q_BNLH, k_BKLH, v_BKLH = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        return self.q_norm(q_BNLH), self.k_norm(k_BKLH), v_BKLH
-
-    def attend(self, q_BNLH: Tensor, k_BKLH: Tensor, v_BKLH: Tensor, *, causal: bool) -> Tensor:
-        """Attention and output projection; keys may be longer than queries when not ``causal``."""
+        q_BNLH = rotate(self.q_norm(q_BNLH), cos_LR, sin_LR)
+        k_BKLH = rotate(self.k_norm(k_BKLH), cos_LR, sin_LR)
+        if cache is not None:
+            k_BKLH, v_BKLH = cache.append(k_BKLH, v_BKLH)
         if self.kv_heads != self.heads:
             k_BKLH = k_BKLH.repeat_interleave(self.heads // self.kv_heads, dim=1)
             v_BKLH = v_BKLH.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        # One query at the end of its keys sees all of them; several begin where the keys begin.
+        causal = self.causal and length > 1
         mixed_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BKLH, v_BKLH, is_causal=causal)
         return self.out(mixed_BNLH.transpose(1, 2).flatten(2))

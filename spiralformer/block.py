@@ -1,18 +1,33 @@
 """A block: a stack of layers that owns parameters and may be called many times.
 
+Every layer is two sub-layers, attention and feed-forward, of one form (arXiv 2604.15259, code):
+
+    u = branch(recall(pre_norm(x), e));  x = post_norm(residual(x, peri_norm(u)))
+
 Shape legend: B batch, L positions, D model, F feed-forward hidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiralformer.attention import Attention
+from spiralformer.attention import Attention, KeyValueCache
 from spiralformer.norm import make_norm
+from spiralformer.recall import make_recall
 from spiralformer.rope import Rotary
+
+NORM_PLACES: dict[str, tuple[bool, bool, bool]] = {
+    # kind: whether there is a norm before the branch, on its output, after the residual sum
+    "pre": (True, False, False),
+    "peri": (True, True, False),
+    "post": (False, False, True),
+    "sandwich": (True, False, True),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +45,8 @@ class BlockConfig:
     norm_place: str
     norm_eps: float
     parallel_residual: bool
+    residual: str
+    recall: str | None
     rotary_dim: int
     rotary_base: float
     qk_norm: bool
@@ -77,77 +94,159 @@ class GatedFeedForward(nn.Module):
         return self.out(F.silu(gate_BLF) * up_BLF)
 
 
-class _Layer(nn.Module):
-    """Parts that every kind of layer has."""
+class AddResidual(nn.Module):
+    """x + scale * u.
 
-    def __init__(self, config: BlockConfig) -> None:
+    Shape:
+        x (B, L, D), u (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, scale: float) -> None:
         super().__init__()
-        c = config
-        self.attn_norm = make_norm(c.norm, c.d_model, c.norm_eps)
-        self.attn = Attention(
-            c.d_model, c.heads, c.kv_heads, c.head_dim, causal=c.causal, qk_norm=c.qk_norm, bias=c.bias, eps=c.norm_eps
-        )
-        self.ffn_norm = make_norm(c.norm, c.d_model, c.norm_eps)
-        self.ffn = (
-            GatedFeedForward(c.d_model, c.ffn_dim, c.bias)
-            if c.ffn == "swiglu"
-            else FeedForward(c.d_model, c.ffn_dim, c.ffn, c.bias)
-        )
+        self.scale = scale
+
+    def forward(self, x_BLD: Tensor, u_BLD: Tensor) -> Tensor:
+        return x_BLD + u_BLD if self.scale == 1.0 else torch.add(x_BLD, u_BLD, alpha=self.scale)
+
+
+class GateResidual(nn.Module):
+    """sigmoid(W_x x) x + sigmoid(W_u u) scale u.
+
+    Shape:
+        x (B, L, D), u (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, d_model: int, scale: float) -> None:
+        super().__init__()
+        self.keep = nn.Linear(d_model, d_model, bias=False)
+        self.take = nn.Linear(d_model, d_model, bias=False)
+        self.scale = scale
+
+    def forward(self, x_BLD: Tensor, u_BLD: Tensor) -> Tensor:
+        return self.keep(x_BLD).sigmoid() * x_BLD + self.take(u_BLD).sigmoid() * (self.scale * u_BLD)
+
+
+class GruResidual(nn.Module):
+    """A GRU cell: the update is its input, the state its hidden state.
+
+    Shape:
+        x (B, L, D), u (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, d_model: int, scale: float) -> None:
+        super().__init__()
+        self.from_update = nn.Linear(d_model, 3 * d_model)
+        self.from_state = nn.Linear(d_model, 3 * d_model)
+        self.scale = scale
+
+    def forward(self, x_BLD: Tensor, u_BLD: Tensor) -> Tensor:
+        update_r, update_z, update_n = self.from_update(self.scale * u_BLD).chunk(3, dim=-1)
+        state_r, state_z, state_n = self.from_state(x_BLD).chunk(3, dim=-1)
+        reset, keep = (update_r + state_r).sigmoid(), (update_z + state_z).sigmoid()
+        return torch.lerp((update_n + reset * state_n).tanh(), x_BLD, keep)
+
+
+def _make_residual(c: BlockConfig) -> nn.Module:
+    if c.residual == "add":
+        return AddResidual(c.branch_scale)
+    return {"gate": GateResidual, "gru": GruResidual}[c.residual](c.d_model, c.branch_scale)
+
+
+class SubLayer(nn.Module):
+    """A branch between its norms, and how its output meets the state.
+
+    Shape:
+        x (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, branch: nn.Module, c: BlockConfig) -> None:
+        super().__init__()
+        norms = [c.norm if has else "none" for has in NORM_PLACES[c.norm_place]]
+        self.pre_norm, self.peri_norm, self.post_norm = (make_norm(kind, c.d_model, c.norm_eps) for kind in norms)
+        self.branch = branch
         self.dropout = nn.Dropout(c.dropout)
-        self.branch_scale = c.branch_scale
+        self.residual = _make_residual(c)
 
-    def branch(self, update_BLD: Tensor) -> Tensor:
-        return self.dropout(update_BLD) * self.branch_scale if self.branch_scale != 1.0 else self.dropout(update_BLD)
-
-
-class PreNormLayer(_Layer):
-    """x + attn(norm(x)), then x + ffn(norm(x))."""
-
-    def forward(self, x_BLD: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
-        x_BLD = x_BLD + self.branch(self.attn(self.attn_norm(x_BLD), cos_LR, sin_LR))
-        return x_BLD + self.branch(self.ffn(self.ffn_norm(x_BLD)))
+    def forward(self, x_BLD: Tensor, recalled: tuple[nn.Module, Tensor] | None, *context: object) -> Tensor:
+        u_BLD = self.pre_norm(x_BLD)
+        if recalled is not None:
+            recall, e_BLD = recalled
+            u_BLD = recall(u_BLD, e_BLD)
+        u_BLD = self.peri_norm(self.branch(u_BLD, *context))
+        return self.post_norm(self.residual(x_BLD, self.dropout(u_BLD)))
 
 
-class PostNormLayer(_Layer):
-    """norm(x + attn(x)), then norm(x + ffn(x)): outer normalization (arXiv 2604.15259, section 5)."""
+class Layer(nn.Module):
+    """Attention, then feed-forward; internal recall's one map serves both (arXiv 2604.15259)."""
 
-    def forward(self, x_BLD: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
-        x_BLD = self.attn_norm(x_BLD + self.branch(self.attn(x_BLD, cos_LR, sin_LR)))
-        return self.ffn_norm(x_BLD + self.branch(self.ffn(x_BLD)))
+    def __init__(self, c: BlockConfig) -> None:
+        super().__init__()
+        self.attn = SubLayer(_attention(c), c)
+        self.ffn = SubLayer(_feed_forward(c), c)
+        self.recall = make_recall(c.recall, c.d_model) if c.recall is not None else None
+
+    def forward(
+        self, x_BLD: Tensor, e_BLD: Tensor | None, cos_LR: Tensor, sin_LR: Tensor, cache: KeyValueCache | None
+    ) -> Tensor:
+        recalled = (self.recall, e_BLD) if self.recall is not None and e_BLD is not None else None
+        return self.ffn(self.attn(x_BLD, recalled, cos_LR, sin_LR, cache), recalled)
 
 
-class ParallelLayer(_Layer):
+class ParallelLayer(nn.Module):
     """x + attn(norm(x)) + ffn(norm(x)), as in GPT-NeoX."""
 
-    def forward(self, x_BLD: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
-        attn_BLD = self.attn(self.attn_norm(x_BLD), cos_LR, sin_LR)
-        return x_BLD + self.branch(attn_BLD) + self.branch(self.ffn(self.ffn_norm(x_BLD)))
+    def __init__(self, c: BlockConfig) -> None:
+        super().__init__()
+        self.attn, self.ffn = SubLayer(_attention(c), c), SubLayer(_feed_forward(c), c)
+
+    def forward(
+        self, x_BLD: Tensor, e_BLD: Tensor | None, cos_LR: Tensor, sin_LR: Tensor, cache: KeyValueCache | None
+    ) -> Tensor:
+        attn, ffn = self.attn, self.ffn
+        attn_BLD = attn.dropout(attn.branch(attn.pre_norm(x_BLD), cos_LR, sin_LR, cache))
+        ffn_BLD = ffn.dropout(ffn.branch(ffn.pre_norm(x_BLD)))
+        return attn.residual(x_BLD, attn_BLD + ffn_BLD)
 
 
-def _layer_class(config: BlockConfig) -> type[_Layer]:
-    if config.parallel_residual:
-        return ParallelLayer
-    return {"pre": PreNormLayer, "post": PostNormLayer}[config.norm_place]
+def _attention(c: BlockConfig) -> Attention:
+    return Attention(
+        c.d_model, c.heads, c.kv_heads, c.head_dim, causal=c.causal, qk_norm=c.qk_norm, bias=c.bias, eps=c.norm_eps
+    )
+
+
+def _feed_forward(c: BlockConfig) -> nn.Module:
+    if c.ffn == "swiglu":
+        return GatedFeedForward(c.d_model, c.ffn_dim, c.bias)
+    return FeedForward(c.d_model, c.ffn_dim, c.ffn, c.bias)
 
 
 class Block(nn.Module):
     """A stack of layers over one level's positions.
 
     Shape:
-        (B, L, D) -> (B, L, D); L may be 0.
+        (B, L, D) -> (B, L, D); L may be 0. Position j is told to the rotary embedding as first + j * stride.
     """
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.config = config
         self.rotary = Rotary(config.rotary_dim, config.rotary_base, config.max_len)
-        layer = _layer_class(config)
+        layer = ParallelLayer if config.parallel_residual else Layer
         self.layers = nn.ModuleList([layer(config) for _ in range(config.layers)])
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        if x_BLD.shape[1] == 0:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        e_BLD: Tensor | None = None,
+        stride: int = 1,
+        first: int = 0,
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> Tensor:
+        length = x_BLD.shape[1]
+        if length == 0:
             return x_BLD
-        cos_LR, sin_LR = self.rotary(x_BLD.shape[1])
-        for layer in self.layers:
-            x_BLD = layer(x_BLD, cos_LR, sin_LR)
+        seen = caches[0].length if caches is not None else 0
+        cos_LR, sin_LR = self.rotary(length, stride, first + seen * stride)
+        for i, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, e_BLD, cos_LR, sin_LR, caches[i] if caches is not None else None)
         return x_BLD

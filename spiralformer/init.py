@@ -5,8 +5,8 @@ does not depend on which other parts the model has.
 
 Everything is normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX), the
 branches' output maps with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one; biases,
-scorers and allocations zero, so that pools start as means and up-scaling as uniform; recall maps
-preserve variance.
+scorers and allocations zero, so that pools start as means and up-scaling as uniform; maps that stand in the
+stream itself (recall, linear pooling) preserve variance; gains and factors begin as their modules say.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 _ZERO = (".scorer.", ".allocation.")
-_RECALL = (".adapter.weight", ".state.weight", ".input.weight")
+_PRESERVING = (".adapter.weight", ".state.weight", ".input.weight", ".mix.weight")
 
 
 def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, scaled_branches: bool) -> None:
@@ -36,8 +36,10 @@ def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, 
         if parameter.is_meta:
             continue
         with torch.no_grad():
+            if name.endswith(".factors"):
+                continue  # their module knows them
             if parameter.dim() < 2:
-                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                parameter.fill_(1.0 if name.endswith(("norm.weight", ".gain")) else 0.0)
             elif any(part in f".{name}" for part in _ZERO):
                 parameter.zero_()
             else:
@@ -48,7 +50,7 @@ def _std(name: str, parameter: Tensor, d_model: int, branch_factor: float) -> fl
     small = math.sqrt(2 / (5 * d_model))
     if name.endswith(".out.weight"):
         return small * branch_factor
-    if name.endswith(_RECALL):
+    if name.endswith(_PRESERVING):
         return 1.0 / math.sqrt(parameter.shape[1])
     return small
 

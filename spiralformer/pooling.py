@@ -3,6 +3,9 @@
 Level (chunk g, offset w): token i belongs to chunk floor((i + w) / g), so the first chunk has g - w
 members. Only closed chunks become latents: L tokens give floor((L + w) / g).
 
+A pool is two steps: what each member contributes, computed as it comes (`members`), and how a closed
+chunk's contributions become a latent (`reduce`). Decoding keeps the contributions of the open chunk.
+
 Shape legend: B batch, L tokens, M latents, G chunk, D model.
 """
 
@@ -36,35 +39,93 @@ class Pool(nn.Module):
         super().__init__()
         self.chunk, self.offset = chunk, offset
 
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        chunks = [assign(part, self.chunk, self.offset) for part in self.members(x_BLD)]
+        return self.reduce(*chunks, missing=self.offset)
+
+    def members(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
+        """What each token contributes to its chunk."""
+        return (x_BLD,)
+
+    def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
+        """Chunks of contributions (B, M, G, ...) to latents; the first chunk lacks ``missing`` members."""
+        raise NotImplementedError
+
 
 class MeanPool(Pool):
     """Mean over a chunk's members."""
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        z_BMD = assign(x_BLD, self.chunk, self.offset).mean(dim=2)
-        if self.offset:  # the first chunk is short
-            z_BMD = torch.cat((z_BMD[:, :1] * (self.chunk / (self.chunk - self.offset)), z_BMD[:, 1:]), dim=1)
-        return z_BMD
+    def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
+        return mean_of_members(chunks[0], missing)
 
 
 class LastPool(Pool):
     """A chunk's last member."""
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return x_BLD[:, self.chunk - self.offset - 1 :: self.chunk]
+    def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
+        return chunks[0][:, :, -1]
 
 
 class SelfAggregatePool(Pool):
-    """Softmax over a chunk's members of a linear score (SpiralFormer, section 1.3 of its readings)."""
+    """Softmax over a chunk's members of a linear score (SpiralFormer's self-aggregation)."""
 
     def __init__(self, chunk: int, offset: int, d_model: int) -> None:
         super().__init__(chunk, offset)
         self.scorer = nn.Linear(d_model, 1)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        score_BMG1 = assign(self.scorer(x_BLD), self.chunk, self.offset)
-        if self.offset and score_BMG1.shape[1]:
-            missing = torch.arange(self.chunk, device=x_BLD.device) < self.offset
-            first = score_BMG1[:, :1].masked_fill(missing[:, None], -torch.inf)
-            score_BMG1 = torch.cat((first, score_BMG1[:, 1:]), dim=1)
-        return (score_BMG1.softmax(dim=2) * assign(x_BLD, self.chunk, self.offset)).sum(dim=2)
+    def members(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
+        return x_BLD, self.scorer(x_BLD)
+
+    def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
+        x_BMGD, score_BMG1 = chunks
+        return (softmax_of_members(score_BMG1, missing) * x_BMGD).sum(dim=2)
+
+
+class LinearPool(Pool):
+    """A linear map of a chunk's members laid end to end (Hourglass); missing members are zero."""
+
+    def __init__(self, chunk: int, offset: int, d_model: int) -> None:
+        super().__init__(chunk, offset)
+        self.mix = nn.Linear(chunk * d_model, d_model, bias=False)
+
+    def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
+        return self.mix(chunks[0].flatten(2))
+
+
+class AttentionPool(Pool):
+    """One query, the mean of the members, attends to them; added to that mean (Hourglass's resampling)."""
+
+    def __init__(self, chunk: int, offset: int, d_model: int) -> None:
+        super().__init__(chunk, offset)
+        self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.scale = d_model**-0.5
+
+    def members(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
+        return x_BLD, self.key_value(x_BLD)
+
+    def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
+        x_BMGD, key_value = chunks
+        key_BMGD, value_BMGD = key_value.chunk(2, dim=-1)
+        mean_BMD = mean_of_members(x_BMGD, missing)
+        score_BMG1 = (self.query(mean_BMD).unsqueeze(2) * key_BMGD).sum(dim=-1, keepdim=True) * self.scale
+        return mean_BMD + self.out((softmax_of_members(score_BMG1, missing) * value_BMGD).sum(dim=2))
+
+
+def mean_of_members(x_BMGD: Tensor, missing: int) -> Tensor:
+    """Mean over G, for a first chunk that lacks ``missing`` members."""
+    z_BMD = x_BMGD.mean(dim=2)
+    if missing:
+        chunk = x_BMGD.shape[2]
+        z_BMD = torch.cat((z_BMD[:, :1] * (chunk / (chunk - missing)), z_BMD[:, 1:]), dim=1)
+    return z_BMD
+
+
+def softmax_of_members(score_BMG1: Tensor, missing: int) -> Tensor:
+    """Softmax over G, for a first chunk that lacks ``missing`` members."""
+    if missing and score_BMG1.shape[1]:
+        absent_G1 = torch.arange(score_BMG1.shape[2], device=score_BMG1.device)[:, None] < missing
+        first = score_BMG1[:, :1].masked_fill(absent_G1, -torch.inf)
+        score_BMG1 = torch.cat((first, score_BMG1[:, 1:]), dim=1)
+    return score_BMG1.softmax(dim=2)

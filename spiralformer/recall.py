@@ -1,4 +1,4 @@
-"""External recall: the input injected into the state again (arXiv 2604.15259, section 3).
+"""Recall: the input injected into the state again (arXiv 2604.15259), outside a block or inside its branches.
 
 Shape legend: B batch, L positions, D model.
 """
@@ -49,3 +49,8 @@ class ConcatRecall(nn.Module):
 
     def forward(self, state_BLD: Tensor, input_BLD: Tensor) -> Tensor:
         return self.adapter(torch.cat((state_BLD, input_BLD), dim=-1))
+
+
+def make_recall(kind: str, d_model: int) -> nn.Module:
+    """A recall by kind: ``add``, ``linear`` or ``concat``."""
+    return AddRecall() if kind == "add" else {"linear": LinearRecall, "concat": ConcatRecall}[kind](d_model)

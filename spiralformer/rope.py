@@ -33,11 +33,13 @@ class Rotary(nn.Module):
         """Compute the tables again, where they lie (after `to_empty`)."""
         self.cos_LR, self.sin_LR = self._tables(self.cos_LR.shape[0], self.cos_LR.device)
 
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for positions 0 .. length - 1, each (length, R)."""
-        if length <= self.cos_LR.shape[0]:
-            return self.cos_LR[:length], self.sin_LR[:length]
-        return self._tables(length, self.cos_LR.device)
+    def forward(self, length: int, stride: int = 1, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions first, first + stride, ..., each (length, R)."""
+        end = first + (length - 1) * stride + 1
+        cos_LR, sin_LR = self.cos_LR, self.sin_LR
+        if end > cos_LR.shape[0]:
+            cos_LR, sin_LR = self._tables(end, cos_LR.device)
+        return cos_LR[first:end:stride], sin_LR[first:end:stride]
 
     def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32, device=device) / max(self.rotary_dim, 1)

@@ -35,6 +35,17 @@ class Upscale(nn.Module):
         self.chunk, self.scale = chunk, math.sqrt(chunk)
         self.shift = (-offset if own_chunk else chunk - offset - 1) + delay
 
+    def forward(self, z_BMD: Tensor, tokens_BT: Tensor) -> Tensor:
+        return self.place(self.spread(z_BMD), tokens_BT)
+
+    def spread(self, z_BMD: Tensor) -> Tensor:
+        """Every latent's updates for the places that read it, (B, M, D) -> (B, M, G, D)."""
+        raise NotImplementedError
+
+    def reads(self, position: int) -> tuple[int, int]:
+        """(chunk, place) that a position reads; a negative chunk is zero."""
+        return divmod(position - self.shift, self.chunk)
+
     def place(self, update_BMGD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Lay the chunks' places on the positions; zero where no closed chunk can be read."""
         length = (tokens_BT.shape[1] + self.target_offset) // self.target_chunk
@@ -48,9 +59,8 @@ class Upscale(nn.Module):
 class UniformUpscale(Upscale):
     """beta = 1 / g at every place."""
 
-    def forward(self, z_BMD: Tensor, tokens_BT: Tensor) -> Tensor:
-        update_BMGD = (z_BMD / self.scale).unsqueeze(2).expand(-1, -1, self.chunk, -1)
-        return self.place(update_BMGD, tokens_BT)
+    def spread(self, z_BMD: Tensor) -> Tensor:
+        return (z_BMD / self.scale).unsqueeze(2).expand(-1, -1, self.chunk, -1)
 
 
 class LearnedUpscale(Upscale):
@@ -62,7 +72,6 @@ class LearnedUpscale(Upscale):
         super().__init__(chunk, offset, delay=delay, own_chunk=own_chunk, target=target)
         self.allocation = nn.Linear(d_model, chunk)
 
-    def forward(self, z_BMD: Tensor, tokens_BT: Tensor) -> Tensor:
+    def spread(self, z_BMD: Tensor) -> Tensor:
         beta_BMG = self.allocation(z_BMD).softmax(dim=-1)
-        update_BMGD = (self.scale * beta_BMG).unsqueeze(-1) * z_BMD.unsqueeze(2)
-        return self.place(update_BMGD, tokens_BT)
+        return (self.scale * beta_BMG).unsqueeze(-1) * z_BMD.unsqueeze(2)

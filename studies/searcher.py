@@ -72,7 +72,8 @@ class StudyDriver:
     """
 
     def __init__(self, study: StudyConfig, folder: Path, corpus: str, vocab_size: int, device: str = "cpu") -> None:
-        self.study, self.folder, self.corpus, self.device = study, folder, corpus, device
+        self.study, self.corpus, self.device = study, corpus, device
+        self.folder = folder.absolute()  # workers run in folders of their own
         self.journal = Journal(folder, directions=len(study.objectives))
         self.shares = rung_shares(study.search.stopper)
         self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]

@@ -62,7 +62,7 @@ def brute_force_decode(arch) -> tuple[int, int, int]:
     from builder.ops import OPS
 
     levels = {node.name: node.level for node in graph.nodes}
-    works = [OPS[n.op].work(graph, n, [levels[i] for i in n.inputs]) for n in graph.nodes]
+    works = [w for n in graph.nodes for w in OPS[n.op].works(graph, n, [levels[i] for i in n.inputs])]
     per_token = []
     for token in range(graph.seq_len):
         flops = 0

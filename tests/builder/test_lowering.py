@@ -91,7 +91,7 @@ def test_initial_weights_depend_on_seed_and_name_alone():
     small = build_model(compile_arch(tiny_arch({"graph": {"h": {"schedule": ["token"]}}})), seed=1)
     large = build_model(compile_arch(tiny_arch()), seed=1)
     other = build_model(compile_arch(tiny_arch()), seed=2)
-    name = "blocks.core.layers.0.attn.qkv.weight"
+    name = "blocks.core.layers.0.attn.branch.qkv.weight"
     assert torch.equal(small.get_parameter(name), large.get_parameter(name))
     assert not torch.equal(other.get_parameter(name), large.get_parameter(name))
 
@@ -120,4 +120,4 @@ def test_meta_build_takes_no_memory():
 def test_residual_scale_multiplies_the_branches():
     half = tiny_arch({"residual_scale": "inverse_sqrt_depth", "graph": {"h": {"schedule": ["token"] * 4}}})
     assert compile_arch(half).branch_scale == 0.5
-    assert build_model(compile_arch(half)).blocks.core.layers[0].branch_scale == 0.5
+    assert build_model(compile_arch(half)).blocks.core.layers[0].attn.residual.scale == 0.5

@@ -13,10 +13,14 @@ import spiralformer.upscale
 from builder import build_model, compile_arch
 from searchspace import load_space
 from searchspace.arch import LevelSpec
-from searchspace.nodes import PoolKind, UpscaleKind
+from searchspace.nodes import NormPlace, PoolKind, RecallKind, ResidualKind, UpscaleKind
 
 POOLS, UPSCALES = PoolKind.__args__, UpscaleKind.__args__
-TOPOLOGIES = ("residual", "anchor", "anchor_star", "mesh")
+TOPOLOGIES = (
+    "residual", "anchor", "anchor_star", "mesh",
+    {"mix": {"of": ["residual", "anchor"], "weights": "static"}}, {"mix": {"of": ["residual"], "weights": "dynamic"}},
+    {"runge_kutta": {"tableau": "midpoint"}},
+)  # fmt: skip
 CHUNKS = (2, 3, 4)
 
 
@@ -28,12 +32,12 @@ def ladder(pool, upscale, topology, chunk, offset, delay=0):
             "word": {"chunk": chunk, "offset": offset, "pool": pool, "upscale": upscale},
         },
         "graph": {
-            "h": {"schedule": [{"level": "word", "delay": delay}, "phrase", "token"], "topology": topology},
+            "h": {"schedule": [{"level": "word", "delay": delay}, "phrase", "token", "word"], "topology": topology},
         },
     }
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
 @pytest.mark.parametrize("upscale", UPSCALES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_no_later_token_reaches_an_earlier_logit(pool, upscale, topology):
@@ -72,6 +76,18 @@ def test_random_architectures_of_shipped_spaces(file):
         assert first_leak(model, 23, arch.vocab_size) is None, seed
 
 
+@pytest.mark.parametrize("place", NormPlace.__args__)
+@pytest.mark.parametrize("residual", ResidualKind.__args__)
+@pytest.mark.parametrize("recall", [None, *RecallKind.__args__])
+def test_blocks_and_steps(place, residual, recall):
+    core = {"norm_place": place, "residual": residual, "recall": recall}
+    loop = {"recall": recall, "norm": "layer", "step": "scale" if recall else "add"}
+    levels = {"word": {"positions": "last_token", "pool": "attention"}}
+    model = built({"levels": levels, "blocks": {"core": core}, "graph": {"h": loop}})
+    for length in (1, 6, 21):
+        assert first_leak(model, length, 17) is None
+
+
 WIRINGS = [
     {"a": {"pool": "word", "in": "x"}, "b": {"pool": "phrase", "in": "a"}, "c": {"upscale": "word", "in": "b"},
      "d": {"join": "sum", "in": ["c", "a"]}, "e": {"block": "core", "in": "d"}, "f": {"upscale": "token", "in": "e"},
@@ -99,8 +115,8 @@ def test_non_causal_models_do_see_ahead():
 
 
 def test_every_kind_is_in_the_grid():
-    assert set(LevelSpec.__dataclass_fields__) == {"chunk", "offset", "pool", "upscale"}
-    assert len(list(itertools.product(POOLS, UPSCALES))) == 6
+    assert set(LevelSpec.__dataclass_fields__) == {"chunk", "offset", "pool", "upscale", "positions"}
+    assert len(list(itertools.product(POOLS, UPSCALES))) == 10
 
 
 def test_a_prefix_gives_the_logits_of_the_whole():

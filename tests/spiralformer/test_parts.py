@@ -8,7 +8,7 @@ from helpers import built
 
 from spiralformer.attention import Attention
 from spiralformer.block import Block, BlockConfig
-from spiralformer.generate import sample_next
+from spiralformer.generate import Sampling, sample_next
 from spiralformer.pooling import LastPool, MeanPool, SelfAggregatePool
 from spiralformer.rope import Rotary, rotate
 from spiralformer.topology import OpenMemory, ReadMemory, WriteMemory
@@ -126,7 +126,7 @@ def test_blocks_of_every_kind(kind, place, parallel):
     config = BlockConfig(
         d_model=8, layers=2, heads=2, kv_heads=1, head_dim=4, ffn=kind, ffn_dim=12, norm="layer", norm_place=place,
         norm_eps=1e-5, parallel_residual=parallel, rotary_dim=2, rotary_base=100.0, qk_norm=True, bias=True,
-        dropout=0.0, causal=True, branch_scale=0.5, max_len=4,
+        dropout=0.0, residual="add", recall=None, causal=True, branch_scale=0.5, max_len=4,
     )  # fmt: skip
     block = Block(config)
     assert block(torch.randn(2, 7, 8)).shape == (2, 7, 8)
@@ -136,7 +136,7 @@ def test_blocks_of_every_kind(kind, place, parallel):
 def test_post_norm_keeps_the_state_on_a_shell():
     config = BlockConfig(
         d_model=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn="gelu", ffn_dim=64, norm="rms", norm_place="post",
-        norm_eps=1e-6, parallel_residual=False, rotary_dim=8, rotary_base=1e4, qk_norm=False, bias=False, dropout=0.0,
+        norm_eps=1e-6, parallel_residual=False, rotary_dim=8, rotary_base=1e4, qk_norm=False, bias=False, dropout=0.0, residual="add", recall=None,
         causal=True, branch_scale=1.0, max_len=8,
     )  # fmt: skip
     block, x = Block(config), torch.randn(1, 8, 16)
@@ -147,12 +147,17 @@ def test_post_norm_keeps_the_state_on_a_shell():
 
 def test_sampling():
     logits = torch.tensor([[0.0, 5.0, 1.0]])
-    assert sample_next(logits, temperature=0, top_k=None, generator=None).tolist() == [1]
-    draws = {
-        int(sample_next(logits, temperature=9.0, top_k=2, generator=torch.Generator().manual_seed(s)))
-        for s in range(99)
-    }
-    assert draws == {1, 2}
+    assert sample_next(logits, Sampling(temperature=0)).tolist() == [1]
+
+    def draws(**settings):
+        generators = (torch.Generator().manual_seed(seed) for seed in range(99))
+        return {int(sample_next(logits, Sampling(**settings), generator)) for generator in generators}
+
+    assert draws(temperature=9.0) == {0, 1, 2}
+    assert draws(temperature=9.0, top_k=2) == {1, 2}
+    assert draws(temperature=9.0, top_p=0.3) == {1}
+    assert draws(temperature=9.0, top_p=0.6) == {1, 2}
+    assert draws(temperature=0.1) == {1}
 
 
 def test_generate_is_repeatable_and_checks_its_input():
@@ -162,6 +167,12 @@ def test_generate_is_repeatable_and_checks_its_input():
     greedy = model.generate(prompt, 4, temperature=0)
     for i in range(3, 7):
         assert greedy[0, i] == model(greedy[:, :i])[0, -1].argmax()
-    for bad in ({"tokens_BL": prompt[:, :0]}, {"tokens_BL": prompt[0]}, {"temperature": -1.0}, {"top_k": 0}):
+    for bad in (
+        {"tokens_BL": prompt[:, :0]},
+        {"tokens_BL": prompt[0]},
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+    ):
         with pytest.raises(ValueError, match=r"must be|need"):
             model.generate(**{"tokens_BL": prompt, "max_new_tokens": 1, **bad})

@@ -22,7 +22,7 @@ def start(tmp_path, *overrides):
         "search",
         str(tmp_path / "tiny.yaml"),
         "--dir",
-        str(tmp_path / "run"),
+        "run",
         *overrides,
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}

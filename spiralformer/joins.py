@@ -1,0 +1,84 @@
+"""Joins with factors, and per-iteration vectors.
+
+Shape legend: B batch, L positions, D model, K supports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightedJoin(nn.Module):
+    """A sum with a factor for each input, fixed or learned (Runge-Kutta stages, static mixtures of supports).
+
+    Shape:
+        any number of (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, factors: Sequence[float], *, learned: bool) -> None:
+        super().__init__()
+        self.initial = tuple(factors)
+        self.factors = nn.Parameter(torch.tensor(self.initial)) if learned else self.initial
+
+    def reset(self) -> None:
+        """Learned factors back to their initial values."""
+        if isinstance(self.factors, nn.Parameter):
+            with torch.no_grad():
+                self.factors.copy_(torch.tensor(self.initial))
+
+    def forward(self, *inputs_BLD: Tensor) -> Tensor:
+        total = self.factors[0] * inputs_BLD[0]
+        for factor, x_BLD in zip(self.factors[1:], inputs_BLD[1:], strict=True):
+            total = total + factor * x_BLD
+        return total
+
+
+class MixtureJoin(nn.Module):
+    """The update, plus supports weighted for each token by a softmax router that reads the state (MeSH, 2.5).
+
+    Shape:
+        update, state, then K supports, each (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, d_model: int, supports: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(d_model, supports)
+
+    def forward(self, update_BLD: Tensor, state_BLD: Tensor, *supports_BLD: Tensor) -> Tensor:
+        weights_BLK = self.router(state_BLD).softmax(dim=-1)
+        for k, support_BLD in enumerate(supports_BLD):
+            update_BLD = update_BLD + weights_BLK[..., k : k + 1] * support_BLD
+        return update_BLD
+
+
+class AddStep(nn.Module):
+    """x + e, a vector of the iteration's own (step embedding).
+
+    Shape:
+        (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD + self.vector
+
+
+class ScaleStep(nn.Module):
+    """x * v, a vector of the iteration's own (element vector).
+
+    Shape:
+        (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD * self.gain
