@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from builder.bundle import Bundle, load_bundle, save_bundle
     from builder.compiler import compile_arch
     from builder.cost import Cost, breakdown, estimate
+    from builder.hf_import import import_hf
     from builder.ir import Graph, Level, Node
     from builder.lowering import build_model
 
@@ -26,6 +27,7 @@ _HOME = {
     "Cost": "cost",
     "breakdown": "cost",
     "estimate": "cost",
+    "import_hf": "hf_import",
     "Graph": "ir",
     "Level": "ir",
     "Node": "ir",
@@ -44,6 +46,7 @@ __all__ = [
     "build_model",
     "compile_arch",
     "estimate",
+    "import_hf",
     "load_bundle",
     "save_bundle",
 ]

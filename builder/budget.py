@@ -39,7 +39,7 @@ class Amount:
         if isinstance(data, int | float) and not isinstance(data, bool) and 0 < data < 1e30:
             return Amount(float(data))
         if isinstance(data, str):
-            if match := _SHARE.fullmatch(data.strip()):
+            if (match := _SHARE.fullmatch(data.strip())) and float(match[1]) > 0:
                 return Amount(float(match[1]) / 100, of_baseline=True)
             match = _AMOUNT.fullmatch(data.strip())
             if match and match[2] in _UNITS and 0 < float(match[1]) < 1e30:

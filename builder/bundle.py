@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ class Bundle:
     cost: Cost
     manifest: dict[str, Any]
     """As saved: choices, metrics, seeds, data, versions."""
-    tokenizer: str = field(default="bytes")
 
 
 def save_bundle(
@@ -130,7 +129,7 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
         raise SpecError(
             "", f"weights do not fit the architecture: {', '.join(differing[:5])}", "export it again", file=str(folder)
         )
-    model = build_model(graph, device=device)
+    model = build_model(graph, seed=None, device=device)
     model.load_state_dict(weights)
     model.eval()
     return Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from builder.ir import TOKEN_LEVEL, Attr, Graph, Level, Node
@@ -93,41 +93,47 @@ def _only_embed(arch: ArchSpec) -> str:
 
 
 def _resolve_levels(arch: ArchSpec, order: list[str]) -> dict[str, Level]:
-    """Every declared level with its offset: as given, or for auto the nearest to chunk/2 that nests."""
-    borders: dict[str, set[str]] = {name: set() for name in arch.levels}
-    at: dict[str, str] = {}  # declared level of each node's value; absent: full resolution
+    """Every declared level with its offset: as given, or for auto the nearest to chunk/2 that nests.
+
+    Levels nest where one is pooled or upscaled to the other; a use with an offset of its own counts too.
+    """
+    at: dict[str, LevelUse] = {}  # how each node's value came to its level; absent: full resolution
+    pairs: list[tuple[LevelUse, LevelUse]] = []
     for name in order:
         node = arch.graph[name]
         source = at.get(getattr(node, "input", "") or next(iter(getattr(node, "inputs", ())), ""))
-        if isinstance(node, PoolNode):
-            at[name] = node.pool.level
-        elif isinstance(node, UpscaleNode):
-            at[name] = node.upscale.level
-        elif source is not None:
-            at[name] = source
-        for _, use in level_uses(node):
-            if source is not None and source != use.level:
-                fine, coarse = sorted((source, use.level), key=lambda level: arch.levels[level].chunk)
-                borders[coarse].add(fine)
-    levels: dict[str, Level] = {}
-    for name in sorted(arch.levels, key=lambda level: arch.levels[level].chunk):
-        spec = arch.levels[name]
-        if spec.offset != "auto":
-            levels[name] = Level(spec.chunk, spec.offset)
-            continue
-        finer = [levels[other] for other in borders[name] if other in levels]
-        fits = (
-            [w for w in range(spec.chunk) if all((w - f.offset) % f.chunk == 0 for f in finer)]
-            if finer
-            else [spec.chunk // 2]
-        )
-        if not fits:
-            shown = ", ".join(str(f) for f in finer)
-            raise SpecError(
-                f"levels.{name}.offset", f"no offset nests in all of {shown}", "give these levels offsets that agree"
-            )
-        levels[name] = Level(spec.chunk, min(fits, key=lambda w: abs(w - spec.chunk // 2)))
-    return levels
+        target = node.pool if isinstance(node, PoolNode) else node.upscale if isinstance(node, UpscaleNode) else source
+        if target is not None:
+            at[name] = target
+        if source is not None:
+            pairs.extend((source, use) for _, use in level_uses(node))
+    fixed = {name: spec.offset for name, spec in arch.levels.items() if spec.offset != "auto"}
+    for name in sorted(arch.levels.keys() - fixed.keys(), key=lambda level: arch.levels[level].chunk):
+        fixed[name] = _auto_offset(arch, name, pairs, fixed)
+    return {name: Level(spec.chunk, fixed[name]) for name, spec in arch.levels.items()}
+
+
+def _auto_offset(arch: ArchSpec, name: str, pairs: list[tuple[LevelUse, LevelUse]], fixed: Mapping[str, int]) -> int:
+    """The offset nearest to half a chunk at which ``name`` nests with every neighbour whose offset is known."""
+    chunk = arch.levels[name].chunk
+    neighbours = set()
+    for pair in pairs:
+        for own, other in (pair, pair[::-1]):
+            offset = fixed.get(other.level) if other.offset is None else other.offset
+            if own.level == name and own.offset is None and other.level != name and offset is not None:
+                neighbours.add(Level(arch.levels[other.level].chunk, offset))
+
+    def nests(offset: int) -> bool:
+        level = Level(chunk, offset)
+        return all(level.nests_in(n) if n.chunk <= chunk else n.nests_in(level) for n in neighbours)
+
+    # Chunks that do not divide never nest: that is for the verifier to tell, at the node where it happens.
+    neighbours = {n for n in neighbours if max(n.chunk, chunk) % min(n.chunk, chunk) == 0}
+    fits = [offset for offset in range(chunk) if nests(offset)] if neighbours else [chunk // 2]
+    if not fits:
+        shown = ", ".join(str(n) for n in sorted(neighbours))
+        raise SpecError(f"levels.{name}.offset", f"no offset nests with all of {shown}", "give offsets that agree")
+    return min(fits, key=lambda offset: abs(offset - chunk // 2))
 
 
 @dataclass(frozen=True, slots=True)

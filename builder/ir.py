@@ -83,7 +83,7 @@ class Graph:
     tie_embeddings: bool
     norm_eps: float
     residual_scale: str
-    _arch_id: list[str] = field(default_factory=list, compare=False, repr=False)
+    _arch_id: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def by_name(self) -> dict[str, Node]:
         """The nodes by their names."""
@@ -91,7 +91,7 @@ class Graph:
 
     def with_nodes(self, nodes: tuple[Node, ...]) -> Graph:
         """The same architecture with other nodes."""
-        return replace(self, nodes=nodes, _arch_id=[])
+        return replace(self, nodes=nodes)
 
     def block_of(self, node: Node) -> BlockSpec:
         """The block that a ``block`` node calls."""

@@ -25,12 +25,13 @@ from spiralformer.topology import OpenMemory, ReadMemory, WriteMemory
 from spiralformer.upscale import LearnedUpscale, UniformUpscale
 
 
-def build_model(graph: Graph, *, seed: int = 0, device: str | torch.device = "cpu") -> SpiralFormer:
+def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.device = "cpu") -> SpiralFormer:
     """Build the module with initial weights.
 
     Args:
         graph: verified, from `compile_arch`.
-        seed: of the initial weights; each parameter depends on (seed, its name) alone.
+        seed: of the initial weights; each parameter depends on (seed, its name) alone. None leaves memory as it
+            is, for weights that are loaded next.
         device: where it is to live; ``meta`` gives shapes without memory.
 
     Returns:
@@ -44,6 +45,8 @@ def build_model(graph: Graph, *, seed: int = 0, device: str | torch.device = "cp
     for module in model.modules():
         if isinstance(module, Rotary | WeightedJoin):
             module.reset()
+    if seed is None:
+        return model
     init_weights(
         model,
         seed=seed,
@@ -64,7 +67,7 @@ def _lower(graph: Graph) -> SpiralFormer:
         inputs = [values[source] for source in node.inputs]
         if node.op == "embed":
             inputs = [tokens]
-        label = node.name.replace(".", "_")
+        label = _attribute(node.name.replace(".", "_")) if node.name != "self" else "self_"
         if node.op == "join.sum":
             value = inputs[0]
             for other in inputs[1:]:
@@ -108,9 +111,12 @@ def _why_undecodable(graph: Graph) -> str:
     return ""
 
 
+_EMPTY = nn.Module()
+
+
 def _attribute(part: str) -> str:
     """A name as a module attribute: keywords, and what `nn.Module` has itself (``train``), get an underscore."""
-    return f"{part}_" if keyword.iskeyword(part) or hasattr(nn.Module, part) else part
+    return f"{part}_" if keyword.iskeyword(part) or hasattr(_EMPTY, part) else part
 
 
 def _has(root: nn.Module, target: str) -> bool:

@@ -24,8 +24,10 @@ from searchspace.nodes import (
     LoopNode,
     NodeSpec,
     NormKind,
+    NormNode,
     NormPlace,
     PoolKind,
+    PoolNode,
     Positions,
     RecallKind,
     RecallNode,
@@ -247,6 +249,12 @@ def _check_node(arch: ArchSpec, node: NodeSpec, path: str, embeds: list[str]) ->
     if isinstance(node, WriteNode | RecallNode) and len(node.inputs) != 2:
         wanted = "[update, state]" if isinstance(node, WriteNode) else "[state, input]"
         raise SpecError(f"{path}.in", f"has {len(node.inputs)} inputs", f"give it {wanted}")
+    if isinstance(node, NormNode | RecallNode) and node.weights is not None and not _NAME.fullmatch(node.weights):
+        raise SpecError(
+            f"{path}.weights", f"{show(node.weights)} can't be used as a name", "use letters, digits and '_'"
+        )
+    if isinstance(node, PoolNode) and node.pool.delay:
+        raise SpecError(f"{path}.pool.delay", "has no meaning for a pool", "delay the upscale that reads it")
     if isinstance(node, LoopNode):
         _check_loop(node, embeds, path)
 

@@ -52,6 +52,15 @@ class Real:
     step: float | None = None
     log: bool = False
 
+    @property
+    def num_values(self) -> int:
+        """How many values a stepped range has."""
+        return 1 if self.step is None else int((self.high - self.low) / self.step + 1e-9) + 1
+
+    def at(self, index: int) -> float:
+        """A stepped range's value, without the dust of adding steps."""
+        return min(self.high, float(f"{self.low + index * (self.step or 0.0):.12g}"))
+
 
 Decision: TypeAlias = Categorical | Integer | Real
 
@@ -85,8 +94,7 @@ class RandomChooser:
             value = math.exp(draw.uniform(math.log(decision.low), math.log(decision.high)))
             return max(decision.low, min(decision.high, value))
         if decision.step is not None:
-            count = int((decision.high - decision.low) / decision.step + 1e-9)
-            return decision.low + decision.step * draw.randint(0, count)
+            return decision.at(draw.randrange(decision.num_values))
         return draw.uniform(decision.low, decision.high)
 
 

@@ -7,7 +7,8 @@ and are resolved by `searchspace.template`, so no resolver (`oc.env`, ...) ever 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,12 @@ def load_arch(path: str | Path, overrides: Sequence[str] = ()) -> ArchSpec:
     """
     file = find_file(path, folder="architectures")
     with located(file):
-        return decode(ArchSpec, Template(read_data(file, overrides)).decide(MissingChooser()).tree)
+        return arch_from_data(read_data(file, overrides))
+
+
+def arch_from_data(data: Mapping[str, Any]) -> ArchSpec:
+    """An architecture from plain data without open choices. Raises `SpecError`."""
+    return decode(ArchSpec, Template(data).decide(MissingChooser()).tree)
 
 
 def load_space(path: str | Path, overrides: Sequence[str] = ()) -> SpaceSpec:
@@ -61,6 +67,8 @@ def read_data(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def find_file(path: str | Path, *, folder: str = "", base: Path | None = None) -> Path:
     """Find a file: as given, beside ``base``, or among those that the package ships."""
     given = Path(path)
+    if not given.name or len(given.name) > 255:
+        raise SpecError("", f"{show(str(path))} is not a file name", "name a YAML file")
     places = [given] if base is None else [base / given, given]
     names = [given] if given.suffix else [given, given.with_suffix(".yaml")]
     for place in [*places, PACKAGE / given, PACKAGE / folder / given]:
@@ -155,8 +163,20 @@ def merge(base: Any, over: Any, path: tuple[str, ...] = ()) -> Any:
 
 def dump_yaml(data: dict[str, Any]) -> str:
     """Plain data as YAML: one line for each innermost mapping."""
-    text: str = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
     return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that OmegaConf would read as numbers, though PyYAML would not."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    like_a_number = re.fullmatch(r"[-+.\d][-+.\d_:eExXoO]*", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if like_a_number else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 class located:
@@ -175,7 +195,7 @@ class located:
 
 
 def _is_whole(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...]) -> bool:
-    if any(name in base or name in over for name in (*CHOICE_KEYS, "kind")) and path:
+    if path and ("kind" in over or any(name in base or name in over for name in CHOICE_KEYS)):
         return True
     if len(path) != 2 or path[0] != "graph":
         return False

@@ -166,7 +166,7 @@ def _number(kind: str, data: dict[str, Any], path: str) -> Integer | Real:
         step = 1 if step is None else step
         return Integer(path, low, low + (high - low) // step * step, step, log)
     if step is not None:
-        high = low + math.floor((high - low) / step + 1e-9) * step
+        high = min(high, float(f"{low + math.floor((high - low) / step + 1e-9) * step:.12g}"))
     return Real(path, float(low), float(high), None if step is None else float(step), log)
 
 
@@ -219,7 +219,7 @@ def decisions_of(part: Part) -> Iterator[Decision]:
         if part.order == "any":
             yield from (Categorical(f"{part.path}.{i}", part.labels) for i in range(part.high))
         else:
-            yield from (Integer(f"{part.path}.{label}", 0, part.high) for label in part.labels[:-1])
+            yield from (Integer(f"{part.path}.count.{label}", 0, part.high) for label in part.labels[:-1])
     for child in _children(part):
         yield from decisions_of(child)
 
@@ -263,7 +263,7 @@ def size_of(part: Part) -> float:
         if isinstance(d, Real):
             if d.low == d.high:
                 return 1
-            return math.inf if d.step is None else int((d.high - d.low) / d.step + 1e-9) + 1
+            return math.inf if d.step is None else d.num_values
         return (d.high - d.low) // d.step + 1
     if isinstance(part, Sequence):
         k = len(part.entries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,12 @@ class SpaceSpec:
         )
 
     def enumerate(self) -> Iterator[Candidate]:
-        """Every candidate, in the order of the file. Raises `SpecError` on a continuous range."""
+        """Every candidate that is an architecture, in file order. Raises `SpecError` on a continuous range."""
         for choices in self._assignments():
-            yield self.draw(FixedChooser(choices))
+            try:
+                yield self.draw(FixedChooser(choices))
+            except SpecError:  # decisions that contradict each other
+                continue
 
     def count(self) -> SpaceSize:
         """How many candidates there are: exact up to 20,000 ways to decide, else bounds."""
@@ -137,17 +140,16 @@ class SpaceSpec:
             prefix = [options[i] for options, i in zip(chooser.options, chooser.positions, strict=True)]
 
 
-def values_of(decision: Decision) -> tuple[Scalar, ...]:
+def values_of(decision: Decision) -> Sequence[Scalar]:
     """All values of a decision, its limit respected. Raises `SpecError` if it is continuous."""
     if isinstance(decision, Categorical):
         return decision.options
     if isinstance(decision, Integer):
         high = decision.high if decision.limit is None else min(decision.high, decision.limit)
-        return tuple(range(decision.low, high + 1, decision.step))
+        return range(decision.low, high + 1, decision.step)
     if decision.step is None and decision.low < decision.high:
         raise SpecError(decision.name, "is continuous, so its values can't be listed", "give it a step, or sample")
-    count = 0 if decision.step is None else int((decision.high - decision.low) / decision.step + 1e-9)
-    return tuple(decision.low + (decision.step or 0.0) * i for i in range(count + 1))
+    return tuple(decision.at(i) for i in range(decision.num_values))
 
 
 def _extremes(decision: Decision) -> tuple[Scalar, ...]:
@@ -159,7 +161,7 @@ class _Scripted:
 
     def __init__(self, prefix: list[Scalar]) -> None:
         self._prefix = prefix
-        self.options: list[tuple[Scalar, ...]] = []
+        self.options: list[Sequence[Scalar]] = []
         self.positions: list[int] = []
 
     def choose(self, decision: Decision) -> Scalar:

@@ -193,7 +193,7 @@ class _Resolution:
         for i, label in enumerate(part.labels[:-1]):
             others = len(part.labels) - i - 1
             weights = tuple(math.comb(left - c + others - 1, others - 1) for c in range(left + 1))
-            decision = Integer(f"{part.path}.{label}", 0, part.high, limit=left, weights=weights)
+            decision = Integer(f"{part.path}.count.{label}", 0, part.high, limit=left, weights=weights)
             counts.append(self._choose(decision))
             left -= counts[-1]
         counts.append(left)

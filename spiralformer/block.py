@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spiralformer.attention import Attention, KeyValueCache
 from spiralformer.norm import make_norm
@@ -233,6 +234,8 @@ class Block(nn.Module):
         self.rotary = Rotary(config.rotary_dim, config.rotary_base, config.max_len)
         layer = ParallelLayer if config.parallel_residual else Layer
         self.layers = nn.ModuleList([layer(config) for _ in range(config.layers)])
+        self.recompute = False
+        """Whether training keeps only the block's inputs, and runs it again in the backward pass."""
 
     def forward(
         self,
@@ -242,9 +245,21 @@ class Block(nn.Module):
         first: int = 0,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
-        length = x_BLD.shape[1]
-        if length == 0:
+        if x_BLD.shape[1] == 0:
             return x_BLD
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self._run, x_BLD, e_BLD, stride, first, caches, use_reentrant=False)
+        return self._run(x_BLD, e_BLD, stride, first, caches)
+
+    def _run(
+        self,
+        x_BLD: Tensor,
+        e_BLD: Tensor | None,
+        stride: int,
+        first: int,
+        caches: Sequence[KeyValueCache] | None,
+    ) -> Tensor:
+        length = x_BLD.shape[1]
         seen = caches[0].length if caches is not None else 0
         cos_LR, sin_LR = self.rotary(length, stride, first + seen * stride)
         for i, layer in enumerate(self.layers):

@@ -1,12 +1,13 @@
-"""Initial weights, all in one place.
+"""Initial weights, all in one place, by the kind of module that owns them.
 
 Each parameter draws from a generator of its own, seeded by (seed, name): what one part begins with
 does not depend on which other parts the model has.
 
-Everything is normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX), the
-branches' output maps with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one; biases,
-scorers and allocations zero, so that pools start as means and up-scaling as uniform; maps that stand in the
-stream itself (recall, linear pooling) preserve variance; gains and factors begin as their modules say.
+Matrices are normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX); the output
+maps of attention and feed-forward with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one;
+biases, scorers and allocations zero, so that pools start as means and up-scaling as uniform; maps that
+stand in the stream itself (recall, linear pooling) preserve variance; gains and factors begin as their
+modules say.
 """
 
 from __future__ import annotations
@@ -17,45 +18,57 @@ import math
 import torch
 from torch import Tensor, nn
 
-_ZERO = (".scorer.", ".allocation.")
-_PRESERVING = (".adapter.weight", ".state.weight", ".input.weight", ".mix.weight")
+from spiralformer.attention import Attention
+from spiralformer.block import FeedForward, GatedFeedForward
+from spiralformer.joins import ScaleStep, WeightedJoin
+from spiralformer.pooling import LinearPool, SelfAggregatePool
+from spiralformer.recall import ConcatRecall, LinearRecall
+from spiralformer.upscale import LearnedUpscale
 
 
 def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, scaled_branches: bool) -> None:
     """Draw every parameter in place.
 
     Args:
-        model: any module whose parameter names follow this package's.
+        model: made of this package's parts.
         seed: of the whole model.
         d_model: width D of the stream.
         num_layers: unrolled layers N, each use of a shared layer counted.
         scaled_branches: whether the residual branches are scaled already; else their output maps are.
     """
-    branch_factor = 1.0 if scaled_branches else 1.0 / math.sqrt(2 * max(num_layers, 1))
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            continue
-        with torch.no_grad():
-            if name.endswith(".factors"):
-                continue  # their module knows them
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if name.endswith(("norm.weight", ".gain")) else 0.0)
-            elif any(part in f".{name}" for part in _ZERO):
-                parameter.zero_()
-            else:
-                parameter.copy_(_normal(parameter, _std(name, parameter, d_model, branch_factor), seed, name))
-
-
-def _std(name: str, parameter: Tensor, d_model: int, branch_factor: float) -> float:
     small = math.sqrt(2 / (5 * d_model))
-    if name.endswith(".out.weight"):
-        return small * branch_factor
-    if name.endswith(_PRESERVING):
-        return 1.0 / math.sqrt(parameter.shape[1])
-    return small
+    branch = small if scaled_branches else small / math.sqrt(2 * max(num_layers, 1))
+    stds: dict[int, float] = {}
+    ones: set[int] = set()
+    kept: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, Attention | FeedForward | GatedFeedForward):
+            stds[id(module.out.weight)] = branch
+        elif isinstance(module, SelfAggregatePool):
+            stds[id(module.scorer.weight)] = 0.0
+        elif isinstance(module, LearnedUpscale):
+            stds[id(module.allocation.weight)] = 0.0
+        elif isinstance(module, LinearRecall | ConcatRecall | LinearPool):
+            stds.update({id(p): p.shape[1] ** -0.5 for p in module.parameters()})
+        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
+            ones.add(id(module.weight))
+        elif isinstance(module, ScaleStep):
+            ones.add(id(module.gain))
+        elif isinstance(module, WeightedJoin):
+            kept.update(id(p) for p in module.parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta or id(parameter) in kept:
+                continue
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if id(parameter) in ones else 0.0)
+            else:
+                parameter.copy_(_normal(parameter, stds.get(id(parameter), small), seed, name))
 
 
 def _normal(parameter: Tensor, std: float, seed: int, name: str) -> Tensor:
+    if std == 0:
+        return torch.zeros(parameter.shape)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.randn(parameter.shape, generator=generator).mul_(std)

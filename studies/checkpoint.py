@@ -24,10 +24,10 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> None:
     torch.save(state, buffer)
     data = buffer.getvalue()
     name = f"step-{step:09d}.pt"
-    _write_durably(folder / name, data)
+    write_durably(folder / name, data)
     entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
     entries = [e for e in _entries(folder) if e["file"] != name][: _KEPT - 1]
-    _write_durably(folder / "pointer.json", json.dumps([entry, *entries]).encode())
+    write_durably(folder / "pointer.json", json.dumps([entry, *entries]).encode())
     kept = {e["file"] for e in (entry, *entries)}
     for old in folder.glob("step-*.pt"):
         if old.name not in kept:
@@ -68,7 +68,8 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     )
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file so that it is whole after a crash: old or new."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)

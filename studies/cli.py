@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,7 +26,7 @@ app = typer.Typer(
 )
 console = Console()
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
 Arch = Annotated[str, typer.Argument(help="Architecture: a file, or a shipped name.")]
 Space = Annotated[str, typer.Argument(help="Space: a file, or a shipped name.")]
@@ -202,29 +201,37 @@ def train(
     from dataclasses import replace
 
     from searchspace import load_arch
+    from searchspace.decode import encode
     from studies.config import load_study
     from studies.execution import run_serial
     from studies.export import export_trial
-    from studies.journal import exclusive
+    from studies.journal import JOURNAL, exclusive, repair_tail
     from studies.progress import StudyView
-    from studies.run import prepare_data
+    from studies.run import check_settings, keep_settings, prepare_data
     from studies.searcher import StudyDriver
 
-    settings = load_study(study, [*(overrides or ()), "search.stopper=none", f"search.seed={seed}"])
-    settings = replace(settings, baselines=(load_arch(arch),), search=replace(settings.search, num_trials=0))
-    folder = out.with_name(f".{out.name}-run")
+    settings = load_study(study, [*(overrides or ()), "search.stopper=none", f"search.seed={seed}", "name=train"])
+    spec = load_arch(arch)
+    plain = {**settings.plain, "baseline": [encode(spec)]}
+    search_nothing = replace(settings.search, num_trials=0)
+    settings = replace(settings, baselines=(spec,), search=search_nothing, plain=plain)
+    folder = out.with_name(f".{out.name}-run")  # an interrupted run goes on from here
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
+        check_settings(settings, folder)
+        repair_tail(folder / JOURNAL)
         corpus = prepare_data(settings, folder)
-        driver = StudyDriver(settings, folder, str(corpus.folder), corpus.facts.vocab_size, device)
+        keep_settings(settings, folder)
+        driver = StudyDriver(settings, folder, corpus, device)
         with StudyView(driver, corpus, console) as view:
             run_serial(driver, view)
         record = driver.records[0]
-        if record.state != "complete":
-            why = record.error.strip().splitlines()[-1]
-            raise SpecError("", f"training failed ({record.reason}): {why}", "lower lr, or check the settings")
-        bundle = export_trial(driver.records, folder, corpus, number=0, out=out)
+        if record.state == "complete":
+            bundle = export_trial(driver.records, folder, corpus, number=0, out=out)
     shutil.rmtree(folder)
+    if record.state != "complete":
+        why = (record.error.strip() or record.reason).splitlines()[-1]
+        raise SpecError("", f"training failed ({record.reason}): {why}", "change the settings it names, or lower lr")
     console.print(f"saved {bundle}", highlight=False)
 
 
@@ -249,16 +256,11 @@ def search(
     if dry:
         dry_run(settings, console)
         return
-    signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         run_study(settings, folder, console, serial=serial, address=address)
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command goes on from {folder}", highlight=False)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _on_sigterm(signum: int, frame: object) -> None:
-    raise SystemExit(EXIT_TERMINATED)
 
 
 @_command
@@ -303,6 +305,17 @@ def export(
 
     records, corpus, _ = open_study(folder)
     console.print(f"exported {export_trial(records, folder, corpus, number=trial, out=out)}", highlight=False)
+
+
+@_command
+def import_hf(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a GPT-NeoX or Llama model.")],
+    out: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")] = Path("imported"),
+) -> None:
+    """Turn a checkpoint (config.json, *.safetensors) into a bundle."""
+    from builder import import_hf as convert
+
+    console.print(f"imported {convert(folder, out)}", highlight=False)
 
 
 @_command

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from builder.budget import BudgetSpec
 from searchspace.arch import ArchSpec
-from searchspace.choices import Categorical, Decision, Integer, MissingChooser, Scalar, example
+from searchspace.choices import Categorical, Decision, Integer, Scalar, example
 from searchspace.decode import decode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
-from searchspace.loading import dump_yaml, extend, find_file, located, read_data
-from searchspace.space import SpaceSpec, values_of
+from searchspace.loading import arch_from_data, dump_yaml, extend, find_file, located, merge, parse_overrides, read_data
+from searchspace.space import SpaceSpec
 from searchspace.template import Decided, Template
 
 COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "decode_flops_per_token")
@@ -43,7 +43,11 @@ class TrainingConfig:
     flops: float | None = key("Training FLOPs (3x forward) to spend.", default=None, low=1.0)
     tokens: float | None = key("Tokens to see, instead of flops.", default=None, low=1.0)
     batch_tokens: int = key("Tokens in one step, over all its sequences.", default=8192, low=1, high=1 << 26)
-    optimizer: Literal["adamw"] = key("Optimizer.", default="adamw")
+    micro_batches: int = key("Parts of a step whose gradients are summed, to save memory.", default=1, low=1, high=4096)
+    optimizer: Literal["adamw", "muon"] = key(
+        "adamw, or muon for the blocks' matrices and adamw for the rest.", default="adamw"
+    )
+    muon_lr: float = key("Muon's peak learning rate, for updates of AdamW's size.", default=3e-3, low=1e-9, high=10.0)
     lr: float = key("Peak learning rate.", default=3e-3, low=1e-9, high=10.0)
     final_lr: float = key("Learning rate at the end, as a share of the peak.", default=0.1, low=0.0, high=1.0)
     lr_schedule: Literal["cosine", "wsd"] = key("cosine, or warm-up, stable, then linear decay.", default="cosine")
@@ -53,6 +57,12 @@ class TrainingConfig:
     beta2: float = key("AdamW's second moment.", default=0.95, low=0.0, high=0.99999)
     clip: float = key("Largest gradient norm.", default=1.0, low=1e-6)
     precision: Literal["auto", "fp32", "bf16"] = key("auto: bf16 on a GPU, fp32 on a CPU.", default="auto")
+    compile: Literal["auto", "none", "blocks"] = key(
+        "torch.compile each block's layers; auto: on a GPU only.", default="auto"
+    )
+    recompute: Literal["none", "loop"] = key(
+        "loop: keep only the inputs of blocks used more than once, and run them again backward.", default="none"
+    )
     eval_tokens: int = key("Held-out tokens of each evaluation.", default=65536, low=1, high=1 << 30)
     checkpoint_every_s: float = key("Seconds between checkpoints, besides those at rungs.", default=60.0, low=1.0)
 
@@ -148,14 +158,16 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     file = find_study(path)
     with located(file):
-        data = read_data(file, overrides)
+        names = [text for text in overrides if text.partition("=")[0] in ("space", "baseline")]
+        data = _inline(read_data(file, names), file.parent)
+        data = merge(data, parse_overrides([text for text in overrides if text not in names]))
         data.setdefault("name", file.stem)
-        return study_from_data(_inline(data, file.parent))
+        return study_from_data(data)
 
 
 def find_study(path: str | Path) -> Path:
     """A study file, as given or among those shipped."""
-    shipped = Path(__file__).parent / "configs" / Path(path).with_suffix(".yaml").name
+    shipped = Path(__file__).parent / "configs" / f"{Path(path).stem}.yaml"
     if not Path(path).is_file() and Path(path).parent == Path() and shipped.is_file():
         return shipped
     return find_file(path)
@@ -174,7 +186,7 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     _check_objectives(keys.objectives)
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
     baselines = tuple(
-        _rooted(f"baseline.{i}", lambda arch=arch: decode(ArchSpec, Template(arch).decide(MissingChooser()).tree))
+        _rooted(f"baseline.{i}", lambda arch=arch: arch_from_data(arch))
         for i, arch in enumerate(data.get("baseline", []))
     )
     study = StudyConfig(
@@ -214,10 +226,11 @@ class MiddleChooser:
     def choose(self, decision: Decision) -> Scalar:
         if isinstance(decision, Categorical):
             return example(decision)
-        if isinstance(decision, Integer) or decision.step is not None:
-            values = values_of(decision)
-            return values[len(values) // 2]
         middle = (decision.low * decision.high) ** 0.5 if decision.log else (decision.low + decision.high) / 2
+        if isinstance(decision, Integer):
+            return decision.low + round((middle - decision.low) / decision.step) * decision.step
+        if decision.step is not None:
+            return decision.at(round((middle - decision.low) / decision.step))
         return float(middle)
 
 
@@ -247,7 +260,7 @@ def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:
             file = _named(baseline, f"baseline.{i}", "architectures", base)
             with located(file):
                 baseline = read_data(file)
-                decode(ArchSpec, Template(baseline).decide(MissingChooser()).tree)
+                arch_from_data(baseline)
         elif isinstance(baseline, dict):
             baseline = _rooted(f"baseline.{i}", lambda given=baseline: extend(given, base))
         inlined.append(expect_mapping(baseline, f"baseline.{i}", "an architecture file"))

@@ -11,7 +11,10 @@ import glob
 import hashlib
 import json
 import math
+import os
+import shutil
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +28,7 @@ from searchspace.errors import SpecError, show
 from studies.config import DataConfig
 
 _SEPARATOR = b"\n\x00\n"
+_FACTS = "corpus.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class CorpusFacts:
     source: str
     """What it was made from, for records."""
     digest: str
-    """Of the settings and sources: equal digests, equal data."""
+    """Of the settings it was made with."""
 
 
 class Corpus:
@@ -48,7 +52,7 @@ class Corpus:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.facts = CorpusFacts(**json.loads((self.folder / "corpus.json").read_text(encoding="utf-8")))
+        self.facts = CorpusFacts(**json.loads((self.folder / _FACTS).read_text(encoding="utf-8")))
         self._train = self._map("train")
         self._val = self._map("val")
 
@@ -86,32 +90,37 @@ class Corpus:
 
 
 def prepare_corpus(config: DataConfig, folder: str | Path) -> Corpus:
-    """Write the arrays of ``config`` under ``folder``, unless they are there already.
+    """Write the arrays of ``config`` under ``folder``, once; from then on they are the data, whatever the sources do.
 
     Raises:
-        SpecError: if there is nothing to read.
+        SpecError: if there is nothing to read, or the folder holds data of other settings.
     """
     folder = Path(folder)
+    digest = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()
+    if (folder / _FACTS).is_file():
+        corpus = Corpus(folder)
+        if corpus.facts.digest != digest:
+            raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
+        return corpus
     files = list(_source_files(config))
-    digest = hashlib.sha256(
-        json.dumps([asdict(config), [(str(f), f.stat().st_size) for f in files]]).encode()
-    ).hexdigest()
-    facts_file = folder / "corpus.json"
-    if facts_file.is_file() and json.loads(facts_file.read_text(encoding="utf-8")).get("digest") == digest:
-        return Corpus(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = (
-        _copy_tokens(config, files, folder, digest)
-        if config.kind == "tokens"
-        else _write_bytes(config, files, folder, digest)
-    )
-    facts_file.write_text(json.dumps(asdict(facts), indent=2), encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        make = _link_tokens if config.kind == "tokens" else _write_bytes
+        facts = make(config, files, work, digest)
+        if not facts.train_tokens or not facts.val_tokens:
+            raise SpecError("data", "leaves nothing to train on or to hold out", "give more files, or another held_out")
+        (work / _FACTS).write_text(json.dumps(asdict(facts), indent=2), encoding="utf-8")
+        work.replace(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     return Corpus(folder)
 
 
 def decode_bytes(tokens: list[int]) -> str:
     """Byte tokens as text."""
-    return bytes(tokens).decode("utf-8", errors="replace")
+    return bytes(token for token in tokens if token < 256).decode("utf-8", errors="replace")
 
 
 def encode_bytes(text: str) -> list[int]:
@@ -162,7 +171,8 @@ def _is_held_out(name: str, share: float) -> bool:
 
 
 def _write_bytes(config: DataConfig, files: list[Path], folder: Path, digest: str) -> CorpusFacts:
-    root = Path(sysconfig.get_path("stdlib")) if config.kind == "python_source" else None
+    library = Path(sysconfig.get_path("stdlib"))
+    root = library if config.kind == "python_source" else Path(os.path.commonpath(files)) if len(files) > 1 else None
     parts: dict[bool, list[bytes]] = {False: [], True: []}
     if len(files) == 1:  # one file: its end is held out
         text = files[0].read_bytes()
@@ -172,12 +182,13 @@ def _write_bytes(config: DataConfig, files: list[Path], folder: Path, digest: st
         for file in files:
             name = str(file.relative_to(root)) if root else file.name
             parts[_is_held_out(name, config.held_out)].append(file.read_bytes())
-        if not parts[True] and parts[False]:
-            parts[True].append(parts[False].pop())
+        for side in (True, False):  # few files may all hash to one side
+            if not parts[side]:
+                parts[side].append(parts[not side].pop())
     arrays = {part: _SEPARATOR.join(texts) for part, texts in (("train", parts[False]), ("val", parts[True]))}
     for part, data in arrays.items():
         (folder / f"{part}.bin").write_bytes(data)
-    source = "standard library of this Python" if root else show(config.path)
+    source = "standard library of this Python" if root == library else show(config.path)
     return CorpusFacts(
         kind=config.kind,
         vocab_size=256,
@@ -190,7 +201,7 @@ def _write_bytes(config: DataConfig, files: list[Path], folder: Path, digest: st
     )
 
 
-def _copy_tokens(config: DataConfig, files: list[Path], folder: Path, digest: str) -> CorpusFacts:
+def _link_tokens(config: DataConfig, files: list[Path], folder: Path, digest: str) -> CorpusFacts:
     sizes = []
     for file in files:
         link = folder / file.name

@@ -50,7 +50,7 @@ def export_trial(
             file=str(study_folder),
         )
     arch = record.arch_spec()
-    model = build_model(compile_arch(arch))
+    model = build_model(compile_arch(arch), seed=None)
     model.load_state_dict(state["model"])
     loss = record.rungs[-1].loss
     facts = {

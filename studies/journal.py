@@ -102,16 +102,18 @@ class Journal:
     Only the process inside `exclusive` may write. What is finished is never changed.
     """
 
-    def __init__(self, folder: Path, directions: int = 1) -> None:
+    def __init__(self, folder: Path, directions: int = 1, *, create: bool = True) -> None:
         backend = JournalFileBackend(str(folder / JOURNAL), lock_obj=_OneWriter())  # type: ignore[arg-type]
         storage = JournalStorage(backend)
         known = {study.study_name for study in storage.get_all_studies()}
         purposes: tuple[Purpose, ...] = ("search", "baseline")
         for purpose in purposes:
-            if purpose not in known:  # `load_if_exists` would write even when it only loads
+            if purpose not in known and create:  # `load_if_exists` would write even when it only loads
                 storage.create_new_study([StudyDirection.MINIMIZE] * directions, study_name=purpose)
         self.studies: dict[Purpose, optuna.Study] = {
-            purpose: optuna.load_study(study_name=purpose, storage=storage) for purpose in purposes
+            purpose: optuna.load_study(study_name=purpose, storage=storage)
+            for purpose in purposes
+            if create or purpose in known
         }
 
     def launched(self) -> list[tuple[FrozenTrial, TrialRecord]]:
@@ -159,7 +161,7 @@ def open_for_reading(folder: Path) -> list[TrialRecord]:
         raise SpecError(
             "", "is not a study folder (no journal.log)", "give the folder that search made", file=str(folder)
         )
-    return [record for _, record in Journal(folder).launched()]
+    return [record for _, record in Journal(folder, create=False).launched()]
 
 
 def revive(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
@@ -174,10 +176,11 @@ def _record(purpose: Purpose, trial: FrozenTrial) -> TrialRecord | None:
     rungs: list[Rung] = []
     while (rung := trial.user_attrs.get(f"rung.{len(rungs)}")) is not None:
         rungs.append(Rung(**rung))
+    result = trial.user_attrs.get("result", {})
     return TrialRecord(
         **{**launch, "cost": Cost(**launch["cost"])},
         purpose=purpose,
-        state=STATES[trial.state],
+        state="failed" if result.get("reason") else STATES[trial.state],
         rungs=tuple(rungs),
-        **trial.user_attrs.get("result", {}),
+        **result,
     )

@@ -21,7 +21,8 @@ from searchspace.choices import Categorical, Decision, Integer, RandomChooser, S
 from searchspace.errors import ConstraintError, SpecError
 from searchspace.space import Candidate
 from studies.config import StudyConfig, check_training, decide_training
-from studies.training import make_plan
+from studies.data import CorpusFacts
+from studies.training import check_fit, make_plan
 
 _JOURNALED_REJECTIONS = 2
 _PATIENCE = 1000
@@ -65,12 +66,12 @@ class Proposer:
     Args:
         study: its space, training settings and sampler.
         budget: absolute limits.
-        vocab_size: of the data.
+        facts: of the data.
     """
 
-    def __init__(self, study: StudyConfig, budget: Budget, vocab_size: int) -> None:
+    def __init__(self, study: StudyConfig, budget: Budget, facts: CorpusFacts) -> None:
         self.study, self.budget = study, budget
-        self._vocab_size = vocab_size
+        self._facts = facts
         self.seen: set[str] = set()
         """Keys of everything launched (`trial_key`)."""
         self.rejected = 0
@@ -80,9 +81,9 @@ class Proposer:
     def propose(self, study: optuna.Study, number: int) -> tuple[optuna.Trial, Proposal] | None:
         """The next candidate to launch; None when 1,000 draws in a row were rejected.
 
-        Asks the sampler at most three times, then draws feasible at random: a launch costs bounded work.
+        Asks the sampler at most twice, then draws feasible at random: a launch costs bounded work.
         """
-        for attempt in range(_JOURNALED_REJECTIONS + 1):
+        for attempt in range(_JOURNALED_REJECTIONS):
             study.sampler = make_sampler(self.study, _seed_of(self.study.search.seed, number, attempt))
             trial = study.ask()
             proposal, reason, excesses = self._draw(OptunaChooser(trial))
@@ -100,8 +101,9 @@ class Proposer:
                 if again is not None:
                     return trial, again
                 self.reject(trial, reason, excesses)
+            else:
+                self.rejected += 1
             reasons.append(reason)
-            self.rejected += 1
         worst = max(set(reasons), key=reasons.count)
         self.exhausted = f"stopped proposing after {_PATIENCE} rejections in a row, most often: {worst}"
         return None
@@ -112,29 +114,24 @@ class Proposer:
             candidate = self.study.space.draw(chooser)
             training = decide_training(self.study.training, chooser)
             graph = compile_arch(candidate.arch)
+            cost = estimate(graph)
+            excesses = dict(self.budget.excesses(cost))
+            self.check_runnable(candidate.arch, cost, training.tree)
         except ConstraintError as error:
             return None, f"constraint {error.problem}", {"constraint": 1.0}
         except SpecError as error:
             return None, f"invalid: {error}", {"invalid": 1.0}
-        cost = estimate(graph)
-        excesses = dict(self.budget.excesses(cost))
         if over := [metric for metric, excess in excesses.items() if excess > 0]:
             return None, f"over budget: {', '.join(over)}", excesses
-        if trial_key(graph.arch_id, training.tree) in self.seen:
+        if trial_key("search", graph.arch_id, training.tree, self.study.search.seed) in self.seen:
             return None, "duplicate", {}
-        self.check_runnable(candidate.arch, cost, training.tree)
         choices = {**candidate.choices, **training.choices}
         return Proposal(candidate, graph, cost, training.tree, choices), "", {}
 
     def check_runnable(self, arch: ArchSpec, cost: Cost, training: dict[str, object]) -> None:
-        """Raise `SpecError` if the budget lasts for no step, or the data does not fit."""
+        """Raise `SpecError` if the training budget lasts for no step, or the data does not fit."""
         make_plan(check_training(training), arch.seq_len, cost.training_flops_per_token)
-        if arch.vocab_size < self._vocab_size:
-            raise SpecError(
-                "vocab_size",
-                f"'{arch.name}' has {arch.vocab_size}, the data needs {self._vocab_size}",
-                f"set vocab_size: {self._vocab_size}",
-            )
+        check_fit(arch, self._facts)
 
     def reject(self, trial: optuna.Trial, reason: str, excesses: dict[str, float]) -> None:
         """Told as pruned with constraint values, which teaches TPE; without values, as failed."""
@@ -166,6 +163,6 @@ def _seed_of(study_seed: int, number: int, attempt: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def trial_key(arch_id: str, training: dict[str, object]) -> str:
+def trial_key(purpose: str, arch_id: str, training: dict[str, object], seed: int) -> str:
     """What must not be trained twice."""
-    return arch_id + ":" + ",".join(f"{k}={training[k]}" for k in sorted(training))
+    return f"{purpose}:{arch_id}:{seed}:" + ",".join(f"{k}={training[k]}" for k in sorted(training))

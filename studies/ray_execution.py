@@ -31,6 +31,8 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from searchspace.errors import SpecError
+from studies.config import ResourcesConfig
 from studies.execution import Watcher
 from studies.searcher import MAX_ATTEMPTS, StudyDriver
 from studies.trial import Report, TrialSpec, run_trial
@@ -49,6 +51,7 @@ def run_ray(driver: StudyDriver, watch: Watcher = lambda: None, *, address: str 
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
         resources = driver.study.resources
+        _check_resources(resources)
         tuner = tune.Tuner(
             tune.with_resources(Worker, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
             tune_config=tune.TuneConfig(
@@ -67,6 +70,16 @@ def run_ray(driver: StudyDriver, watch: Watcher = lambda: None, *, address: str 
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_resources(resources: ResourcesConfig) -> None:
+    """Ray would wait for ever for what no node has."""
+    for name, asked in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
+        most = max((node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if asked > most:
+            raise SpecError(
+                f"resources.{name.lower()}s_per_trial", f"asks for {asked:g}, the largest node has {most:g}", "lower it"
+            )
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]

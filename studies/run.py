@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from builder.compiler import compile_arch
 from builder.cost import estimate
 from searchspace.errors import SpecError
 from searchspace.loading import read_file
+from studies.checkpoint import write_durably
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training, study_from_data
 from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus
 from studies.execution import run_serial
@@ -28,6 +30,8 @@ from studies.searcher import StudyDriver
 from studies.stopper import expected_share
 from studies.survey import Survey, measure_speed, survey
 from studies.trial import TrialRecord
+
+EXIT_TERMINATED = 143
 
 _STUDY = "study.yaml"
 _MAY_CHANGE = ("search.num_trials", "resources", "name")
@@ -44,7 +48,7 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         raise SpecError("", "exists and holds no study", "use another --dir", file=str(folder))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with exclusive(folder):
-        _write_settings(settings, folder / _STUDY)
+        check_settings(settings, folder)
         if cut := repair_tail(folder / JOURNAL):
             console.print(f"cut {cut} torn bytes off the journal's end", highlight=False)
         found = survey_study(settings)
@@ -55,7 +59,9 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         )
         with console.status("preparing data"):
             corpus = prepare_data(settings, folder)
-        driver = StudyDriver(settings, folder, str(corpus.folder), corpus.facts.vocab_size, device_of(settings))
+        device = device_of(settings, here=address is None)
+        keep_settings(settings, folder)
+        driver = StudyDriver(settings, folder, corpus, device)
         now = driver.progress()
         ended = now.complete + now.stopped + now.failed
         if now.launched:
@@ -63,13 +69,18 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         if ended < now.total:
             if not serial:
                 console.print("starting workers", highlight=False)
-            with StudyView(driver, corpus, console) as view:
+            with StudyView(driver, corpus, console) as view, _Signals() as signals:
+
+                def watch() -> None:
+                    signals.check()
+                    view()
+
                 if serial:
-                    run_serial(driver, view)
+                    run_serial(driver, watch)
                 else:
                     from studies.ray_execution import run_ray  # Ray takes seconds to import
 
-                    run_ray(driver, view, address=address)
+                    run_ray(driver, watch, address=address)
         if note := driver.progress().note:
             console.print(note, highlight=False)
         show_results(driver.records, folder, corpus, console)
@@ -77,6 +88,28 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
             bundle = export_trial(driver.records, folder, corpus, out=folder / "best")
             console.print(f"exported the best trial to {bundle}", highlight=False)
             print_sample(bundle, "def ", 160, console, temperature=0.7, seed=0)
+
+
+class _Signals:
+    """SIGINT and SIGTERM as exceptions, raised again at the next report should a library have swallowed them."""
+
+    def __enter__(self) -> _Signals:
+        self._raised: BaseException | None = None
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(EXIT_TERMINATED)
+        raise self._raised
+
+    def check(self) -> None:
+        """Raise what came and was lost."""
+        if self._raised is not None:
+            raise self._raised
 
 
 def open_study(folder: Path) -> tuple[list[TrialRecord], Corpus, StudyConfig]:
@@ -140,9 +173,17 @@ def prepare_data(settings: StudyConfig, folder: Path) -> Corpus:
     return prepare_corpus(settings.data, folder.absolute() / "data")
 
 
-def device_of(settings: StudyConfig) -> str:
-    """Where trials train."""
-    return "cuda" if settings.resources.gpus_per_trial > 0 else "cpu"
+def device_of(settings: StudyConfig, *, here: bool = True) -> str:
+    """Where trials train. Raises `SpecError` if that is on this machine and it has no such device."""
+    if settings.resources.gpus_per_trial == 0:
+        return "cpu"
+    if here and torch.cuda.device_count() < settings.resources.gpus_per_trial:
+        raise SpecError(
+            "resources.gpus_per_trial",
+            f"asks for {settings.resources.gpus_per_trial:g}, this machine has {torch.cuda.device_count()} GPUs",
+            "set it to 0, or give --address of a cluster that has them",
+        )
+    return "cuda"
 
 
 def print_sample(bundle: Path, prompt: str, tokens: int, console: Console, *, temperature: float, seed: int) -> None:
@@ -163,13 +204,20 @@ def print_sample(bundle: Path, prompt: str, tokens: int, console: Console, *, te
     console.print(decode_bytes(out[0].tolist()), markup=False, highlight=False)
 
 
-def _write_settings(settings: StudyConfig, file: Path) -> None:
-    """Keep the study's settings in its folder; a folder that holds another study is refused."""
-    if file.is_file() and (differing := _first_difference(read_file(file), settings.plain)):
+def check_settings(settings: StudyConfig, folder: Path) -> None:
+    """Raise `SpecError` if the folder's journal was begun with other settings."""
+    file = folder / _STUDY
+    if not file.is_file() or not (folder / JOURNAL).is_file():
+        return
+    if differing := _first_difference(read_file(file), settings.plain):
         raise SpecError(
-            differing, "differs from the study in this folder", "use another --dir, or set it back", file=str(file)
+            differing, "differs from the study in this folder", "use another one, or set it back", file=str(file)
         )
-    file.write_text(settings.to_yaml(), encoding="utf-8")
+
+
+def keep_settings(settings: StudyConfig, folder: Path) -> None:
+    """Write the study's settings into its folder, whole."""
+    write_durably(folder / _STUDY, settings.to_yaml().encode())
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str:

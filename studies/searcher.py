@@ -22,6 +22,7 @@ from searchspace.arch import ArchSpec
 from searchspace.decode import encode
 from searchspace.space import Candidate
 from studies.config import MiddleChooser, StudyConfig, decide_training
+from studies.data import Corpus
 from studies.journal import STATES, Journal, revive
 from studies.proposer import Proposal, Proposer, trial_key
 from studies.stopper import rung_shares, should_stop
@@ -63,22 +64,21 @@ class StudyDriver:
     Args:
         study: its settings.
         folder: its folder; the caller holds `journal.exclusive`.
-        corpus: folder of the prepared data.
-        vocab_size: of the data.
+        corpus: the prepared data.
         device: where trials train.
 
     Raises:
         SpecError: if no candidate can be found within the budget.
     """
 
-    def __init__(self, study: StudyConfig, folder: Path, corpus: str, vocab_size: int, device: str = "cpu") -> None:
-        self.study, self.corpus, self.device = study, corpus, device
+    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus, device: str = "cpu") -> None:
+        self.study, self.corpus, self.device = study, str(corpus.folder.absolute()), device
         self.folder = folder.absolute()  # workers run in folders of their own
         self.journal = Journal(folder, directions=len(study.objectives))
         self.shares = rung_shares(study.search.stopper)
         self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
         self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
-        self._proposer = Proposer(study, self.budget, vocab_size)
+        self._proposer = Proposer(study, self.budget, corpus.facts)
         self._running: dict[int, _Running] = {}
         self._waiting: deque[int] = deque()
         self._records: dict[int, TrialRecord] = {}
@@ -112,7 +112,7 @@ class StudyDriver:
     def _note_launch(self, record: TrialRecord) -> None:
         self._records[record.number] = record
         self._launched[record.purpose] += 1
-        self._proposer.seen.add(trial_key(record.arch_id, record.training))
+        self._proposer.seen.add(trial_key(record.purpose, record.arch_id, record.training, record.seed))
 
     def _note_rungs(self, record: TrialRecord) -> None:
         self._records[record.number] = record
@@ -220,7 +220,7 @@ class StudyDriver:
         running.attempt = report.attempt
         running.flops = report.flops
         if report.kind == "failed":
-            self._finish(running, OptunaState.FAIL, report)
+            self._fail(running, report)
             return False
         known = len(running.record.rungs)
         for index in range(known, len(report.rungs)):
@@ -230,7 +230,7 @@ class StudyDriver:
         if report.kind == "done":
             self._finish(running, OptunaState.COMPLETE, report)
             return False
-        if len(report.rungs) > known and self._should_stop(running.record):
+        if report.kind == "rung" and self._should_stop(running.record):
             self._finish(running, OptunaState.PRUNED, report)
             return False
         return True
@@ -240,7 +240,14 @@ class StudyDriver:
         running = self._running.get(number)
         if running is not None:
             report = Report(kind="failed", attempt=running.attempt, reason="worker_died", error=error)
-            self._finish(running, OptunaState.FAIL, report)
+            self._fail(running, report)
+
+    def _fail(self, running: _Running, report: Report) -> None:
+        """Out of memory is told as pruned with a constraint broken, so that the sampler learns it."""
+        if report.reason == "out_of_memory":
+            running.trial.set_constraint("memory", 1.0)
+        state = OptunaState.PRUNED if report.reason == "out_of_memory" else OptunaState.FAIL
+        self._finish(running, state, report)
 
     def _should_stop(self, record: TrialRecord) -> bool:
         if record.purpose == "baseline":
@@ -265,7 +272,7 @@ class StudyDriver:
                 for name in self.study.objectives
             ]
         self.journal.finish(running.trial, state, values, facts)
-        finished = replace(record, state=STATES[state], **facts)
+        finished = replace(record, state="failed" if report.reason else STATES[state], **facts)
         self._note_end(finished)
         self._events.append(finished)
         del self._running[record.number]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import torch
 
 from builder.budget import Budget
 from builder.compiler import compile_arch
@@ -17,6 +19,7 @@ from studies.training import Trainer
 
 _SAMPLES = 300
 _EXHAUSTIVE = 5000
+_HOPELESS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,28 @@ def survey(space: SpaceSpec, budget: Budget) -> Survey:
         SpecError: if nothing is feasible, naming the tightest limit and the nearest candidate.
     """
     size = space.count()
-    found = _look(size, (space.sample(seed) for seed in range(_SAMPLES)), budget, exhaustive=False)
+    found = _look(size, _samples(space, _SAMPLES), budget, exhaustive=False)
     if not found.feasible and size.high <= _EXHAUSTIVE:
         found = _look(size, space.enumerate(), budget, exhaustive=True)
     elif not found.feasible:
-        found = _look(size, (space.sample(seed) for seed in range(_EXHAUSTIVE)), budget, exhaustive=False)
+        found = _look(size, _samples(space, _EXHAUSTIVE), budget, exhaustive=False)
     if not found.feasible:
         raise SpecError("budget", _nothing_feasible(found, budget), "loosen that limit, or change the space")
     return found
+
+
+def _samples(space: SpaceSpec, count: int) -> Iterator[Candidate]:
+    """Random candidates; draws that give no architecture are left out, unless none of the first gives one."""
+    error: SpecError | None = None
+    for seed in range(count):
+        try:
+            yield space.sample(seed)
+            error = None
+        except SpecError as problem:
+            if seed == 0 or error is not None:
+                error = problem
+            if error is not None and seed == _HOPELESS:
+                raise error from None
 
 
 def _look(size: SpaceSize, candidates: Iterable[Candidate], budget: Budget, *, exhaustive: bool) -> Survey:
@@ -91,9 +108,11 @@ def measure_speed(study: StudyConfig, corpus: Corpus, device: str, *, for_s: flo
     """Training FLOPs per second of one worker, from a short run of the first baseline or a sample."""
     arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
     config = check_training(decide_training(study.training, MiddleChooser()).tree)
+    torch.set_num_threads(study.resources.cpus_per_trial)
     trainer = Trainer(arch, config, corpus, seed=0, device=device)
-    trainer.train(min(2, trainer.plan.num_steps), time_limit_s=for_s)
-    steps, start = trainer.step, time.perf_counter()
-    trainer.train(trainer.plan.num_steps, time_limit_s=for_s)
-    spent = (trainer.step - steps) * trainer.plan.flops_per_step
-    return spent / max(1e-9, time.perf_counter() - start)
+    trainer.train(1)  # warm-up; the schedule of the learning rate does not matter here
+    start, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - start < for_s:
+        trainer.train(trainer.step + 1)
+        steps += 1
+    return steps * trainer.plan.flops_per_step / (time.perf_counter() - start)

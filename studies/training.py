@@ -1,4 +1,4 @@
-"""The training loop: spends a FLOP or token budget exactly, and resumes bit for bit.
+"""The training loop: spends a FLOP or token budget to the nearest whole step, and resumes bit for bit.
 
 Shape legend: B batch, L tokens, V vocabulary.
 """
@@ -6,22 +6,25 @@ Shape legend: B batch, L tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-import random
 import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import _dynamo, nn
 
 from builder.compiler import compile_arch
 from builder.cost import estimate
+from builder.ir import Graph
 from builder.lowering import build_model
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
+from spiralformer.block import Block, Layer, ParallelLayer
 from studies.config import TrainingConfig
-from studies.data import Corpus
+from studies.data import Corpus, CorpusFacts
 
 _CHECK_EVERY = 10
 
@@ -63,6 +66,24 @@ def make_plan(config: TrainingConfig, seq_len: int, training_flops_per_token: fl
     return Plan(batch_size, steps, flops, tokens)
 
 
+def check_fit(arch: ArchSpec, facts: CorpusFacts) -> None:
+    """Raise `SpecError` unless ``arch`` can be trained on data with these facts to predict the next token."""
+    if not arch.causal:
+        raise SpecError("causal", "a model that sees its whole input sees what it is to predict", "set causal: true")
+    if facts.vocab_size > arch.vocab_size:
+        raise SpecError(
+            "vocab_size",
+            f"{arch.vocab_size} is too small for data with {facts.vocab_size} tokens",
+            f"use {facts.vocab_size} or more",
+        )
+    if min(facts.train_tokens, facts.val_tokens) <= arch.seq_len:
+        raise SpecError(
+            "data",
+            f"has {facts.train_tokens} training and {facts.val_tokens} held-out tokens, less than one sequence",
+            "give more text, or lower seq_len",
+        )
+
+
 def learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:
     """Learning rate of one step: warm-up, then cosine, or stable and linear decay (WSD)."""
     warmup = math.ceil(config.warmup * num_steps)
@@ -93,23 +114,25 @@ class Trainer:
     def __init__(
         self, arch: ArchSpec, config: TrainingConfig, corpus: Corpus, *, seed: int, device: str = "cpu"
     ) -> None:
-        if corpus.facts.vocab_size > arch.vocab_size:
-            raise SpecError(
-                "vocab_size",
-                f"{arch.vocab_size} is too small for data with {corpus.facts.vocab_size} tokens",
-                f"use {corpus.facts.vocab_size} or more",
-            )
+        check_fit(arch, corpus.facts)
         graph = compile_arch(arch)
         self.cost = estimate(graph)
         self.plan = make_plan(config, arch.seq_len, self.cost.training_flops_per_token)
         self.arch, self.config, self.corpus, self.seed, self.device = arch, config, corpus, seed, device
-        random.seed(seed)
         torch.manual_seed(seed)
         self.model = build_model(graph, seed=seed, device=device)
-        self.optimizer = _make_optimizer(self.model, config, fused=device != "cpu")
+        self.optimizers = _make_optimizers(self.model, config, fused=device != "cpu")
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device != "cpu")
         self.step = 0
         self.seconds = 0.0
+        uses = Counter(str(node.attr("block")) for node in graph.nodes if node.op == "block")
+        for name, module in self.model.named_modules():
+            if isinstance(module, Block):
+                used = uses[name.removeprefix("blocks.").removesuffix("_")]
+                module.recompute = config.recompute == "loop" and used > 1
+        if config.compile == "blocks" or (config.compile == "auto" and device != "cpu"):
+            _compile_blocks(self.model, graph)
+        self._batches = _Batches(self)
 
     @property
     def flops(self) -> float:
@@ -148,16 +171,22 @@ class Trainer:
         return total.item() / max(1, steps)
 
     def _train_step(self) -> torch.Tensor:
-        lr = learning_rate(self.config, self.step, self.plan.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        inputs_BL, targets_BL = self.corpus.batch(self.seed, self.step, self.plan.batch_size, self.arch.seq_len)
-        loss = self._loss(inputs_BL, targets_BL)
-        loss.backward()
+        share = learning_rate(self.config, self.step, self.plan.num_steps) / self.config.lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+        inputs_BL, targets_BL = self._batches.get(self.step)
+        total = torch.zeros((), device=self.device)
+        parts = min(self.config.micro_batches, self.plan.batch_size)
+        for inputs, targets in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
+            loss = self._loss(inputs, targets) * (len(inputs) / len(inputs_BL))
+            loss.backward()
+            total += loss.detach()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return total
 
     def _loss(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
         inputs_BL = inputs_BL.to(self.device, non_blocking=True)
@@ -187,7 +216,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.device != "cpu" else None,
         }
@@ -195,15 +224,72 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; the rest of the run is bit-equal on a CPU."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.device != "cpu":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
 
 
-def _make_optimizer(model: nn.Module, config: TrainingConfig, *, fused: bool) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+class _Batches:
+    """Training batches; for a GPU the next one is made in a thread while a step runs, in pinned memory."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._thread = ThreadPoolExecutor(1) if trainer.device != "cpu" else None
+        self._next: tuple[int, Future[tuple[torch.Tensor, torch.Tensor]]] | None = None
+
+    def get(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of one step."""
+        if self._thread is None:
+            return self._make(step)
+        ready = self._next[1].result() if self._next is not None and self._next[0] == step else self._pinned(step)
+        self._next = (step + 1, self._thread.submit(self._pinned, step + 1))
+        return ready
+
+    def _make(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        t = self._trainer
+        return t.corpus.batch(t.seed, step, t.plan.batch_size, t.arch.seq_len)
+
+    def _pinned(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs_BL, targets_BL = self._make(step)
+        return inputs_BL.pin_memory(), targets_BL.pin_memory()
+
+
+def _compile_blocks(model: nn.Module, graph: Graph) -> None:
+    """Compile layer by layer, one static variant per length; the limit on variants follows from the graph.
+
+    Compiling the whole model takes several times as long cold, for the same steady speed.
+    """
+    torch.compiler.reset()
+    calls = [node for node in graph.nodes if node.op == "block"]
+    lengths = {(node.attr("block"), node.level.closed_chunks(graph.seq_len)) for node in calls}
+    _dynamo.config.recompile_limit = 8 + 4 * len(lengths)  # training and evaluation, with and without grad
+    for module in model.modules():
+        if isinstance(module, Layer | ParallelLayer):
+            module.compile(dynamic=False)
+
+
+def _make_optimizers(model: nn.Module, config: TrainingConfig, *, fused: bool) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the matrices of blocks beside it; weight decay on matrices only."""
+    named = list(model.named_parameters())
+    by_muon = {name for name, p in named if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2}
+    matrices = [p for name, p in named if p.dim() >= 2 and name not in by_muon]
+    vectors = [p for name, p in named if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=fused)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=fused)
+    ]
+    if by_muon:
+        muon = torch.optim.Muon(
+            [p for name, p in named if name in by_muon],
+            lr=config.muon_lr,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        optimizers.append(muon)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers

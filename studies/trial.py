@@ -166,6 +166,9 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
         if (state := newest_checkpoint(earlier)) is not None:
             trainer.restore(state)
             rungs.extend(Rung(**rung) for rung in state["rungs"])
+            save()  # before the earlier attempts go
+            if 0 < len(rungs) < len(spec.rungs):
+                yield report("rung")  # a stop may be due that the driver did not live to tell
         saved = time.monotonic()
         for share in spec.rungs[len(rungs) :]:
             until = trainer.plan.step_at(share)

@@ -12,9 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from builder import build_model, compile_arch
 from builder.ir import Graph
 from searchspace.arch import ArchSpec
-from searchspace.decode import decode
-from searchspace.loading import merge
-from searchspace.template import Template
+from searchspace.loading import arch_from_data, merge
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = sorted((ROOT / "searchspace/architectures").glob("*.yaml"))
@@ -44,9 +42,7 @@ def tiny_data(over: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def tiny_arch(over: dict[str, Any] | None = None) -> ArchSpec:
     """The tiny architecture with something laid over it."""
-    from searchspace.choices import MissingChooser
-
-    return decode(ArchSpec, Template(tiny_data(over)).decide(MissingChooser()).tree)
+    return arch_from_data(tiny_data(over))
 
 
 def truth(graph: Graph) -> tuple[int, int]:

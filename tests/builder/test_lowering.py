@@ -19,7 +19,12 @@ def test_every_operation_is_priced_and_built():
 @pytest.mark.parametrize("file", ARCHITECTURES, ids=lambda p: p.stem)
 def test_shipped_architectures_train(file):
     arch = load_arch(file)
-    model = build_model(compile_arch(arch))
+    graph = compile_arch(arch)
+    if estimate(graph).params > 30e6:  # shapes only
+        logits = build_model(graph, device="meta")(torch.zeros(1, 75, dtype=torch.long, device="meta"))
+        assert logits.shape == (1, 75, arch.vocab_size)
+        return
+    model = build_model(graph)
     tokens = torch.randint(0, arch.vocab_size, (1, min(arch.seq_len, 75)))
     logits = model(tokens)
     assert logits.shape == (1, tokens.shape[1], arch.vocab_size)
@@ -94,6 +99,32 @@ def test_initial_weights_depend_on_seed_and_name_alone():
     name = "blocks.core.layers.0.attn.branch.qkv.weight"
     assert torch.equal(small.get_parameter(name), large.get_parameter(name))
     assert not torch.equal(other.get_parameter(name), large.get_parameter(name))
+
+
+def test_initial_weights_go_by_kind_not_by_name():
+    graph = {"n1": {"norm": "rms", "in": "x"}, "h": {"in": "n1"}}
+    over = {
+        "blocks": {"core": None, "scorer": {"layers": 1, "heads": 2}},
+        "graph": {**graph, "h": {"loop": "scorer", "in": "n1", "schedule": ["word"], "step": "scale"}},
+    }
+    model = build_model(compile_arch(tiny_arch(over)))
+    assert (model.sites.n1.weight == 1).all()
+    assert model.blocks.scorer.layers[0].attn.branch.qkv.weight.std() > 0
+    assert (model.sites.h.t0.pool.scorer.weight == 0).all()
+    assert (model.sites.h.t0.step.gain == 1).all()
+    factors = build_model(
+        compile_arch(
+            tiny_arch({"graph": {"h": {"topology": {"mix": {"of": ["residual", "anchor"], "weights": "static"}}}}})
+        )
+    )
+    assert factors.sites.h.t0.join.factors.tolist() == [1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["training", "self", "type", "T", "parameters"])
+def test_awkward_names(name):
+    over = {"blocks": {"core": None, name: {"layers": 1, "heads": 2}},
+            "graph": {"h": None, name: {"block": name, "in": "x"}, "n": {"norm": "rms", "in": name, "weights": name}, "logits": {"head": "lm", "in": "n"}}}  # fmt: skip
+    assert build_model(compile_arch(tiny_arch(over)))(torch.zeros(1, 5, dtype=torch.long)).shape == (1, 5, 17)
 
 
 def test_scorers_and_allocations_start_as_mean_and_uniform():

@@ -35,6 +35,13 @@ def test_round_trip_keeps_what_differs_from_defaults(tmp_path):
     assert "{level: word, offset: 0, delay: 1}" in arch.to_yaml()
 
 
+@pytest.mark.parametrize("name", ["1e3", "12", "1.5", "1e", "0x1f", "1_000", "true", "a"])
+def test_texts_that_look_like_numbers_survive(name, tmp_path):
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(tiny_arch({"name": name}).to_yaml())
+    assert load_arch(copy).name == name
+
+
 def test_resolved_sizes():
     block = tiny_arch({"blocks": {"core": {"ffn": "swiglu", "rotary_fraction": 0.5}}}).blocks["core"]
     assert ffn_dim(block, 16) == 48  # 8/3 * 16 = 42.7, rounded up to a multiple of 8

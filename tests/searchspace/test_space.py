@@ -49,6 +49,30 @@ def test_choices_replay_to_the_same_architecture():
         assert space.resolve(FixedChooser(candidate.choices)) == candidate.arch
 
 
+def test_contradictions_are_drawn_again_and_not_enumerated():
+    space = SpaceSpec(tiny_data({"blocks": {"core": {"heads": {"choice": [2, 3, 4]}}}}))
+    assert {c.arch.blocks["core"].heads for c in space.enumerate()} == {2, 4}
+    assert {space.sample(seed).arch.blocks["core"].heads for seed in range(20)} == {2, 4}
+
+
+def test_a_level_called_length_is_no_trouble():
+    levels = {"length": {"chunk": 2}}
+    schedule = {"sequence": {"of": ["length", "token"], "length": [2, 6], "order": "coarse_to_fine"}}
+    space = SpaceSpec(tiny_data({"levels": levels, "graph": {"h": {"loop": "core", "in": "x", "schedule": schedule}}}))
+    for seed in range(20):
+        candidate = space.sample(seed)
+        assert space.resolve(FixedChooser(candidate.choices)) == candidate.arch
+
+
+def test_stepped_floats_stay_in_bounds():
+    space = SpaceSpec(tiny_data({"blocks": {"core": {"dropout": {"float": [0.05, 0.95], "step": 0.1}}}}))
+    space.check()
+    assert space.decisions[0].high == 0.95
+    assert {space.sample(seed).arch.blocks["core"].dropout for seed in range(99)} <= {
+        round(0.05 + 0.1 * i, 2) for i in range(10)
+    }
+
+
 def test_surplus_choices_are_an_error():
     space = SpaceSpec(tiny_data({"d_model": {"choice": [16, 32]}}))
     with pytest.raises(SpecError, match="d_modle: is not a decision"):

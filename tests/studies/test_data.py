@@ -48,6 +48,22 @@ def test_prepared_once(corpus, tmp_path):
     assert (corpus.folder / "train.bin").stat().st_mtime_ns == before
 
 
+def test_what_is_prepared_stays_whatever_the_sources_do(corpus, tmp_path):
+    (tmp_path / "99.txt").write_text("new " * 1000)
+    config = DataConfig(kind="text", path=str(tmp_path / "*.txt"), held_out=0.2)
+    assert prepare_corpus(config, corpus.folder).facts == corpus.facts
+    with pytest.raises(SpecError, match="differs from the data prepared here"):
+        prepare_corpus(DataConfig(kind="text", path=str(tmp_path / "*.txt"), held_out=0.3), corpus.folder)
+
+
+def test_files_of_one_name_fall_on_both_sides(tmp_path):
+    for i in range(4):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "c.txt").write_text(f"file {i} " * 9)
+    corpus = prepare_corpus(DataConfig(kind="text", path=str(tmp_path / "**/c.txt"), held_out=0.5), tmp_path / "data")
+    assert min(corpus.facts.train_tokens, corpus.facts.val_tokens) > 0
+
+
 def test_one_file_is_split_at_its_end(tmp_path):
     (tmp_path / "one.txt").write_bytes(b"a" * 90 + b"b" * 10)
     corpus = prepare_corpus(DataConfig(kind="text", path=str(tmp_path / "one.txt"), held_out=0.1), tmp_path / "data")

@@ -99,6 +99,22 @@ def test_interrupt_leaves_cleanly_and_goes_on(study):
     assert len(open_for_reading(study / "run")) >= 4
 
 
+def test_sigterm_leaves_with_its_code(study):
+    process = start(study)
+    read_until(process, r"baseline +0 ")
+    os.kill(process.pid, signal.SIGTERM)
+    output = finish(process)
+    assert process.returncode == 143, output
+    assert any(record.state == "complete" for record in open_for_reading(study / "run"))
+
+
+def test_resources_no_machine_has_are_refused(study):
+    process = start(study, "resources.cpus_per_trial=999")
+    output = finish(process)
+    assert process.returncode == 2, output
+    assert "asks for 999, the largest node has" in output
+
+
 def test_a_killed_worker_resumes_its_trial(study):
     process = start(
         study, "training.flops=2e10", "training.checkpoint_every_s=1", "search.num_trials=1", "search.stopper=none"

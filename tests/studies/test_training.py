@@ -68,6 +68,68 @@ def test_divergence_is_told(corpus):
         trainer.evaluate()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "muon"}, {"micro_batches": 2}, {"recompute": "loop"}, {"lr_schedule": "wsd"}, {"micro_batches": 99}],
+    ids=str,
+)
+def test_other_ways_to_train(corpus, settings):
+    trainer = make_trainer(corpus, **settings)
+    before = trainer.evaluate()
+    trainer.train(60)
+    assert trainer.evaluate() < before - 0.3
+
+
+def test_accumulation_and_recomputation_change_nothing_but_memory(corpus):
+    plain = {"blocks": {"core": {"dropout": 0.0}}}
+    losses = []
+    for settings in ({}, {"micro_batches": 4}, {"recompute": "loop"}):
+        trainer = make_trainer(corpus, plain, **settings)
+        losses.append([trainer.train(step + 1) for step in range(10)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == losses[0]
+    assert trainer.model.blocks.core.recompute
+
+
+def test_recomputing_saves_the_loops_activations(corpus):
+    def saved(recompute):
+        trainer = make_trainer(
+            corpus, {"graph": {"h": {"schedule": ["token"] * 4, "topology": "residual"}}}, recompute=recompute
+        )
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            trainer.train(1)
+        return total
+
+    assert saved("loop") < 0.5 * saved("none")
+
+
+def test_muon_takes_the_blocks_matrices_alone(corpus):
+    trainer = make_trainer(corpus, optimizer="muon")
+    adamw, muon = trainer.optimizers
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert (id(parameter) in taken) == (name.startswith("blocks.") and parameter.dim() == 2), name
+    assert sum(len(g["params"]) for g in adamw.param_groups) + len(taken) == len(list(trainer.model.parameters()))
+
+
+def test_resume_with_muon_is_bit_exact(corpus, tmp_path):
+    unbroken = make_trainer(corpus, optimizer="muon")
+    losses = [unbroken.train(step + 1) for step in range(8)]
+    broken = make_trainer(corpus, optimizer="muon")
+    broken.train(4)
+    save_checkpoint(tmp_path, broken.state(), 4)
+    again = make_trainer(corpus, optimizer="muon")
+    again.restore(load_checkpoint(tmp_path))
+    assert [again.train(step + 1) for step in range(4, 8)] == losses[4:]
+
+
 def test_bf16_trains_too(corpus):
     trainer = make_trainer(corpus, precision="bf16")
     before = trainer.evaluate()

@@ -1,0 +1,58 @@
+"""The shipped presets against the papers' own figures."""
+
+import pytest
+
+from builder import breakdown, compile_arch, estimate
+from searchspace import load_arch
+
+NON_EMBEDDING = {
+    "pythia_70m": 18_915_328,
+    "pythia_160m": 85_056_000,
+    "pythia_410m": 302_311_424,
+    "pythia_1b": 805_736_448,
+    "pythia_1_4b": 1_208_602_624,
+    "looped_1_4b_base": 805_736_448,
+    "looped_1_4b_mesh": 805_736_448 + 61_470,
+}
+
+
+def cost_of(name):
+    return estimate(compile_arch(load_arch(name)))
+
+
+@pytest.mark.parametrize(("name", "params"), NON_EMBEDDING.items())
+def test_non_embedding_parameters(name, params):
+    assert cost_of(name).params_non_embedding == params
+
+
+@pytest.mark.parametrize(("size", "tera"), [("160m", 1.63), ("410m", 4.55), ("1b", 9.64), ("1_4b", 14.04)])
+def test_prefill_flops_of_pythia(size, tera):
+    """N (24 d^2 + 4 d L) + 2 V d, for 4,096 tokens (papers.md 1.12)."""
+    assert cost_of(f"pythia_{size}").flops / 1e12 == pytest.approx(tera, abs=0.005)
+
+
+@pytest.mark.parametrize("layout", ["l", "b"])
+def test_prefill_flops_of_both_spiralformer_layouts(layout):
+    """13.10 T before the scorers', allocations' and routers' own, which are small and listed."""
+    parts = breakdown(compile_arch(load_arch(f"spiralformer_1_4b_{layout}")))
+    own = sum(part.flops for part in parts if part.part.startswith(("pool", "upscale", "write", "read")))
+    blocks = sum(part.flops for part in parts) - own
+    assert blocks / 1e12 == pytest.approx(13.10, abs=0.005)
+    assert 0 < own < 0.001 * blocks
+
+
+def test_meshs_variants_differ_in_topology_alone():
+    params = {kind: cost_of(f"looped_410m_{kind}").params for kind in ("base", "residual", "anchor", "mesh")}
+    assert params["base"] == params["residual"] == params["anchor"]
+    assert params["mesh"] - params["base"] == 2 * 3 * (1024 * 5 + 5)
+
+
+@pytest.mark.parametrize(("size", "share"), [("410m", 0.333), ("1b", 0.313), ("1_4b", 0.333)])
+def test_parameters_saved_by_looping(size, share):
+    plain, looped = cost_of(f"pythia_{size}"), cost_of(f"looped_{size}_base")
+    assert 1 - looped.params_non_embedding / plain.params_non_embedding == pytest.approx(share, abs=0.002)
+
+
+def test_llama_presets_are_of_their_size():
+    assert cost_of("llama_124m").params == pytest.approx(124e6, rel=0.02)
+    assert cost_of("llama_1b").params == 1_235_814_400  # as Llama 3.2 1B
