@@ -50,6 +50,7 @@ def run_ray(driver: StudyDriver, watch: Watcher = lambda: None, *, address: str 
     local: dict[str, Any] = {} if address else {"_temp_dir": scratch, "num_gpus": torch.cuda.device_count()}
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+        watch()
         resources = driver.study.resources
         _check_resources(resources)
         tuner = tune.Tuner(

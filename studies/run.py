@@ -95,7 +95,8 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         self._raised: BaseException | None = None
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.check()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,7 +108,9 @@ class _Signals:
         raise self._raised
 
     def check(self) -> None:
-        """Raise what came and was lost."""
+        """Raise what came and was lost; take the handlers back from whoever replaced them (Ray does)."""
+        for number in self._before:
+            signal.signal(number, self._on_signal)
         if self._raised is not None:
             raise self._raised
 
