@@ -25,6 +25,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pricing.py
+	$(BIN)/python -W ignore benchmarks/speed.py --out benchmarks/results/speed_cpu.json
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,111 @@
+"""One honest comparison at equal training FLOPs on real text: plain, looped, MeSH and SpiralFormer.
+
+    python benchmarks/families.py [--device cuda] [--width 64] [--flops 4e11] [--seeds 3] [--data python_source]
+
+Runs everything in one call, resumes nothing, prints a Markdown table, and writes every loss as JSON with --out.
+Every architecture has the same number of unique layers but the looped ones, which have two thirds, as in MeSH's
+table 1; all of them spend the same training FLOPs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from searchspace.arch import ArchSpec
+from searchspace.loading import arch_from_data
+from studies.config import DataConfig, TrainingConfig
+from studies.data import prepare_corpus
+from studies.describe import short, summarize
+from studies.training import Trainer
+
+
+def families(width: int, seq_len: int, vocab_size: int) -> dict[str, ArchSpec]:
+    """Six architectures with 6 unique layers (looped: 4), SpiralFormer's core a third of them."""
+
+    def arch(layers: tuple[int, int, int], schedule: list[int], topology: str) -> ArchSpec:
+        block = {"heads": max(1, width // 64) if width > 64 else 4, "ffn": "swiglu"}
+        prelude, core, coda = layers
+        graph = {
+            "x": {"embed": "tokens"},
+            "h0": {"block": "prelude", "in": "x"},
+            "h": {"loop": "core", "in": "h0", "schedule": [f"c{g}" for g in schedule], "topology": topology},
+            "y": {"block": "coda", "in": "h"},
+            "logits": {"head": "lm", "in": "y"},
+        }
+        return arch_from_data(
+            {
+                "vocab_size": vocab_size,
+                "seq_len": seq_len,
+                "d_model": width,
+                "residual_scale": "inverse_sqrt_depth",
+                "levels": {f"c{g}": {"chunk": g} for g in sorted({1, *schedule})},
+                "blocks": {
+                    "prelude": {"layers": prelude, **block},
+                    "core": {"layers": core, **block},
+                    "coda": {"layers": coda, **block},
+                },
+                "graph": graph,
+            }
+        )
+
+    return {
+        "vanilla, 6 layers": arch((2, 2, 2), [1], "base"),
+        "loop base, 1+2R2+1": arch((1, 2, 1), [1, 1], "base"),
+        "loop anchor, 1+2R2+1": arch((1, 2, 1), [1, 1], "anchor"),
+        "MeSH, 1+2R2+1": arch((1, 2, 1), [1, 1], "mesh"),
+        "SpiralFormer anchor, 2+2R4+2": arch((2, 2, 2), [16, 8, 4, 2], "anchor"),
+        "SpiralFormer MeSH, 2+2R4+2": arch((2, 2, 2), [16, 8, 4, 2], "mesh"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--flops", type=float, default=4e11)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", default="python_source", help="python_source, or files, folders or globs of text")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = DataConfig() if options.data == "python_source" else DataConfig(kind="text", path=options.data)
+    config = TrainingConfig(flops=options.flops, batch_tokens=options.batch_tokens, lr=options.lr)
+    results: dict[str, list[float]] = {}
+    lines = [
+        "| architecture | parameters | FLOPs/token | tokens seen | bits per byte, mean (each seed) |",
+        "|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = prepare_corpus(data, Path(scratch) / "data")
+        for name, arch in families(options.width, options.seq_len, corpus.facts.vocab_size).items():
+            start = time.perf_counter()
+            for seed in range(options.seeds):
+                trainer = Trainer(arch, config, corpus, seed=seed, device=options.device)
+                trainer.train(trainer.plan.num_steps)
+                results.setdefault(name, []).append(corpus.bits_per_byte(trainer.evaluate()))
+            seeds = ", ".join(f"{bits:.3f}" for bits in results[name])
+            cost = trainer.cost
+            lines.append(
+                f"| {name} (`{summarize(arch)}`) | {short(cost.params)} | {short(cost.flops_per_token)} "
+                f"| {short(trainer.tokens)} | **{statistics.mean(results[name]):.3f}** ({seeds}) |"
+            )
+            print(f"{name}: {seeds}  [{time.perf_counter() - start:.0f} s]", flush=True)
+    print("\n".join(lines))
+    if options.out:
+        options.out.write_text(
+            json.dumps({"settings": vars(options) | {"out": None}, "bits_per_byte": results}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
