@@ -197,6 +197,15 @@ def loop_activations(device: str) -> None:
     )
 
 
+def recomputation(device: str) -> None:
+    """Running the loop again in the backward pass: its price in time."""
+    tokens = random_tokens(8, 256, 512, device)
+    plain, again = (build_model(compile_arch(loop_arch([1, 1, 1, 1])), device=device) for _ in range(2))
+    again.blocks.core.recompute = True
+    a, b = interleaved([step_of(again, tokens, 512), step_of(plain, tokens, 512)], device)
+    row("time, loop recomputed / kept (P8)", a / b, "<= 1.35")
+
+
 @torch.no_grad()
 def decoding(device: str) -> None:
     archs = [loop_arch(chunks, seq_len=256, core=8) for chunks in ([1, 1, 1, 1], [8, 4, 2, 1])]
@@ -306,8 +315,8 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console()
     for measure in (
-        compiled_against_hand_written, against_transformers, flop_saving_realised, loop_activations, decoding,
-        hardware_use, building, compiling,
+        compiled_against_hand_written, against_transformers, flop_saving_realised, loop_activations,
+        recomputation, decoding, hardware_use, building, compiling,
     ):  # fmt: skip
         with console.status(measure.__name__):
             measure(options.device)

@@ -162,12 +162,28 @@ def _compiles(arch: Any) -> bool:
 
 
 @_command
-def count(space: Space, overrides: Overrides = None) -> None:
-    """Count a space's candidates."""
+def count(
+    space: Space,
+    overrides: Overrides = None,
+    budget: Annotated[list[str] | None, typer.Option(help="A limit, e.g. params=1.5M; may be repeated.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Architecture for limits such as '90% of baseline'.")] = None,
+) -> None:
+    """Count a space's candidates, and those within a budget."""
     from searchspace import load_space
 
     spec = load_space(space, overrides or ())
-    print(f"{spec.count()}")
+    if not budget:
+        print(f"{spec.count()}")
+        return
+    from builder import BudgetSpec, compile_arch, estimate
+    from searchspace import load_arch
+    from searchspace.decode import decode
+    from searchspace.loading import parse_overrides
+    from studies.survey import count_feasible
+
+    cost = estimate(compile_arch(load_arch(baseline))) if baseline else None
+    limits = decode(BudgetSpec, parse_overrides(budget), "budget").resolve(cost)
+    print(count_feasible(spec, limits))
 
 
 @_command

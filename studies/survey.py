@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from studies.training import Trainer
 _SAMPLES = 300
 _EXHAUSTIVE = 5000
 _HOPELESS = 5
+_COUNTABLE = 20_000
+_COUNTED_SAMPLES = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,24 @@ def survey(space: SpaceSpec, budget: Budget) -> Survey:
     if not found.feasible:
         raise SpecError("budget", _nothing_feasible(found, budget), "loosen that limit, or change the space")
     return found
+
+
+def count_feasible(space: SpaceSpec, budget: Budget) -> str:
+    """How many candidates there are and how many keep the budget: counted, or estimated with a 95 % interval."""
+    size = space.count()
+    if size.high <= _COUNTABLE:
+        found = _look(size, space.enumerate(), budget, exhaustive=True)
+        return f"{found.looked_at:,} candidates, {found.feasible:,} within the budget ({found.share:.2%})"
+    found = _look(size, _samples(space, _COUNTED_SAMPLES), budget, exhaustive=False)
+    n, share = found.looked_at, found.share
+    # Wilson's interval, which also bounds a share of which no example was seen.
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (
+        f"{size} candidates, {share:.2%} of {n:,} random ones within the budget "
+        f"(95 % interval {max(0.0, middle - half):.2%} .. {middle + half:.2%})"
+    )
 
 
 def _samples(space: SpaceSpec, count: int) -> Iterator[Candidate]:

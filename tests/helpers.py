@@ -33,6 +33,19 @@ TINY: dict[str, Any] = {
     },
 }
 
+TOPOLOGIES = [
+    "residual",
+    "anchor",
+    "anchor_star",
+    "mesh",
+    {"mix": {"of": ["residual", "anchor", "anchor_star"], "weights": "sum"}},
+    {"mix": {"of": ["residual", "anchor"], "weights": "static"}},
+    {"mix": {"of": ["anchor", "anchor_star"], "weights": "dynamic"}},
+    {"runge_kutta": {"tableau": "euler"}},
+    {"runge_kutta": {"tableau": "midpoint", "learned": True}},
+    {"runge_kutta": {"tableau": "rk4"}},
+]
+
 
 def tiny_data(over: dict[str, Any] | None = None) -> dict[str, Any]:
     """`TINY` with something laid over it."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, SPACES, tiny_arch, truth
+from helpers import ARCHITECTURES, SPACES, TOPOLOGIES, tiny_arch, truth
 from torch.utils.flop_counter import FlopCounterMode
 
 from builder import Cost, breakdown, build_model, compile_arch, estimate
@@ -17,6 +17,21 @@ def test_shipped_architectures(file):
     assert (cost.params, cost.flops) == truth(graph)
     assert sum(part.params for part in breakdown(graph)) == cost.params
     assert sum(part.flops for part in breakdown(graph)) == cost.flops
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+@pytest.mark.parametrize(
+    "loop", [{}, {"recall": "linear", "norm": "layer", "step": "add"}, {"recall": "concat"}], ids=str
+)
+def test_topologies(topology, loop):
+    schedule = ["phrase", "word", "word", "token"]
+    over = {
+        "blocks": {"core": {"recall": loop.get("recall")}},
+        "graph": {"h": {"schedule": schedule, "topology": topology, **loop}},
+    }
+    graph = compile_arch(tiny_arch(over))
+    cost = estimate(graph)
+    assert (cost.params, cost.flops) == truth(graph)
 
 
 def check_random(file, seeds):

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import SPACES, built, first_leak, randomize
+from helpers import SPACES, TOPOLOGIES, built, first_leak, randomize
 
 import spiralformer.upscale
 from builder import build_model, compile_arch
@@ -16,11 +16,6 @@ from searchspace.arch import LevelSpec
 from searchspace.nodes import NormPlace, PoolKind, RecallKind, ResidualKind, UpscaleKind
 
 POOLS, UPSCALES = PoolKind.__args__, UpscaleKind.__args__
-TOPOLOGIES = (
-    "residual", "anchor", "anchor_star", "mesh",
-    {"mix": {"of": ["residual", "anchor"], "weights": "static"}}, {"mix": {"of": ["residual"], "weights": "dynamic"}},
-    {"runge_kutta": {"tableau": "midpoint"}},
-)  # fmt: skip
 CHUNKS = (2, 3, 4)
 
 

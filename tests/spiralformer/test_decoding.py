@@ -2,24 +2,11 @@
 
 import pytest
 import torch
-from helpers import built, tiny_arch
+from helpers import TOPOLOGIES, built, tiny_arch
 from torch.utils.flop_counter import FlopCounterMode
 
 from builder import build_model, compile_arch, estimate
 from searchspace.nodes import PoolKind, UpscaleKind
-
-TOPOLOGIES = [
-    "residual",
-    "anchor",
-    "anchor_star",
-    "mesh",
-    {"mix": {"of": ["residual", "anchor", "anchor_star"], "weights": "sum"}},
-    {"mix": {"of": ["residual", "anchor"], "weights": "static"}},
-    {"mix": {"of": ["anchor", "anchor_star"], "weights": "dynamic"}},
-    {"runge_kutta": {"tableau": "euler"}},
-    {"runge_kutta": {"tableau": "midpoint", "learned": True}},
-    {"runge_kutta": {"tableau": "rk4"}},
-]
 
 
 @torch.no_grad()

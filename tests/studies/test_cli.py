@@ -59,6 +59,15 @@ def test_count_and_sample(tmp_path):
         assert run("check", tmp_path / f"{i}.yaml").strip() == "ok: architecture"
 
 
+def test_count_within_a_budget():
+    exact = run("count", "quickstart", "--budget", "params=90% of baseline", "--baseline", "plain_4")
+    assert re.fullmatch(r"2,340 candidates, \d+ within the budget \(\d+\.\d+%\)\n", exact), exact
+    bounded = run("count", "families", "--budget", "params=60K", "--budget", "flops_per_token=200K")
+    assert "95 % interval" in bounded
+    assert "no baseline" in run("count", "quickstart", "--budget", "params=90% of baseline", code=2)
+    assert "did you mean 'params'" in run("count", "quickstart", "--budget", "parms=1M", code=2)
+
+
 def test_search_ends_with_ranking_bundle_and_sample(study):
     folder, _, output = study
     assert "within the budget" in output

@@ -7,11 +7,30 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, tiny_study
 
 from studies.journal import open_for_reading
+
+MARK = "SPIRALFORMER_TEST"
+
+
+def processes(tmp_path) -> dict[int, str]:
+    """Command lines of what this test has started, Ray's processes too, by process id."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={tmp_path}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def kill_all(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def start(tmp_path, *overrides):
@@ -25,7 +44,7 @@ def start(tmp_path, *overrides):
         "run",
         *overrides,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", MARK: str(tmp_path)}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path, start_new_session=True
     )  # fmt: skip
@@ -54,7 +73,7 @@ def kill(process):
 def study(tmp_path):
     tiny_study(tmp_path, {"search": {"num_trials": 6}, "training": {"flops": 2e9}})
     yield tmp_path
-    subprocess.run(["pkill", "-KILL", "-f", str(tmp_path)], check=False)
+    kill_all(processes(tmp_path))
 
 
 def test_search_survives_sigkill_of_the_driver(study):
@@ -124,13 +143,9 @@ def test_a_killed_worker_resumes_its_trial(study):
     while not list(study.glob("run/trials/00000/attempt-001/step-*.pt")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    workers = subprocess.run(
-        ["pgrep", "-f", r"ray::\w+\.train"], capture_output=True, text=True, check=False
-    ).stdout.split()
+    workers = [pid for pid, command in processes(study).items() if re.search(r"ray::\w+\.train", command)]
     assert workers
-    for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(worker), signal.SIGKILL)
+    kill_all(workers)
     output = finish(process)
     assert process.returncode == 0, output
     records = open_for_reading(study / "run")
@@ -138,24 +153,26 @@ def test_a_killed_worker_resumes_its_trial(study):
     assert (study / "run/trials/00000/attempt-002").is_dir()
 
 
-def listening() -> dict[str, str]:
-    """Local addresses of listening TCP sockets of this machine's processes, from /proc."""
-    found = {}
+def listening(pids) -> set[str]:
+    """Local addresses on which these processes listen, from /proc."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    found = set()
     for name in ("tcp", "tcp6"):
-        with open(f"/proc/net/{name}") as file:
-            for line in file.readlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A":
-                    found[fields[9]] = fields[1].rpartition(":")[0]
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1].rpartition(":")[0])
     return found
 
 
 def test_ray_listens_on_loopback_only(study):
-    before = set(listening())
     process = start(study)
     read_until(process, r"baseline +0 ")
-    opened = {inode: address for inode, address in listening().items() if inode not in before}
+    addresses = listening(processes(study))
     kill(process)
-    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-    assert opened
-    assert set(opened.values()) <= loopback, opened
+    assert addresses
+    assert addresses <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}, addresses
