@@ -119,7 +119,7 @@ class MissingChooser:
         raise SpecError(
             decision.name,
             "is an open choice, but an architecture has none left",
-            "load it as a space, or write one value",
+            "write one value, or draw one with `spiralformer sample`",
         )
 
 

@@ -113,10 +113,19 @@ def decoder_for(annotation: Any) -> Decoder:
     raise TypeError(f"no decoder for {annotation!r}")
 
 
+def _choice_hint(data: object) -> str:
+    """The remedy for a misspelt open choice where a value was expected."""
+    if not isinstance(data, dict):
+        return ""
+    return one_of(("choice", "int", "float", "sequence"), next(iter(data), None))
+
+
 def _decode_int(data: object, path: str) -> int:
     if type(data) is int:
         return data
-    raise SpecError(path, f"expected a whole number, got {show(data)}", "write it without quotes, e.g. 8")
+    raise SpecError(
+        path, f"expected a whole number, got {show(data)}", _choice_hint(data) or "write it without quotes, e.g. 8"
+    )
 
 
 def _decode_float(data: object, path: str) -> float:

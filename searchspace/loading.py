@@ -6,6 +6,7 @@ and are resolved by `searchspace.template`, so no resolver (`oc.env`, ...) ever 
 
 from __future__ import annotations
 
+import difflib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,9 @@ def load_arch(path: str | Path, overrides: Sequence[str] = ()) -> ArchSpec:
     """
     file = find_file(path, folder="architectures")
     with located(file):
-        return arch_from_data(read_data(file, overrides))
+        data = read_data(file, overrides)
+        _expect_architecture(data)
+        return arch_from_data(data)
 
 
 def arch_from_data(data: Mapping[str, Any]) -> ArchSpec:
@@ -55,13 +58,20 @@ def load_space(path: str | Path, overrides: Sequence[str] = ()) -> SpaceSpec:
     """Read an architecture file with open choices. Raises `SpecError`."""
     file = find_file(path, folder="spaces")
     with located(file):
-        return SpaceSpec(read_data(file, overrides))
+        data = read_data(file, overrides)
+        _expect_architecture(data)
+        return SpaceSpec(data, file=str(file))
 
 
 def read_data(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file as plain data, its ``extends`` chain merged and overrides laid over it."""
     data = _read_chain(file, [])
     return merge(data, parse_overrides(overrides)) if overrides else data
+
+
+def _expect_architecture(data: Mapping[str, Any]) -> None:
+    if "graph" not in data and ("space" in data or "training" in data):
+        raise SpecError("", "is a study, not an architecture or a space", "give search or check the study")
 
 
 def find_file(path: str | Path, *, folder: str = "", base: Path | None = None) -> Path:
@@ -75,9 +85,13 @@ def find_file(path: str | Path, *, folder: str = "", base: Path | None = None) -
         for candidate in (place, place.with_name(place.name + ".yaml")) if not given.suffix else (place,):
             if candidate.is_file():
                 return candidate
+    if any(place.is_dir() for place in places):
+        raise SpecError("", "is a folder", "name a YAML file", file=str(names[0]))
     shipped = sorted(p.stem for p in (PACKAGE / folder).glob("*.yaml")) if folder else []
-    hint = f"; shipped {folder}: {', '.join(shipped)}" if shipped else ""
-    raise SpecError("", "no such file", f"check the path{hint}", file=str(names[0]))
+    near = difflib.get_close_matches(given.stem, shipped, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    more = f"; `spiralformer list` names the shipped {folder}" if shipped else ""
+    raise SpecError("", "no such file", f"{hint}check the path{more}", file=str(names[0]))
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -191,7 +205,13 @@ class located:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, SpecError) and not error.file:
             error.file = str(self._file)
-            error.line = _line_of(self._file, error.path)
+            add_line(error)
+
+
+def add_line(error: SpecError) -> None:
+    """Find the line of an error that knows its file."""
+    if error.file and error.line is None and Path(error.file).is_file():
+        error.line = _line_of(Path(error.file), error.path)
 
 
 def _is_whole(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...]) -> bool:

@@ -49,8 +49,9 @@ class SpaceSize:
 class SpaceSpec:
     """A template whose every decision leads to an `ArchSpec`."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: Mapping[str, Any], file: str = "") -> None:
         self._template = Template(data)
+        self._file = file
         self.name = str(data.get("name", "unnamed"))
 
     @property
@@ -64,12 +65,20 @@ class SpaceSpec:
 
     def draw(self, chooser: Chooser) -> Candidate:
         """`resolve`, with the decisions taken."""
-        decided = self._template.decide(chooser)
+        try:
+            return self._draw(chooser)
+        except SpecError as error:
+            error.file = error.file or self._file
+            raise
+
+    def _draw(self, chooser: Chooser) -> Candidate:
+        built: list[ArchSpec] = []  # before the constraints, whose errors would hide simpler ones
+        decided = self._template.decide(chooser, lambda tree: built.append(decode(ArchSpec, tree)))
         if isinstance(chooser, FixedChooser):
             for name in chooser.values:
                 if name not in decided.choices:
                     raise SpecError(name, "is not a decision of this candidate", one_of(decided.choices, name))
-        return Candidate(decode(ArchSpec, decided.tree), decided.choices)
+        return Candidate(built[0], decided.choices)
 
     def sample(self, seed: int) -> Candidate:
         """One random candidate that satisfies the constraints and is an architecture.

@@ -7,7 +7,7 @@ A template knows nothing of architectures but one thing: an ordered `sequence` s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,12 @@ class Template:
         self._root = compile_part({k: v for k, v in data.items() if k != "constraints"}, "")
         self._check_references()
 
-    def decide(self, chooser: Chooser) -> Decided:
+    def decide(self, chooser: Chooser, build: Callable[[dict[str, Any]], object] | None = None) -> Decided:
         """Take every decision.
+
+        Args:
+            chooser: takes them.
+            build: is given the decided tree, ``vars`` left out, before the constraints are looked at.
 
         Raises:
             ConstraintError: if the decisions break a constraint.
@@ -59,6 +63,8 @@ class Template:
         """
         resolution = _Resolution(self._root, chooser)
         tree: dict[str, Any] = resolution.value(self._root)
+        if build is not None:
+            build({name: value for name, value in tree.items() if name != "vars"})
         for constraint in self.constraints:
             if not constraint.holds(tree):
                 raise ConstraintError(constraint.path, f"does not hold: {constraint.text}", "decide otherwise")
@@ -204,6 +210,16 @@ class _Resolution:
 
     def _chunk(self, entry: Any, path: str) -> int:
         name = entry["level"] if isinstance(entry, dict) else entry
+        levels = dict(self._root.items).get("levels") if isinstance(self._root, Map) else None
+        known = (
+            [k for k, _ in levels.items]
+            if isinstance(levels, Map)
+            else list(levels.value)
+            if isinstance(levels, Leaf)
+            else []
+        )
+        if known and name not in known:
+            raise SpecError(path, f"no level is called {show(name)}", one_of(known, name))
         chunk = self._target(f"levels.{name}.chunk", path)
         if type(chunk) is not int:
             raise SpecError(f"levels.{name}.chunk", f"expected a whole number, got {show(chunk)}", "write e.g. 4")

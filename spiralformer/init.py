@@ -3,8 +3,9 @@
 Each parameter draws from a generator of its own, seeded by (seed, name): what one part begins with
 does not depend on which other parts the model has.
 
-Matrices are normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX); the output
-maps of attention and feed-forward with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one;
+Matrices are normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX); the embedding
+with sqrt(D) times that, as MeSH scales it, unless the head uses it too; the output maps of attention and
+feed-forward with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one;
 biases, scorers and allocations zero, so that pools start as means and up-scaling as uniform; maps that
 stand in the stream itself (recall, linear pooling) preserve variance; gains and factors begin as their
 modules say.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from spiralformer.attention import Attention
 from spiralformer.block import FeedForward, GatedFeedForward
+from spiralformer.embedding import TiedHead
 from spiralformer.joins import ScaleStep, WeightedJoin
 from spiralformer.pooling import LinearPool, SelfAggregatePool
 from spiralformer.recall import ConcatRecall, LinearRecall
@@ -41,8 +43,11 @@ def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, 
     stds: dict[int, float] = {}
     ones: set[int] = set()
     kept: set[int] = set()
+    tied = any(isinstance(module, TiedHead) for module in model.modules())
     for module in model.modules():
-        if isinstance(module, Attention | FeedForward | GatedFeedForward):
+        if isinstance(module, nn.Embedding):
+            stds[id(module.weight)] = small if tied else small * math.sqrt(d_model)
+        elif isinstance(module, Attention | FeedForward | GatedFeedForward):
             stds[id(module.out.weight)] = branch
         elif isinstance(module, SelfAggregatePool):
             stds[id(module.scorer.weight)] = 0.0

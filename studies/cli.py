@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from searchspace.errors import SpecError
+from searchspace.loading import add_line
 
 app = typer.Typer(
     help="Compile, search and export multi-resolution looped Transformers.",
@@ -42,6 +43,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except SpecError as error:
+            add_line(error)
             Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_BAD_INPUT) from error
         except BrokenPipeError:
@@ -54,6 +56,22 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+@app.command("list")
+def list_shipped() -> None:
+    """List the shipped architectures, spaces and studies."""
+    from searchspace.loading import PACKAGE
+
+    folders = {
+        "architectures": PACKAGE / "architectures",
+        "spaces": PACKAGE / "spaces",
+        "studies": Path(__file__).parent / "configs",
+    }
+    for what, folder in folders.items():
+        console.print(
+            f"[bold]{what}[/]: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}", highlight=False
+        )
 
 
 @_command
@@ -69,7 +87,8 @@ def describe(
 
     spec = load_arch(arch, overrides or ())
     graph = compile_arch(spec)
-    console.print(f"[bold]{spec.name}[/]  {summarize(spec)}  (arch_id {graph.arch_id})", highlight=False)
+    console.print(f"[bold]{spec.name}[/]  {summarize(spec)}", highlight=False, soft_wrap=True)
+    print(f"arch_id {graph.arch_id}")
     if strip := draw_strip(graph):
         console.print("\nlevels, chunks on the first tokens ('>' closes one):", highlight=False)
         print(strip)
@@ -90,14 +109,17 @@ def cost(
     """Price an architecture, without building it."""
     from builder import compile_arch, estimate
     from searchspace import load_arch
-    from studies.describe import cost_lines, cost_rows
+    from studies.describe import cost_lines, cost_rows, summarize
 
     spec = load_arch(arch, overrides or ())
     graph = compile_arch(spec)
     total = estimate(graph)
     if as_json:
-        print(json.dumps({"name": spec.name, "arch_id": graph.arch_id, **asdict(total)}, indent=2))
+        per_token = ("flops", "training_flops", "kv_cache_bytes", "decode_flops")
+        ratios = {f"{name}_per_token": getattr(total, f"{name}_per_token") for name in per_token}
+        print(json.dumps({"name": spec.name, "arch_id": graph.arch_id, **asdict(total), **ratios}, indent=2))
         return
+    console.print(f"[bold]{spec.name}[/]  {summarize(spec)}", highlight=False, soft_wrap=True)
     _print_cost(cost_rows(graph), cost_lines(total), spec.seq_len)
 
 
@@ -132,9 +154,10 @@ def check(
             found = find_study(file)
     data = read_data(found, overrides or ())
     if "space" in data:
-        from studies.run import survey_study
+        from studies.run import check_study, survey_study
 
         study = load_study(found, overrides or ())
+        check_study(study)
         study.space.check()
         result = survey_study(study)
         print(f"ok: study, {result.size} candidates, {result.share:.1%} of {result.looked_at} looked at are feasible")
@@ -270,7 +293,7 @@ def search(
     settings = load_study(study, overrides or ())
     folder = folder or Path("runs") / settings.name
     if dry:
-        dry_run(settings, console)
+        dry_run(settings, folder, console)
         return
     try:
         run_study(settings, folder, console, serial=serial, address=address)
@@ -283,6 +306,7 @@ def search(
 def status(folder: StudyDir) -> None:
     """How far a study is."""
     from studies.describe import summarize
+    from studies.journal import is_driven
     from studies.report import best_of, notes
     from studies.run import open_study
 
@@ -298,6 +322,8 @@ def status(folder: StudyDir) -> None:
                 f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {bits:.3f} bits/byte", highlight=False
             )
     console.print(notes(records, corpus)[0], highlight=False)
+    if ended < total and not is_driven(folder):
+        console.print("nobody drives it now; the same search command goes on", highlight=False)
 
 
 @_command
@@ -320,7 +346,10 @@ def export(
     from studies.run import open_study
 
     records, corpus, _ = open_study(folder)
-    console.print(f"exported {export_trial(records, folder, corpus, number=trial, out=out)}", highlight=False)
+    bundle = export_trial(records, folder, corpus, number=trial, out=out)
+    facts = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    bits = facts["metrics"]["bits_per_byte"]
+    console.print(f"exported trial {facts['trial']}, {bits:.3f} bits/byte, to {bundle}", highlight=False)
 
 
 @_command

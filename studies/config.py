@@ -6,7 +6,7 @@ A loaded study holds everything inline, so that its folder can be understood and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,6 +146,14 @@ class _StudyKeys:
     resources: ResourcesConfig = key("What a trial occupies.", default=ResourcesConfig())
 
 
+_SECTIONS = {
+    "training": {f.name for f in fields(TrainingConfig)},
+    "search": {f.name for f in fields(SearchConfig)},
+    "data": {f.name for f in fields(DataConfig)},
+    "resources": {f.name for f in fields(ResourcesConfig)},
+}
+
+
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study file and the files it names.
 
@@ -178,10 +186,11 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     open_parts = ("space", "training", "baseline")
     if "space" not in data:
         raise SpecError("", "the key 'space' is missing", "add 'space: FILE'")
-    known = [*open_parts, *_StudyKeys.__dataclass_fields__]
+    known = [*open_parts, *(f.name for f in fields(_StudyKeys))]
     for name in data:
         if name not in known:
-            raise SpecError(name, "unknown key", one_of(known, name))
+            home = [f"{part}.{name}" for part, keys in _SECTIONS.items() if name in keys]
+            raise SpecError(name, "unknown key", f"did you mean {home[0]}?" if home else one_of(known, name))
     keys = decode(_StudyKeys, {k: v for k, v in data.items() if k not in open_parts})
     _check_objectives(keys.objectives)
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})

@@ -102,7 +102,7 @@ def prepare_corpus(config: DataConfig, folder: str | Path) -> Corpus:
         if corpus.facts.digest != digest:
             raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
         return corpus
-    files = list(_source_files(config))
+    files = list(source_files(config))
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -134,7 +134,7 @@ def _windows(tokens: NDArray[Any], starts: NDArray[Any], seq_len: int) -> tuple[
     return window[:, :-1], window[:, 1:]
 
 
-def _source_files(config: DataConfig) -> Iterator[Path]:
+def source_files(config: DataConfig) -> Iterator[Path]:
     """The files that ``config`` names, in a stable order."""
     if config.kind == "python_source":
         root = Path(sysconfig.get_path("stdlib"))

@@ -74,7 +74,13 @@ def export_trial(
 
 def _choose(records: Sequence[TrialRecord], number: int | None) -> TrialRecord:
     if number is None:
-        best = best_of(records) or best_of(records, purpose="baseline")
+        best = best_of(records)
+        if best is None and (baseline := best_of(records, purpose="baseline")) is not None:
+            raise SpecError(
+                "",
+                "only the baseline has spent its full budget yet",
+                f"go on searching, or give --trial {baseline.number}",
+            )
         if best is None:
             raise SpecError("", "no trial has spent its full budget yet", "run search again to go on")
         return best
@@ -82,8 +88,9 @@ def _choose(records: Sequence[TrialRecord], number: int | None) -> TrialRecord:
     if found is None:
         raise SpecError(f"trial {number}", "is not in this study", f"give 0 .. {len(records) - 1}")
     if found.state != "complete":
+        complete = ", ".join(str(record.number) for record in records if record.state == "complete")
         raise SpecError(
-            f"trial {number}", f"is {found.state}; only complete trials keep their weights", "export a complete one"
+            f"trial {number}", f"was {found.state}; only complete trials keep their weights", f"give one of: {complete}"
         )
     return found
 

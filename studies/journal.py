@@ -65,6 +65,16 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_driven(folder: Path) -> bool:
+    """Whether some process holds the study folder now."""
+    try:
+        with (folder / "lock").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
 def repair_tail(path: Path) -> int:
     """Cut a torn or zero-filled end after the last whole line. Returns the bytes cut."""
     if not path.is_file():

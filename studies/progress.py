@@ -92,4 +92,6 @@ class StudyView:
             "stopped": f"{bits}, stopped",
             "failed": f"failed: {record.reason}",
         }[record.state]
-        return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<31} {end}"
+        what = summarize(record.arch_spec())
+        what = f"{record.name}: {what}" if record.purpose == "baseline" else what
+        return f"{who:>8} {record.number:>4}  {what:<31} {end}"

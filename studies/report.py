@@ -36,7 +36,7 @@ def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 
     baseline = best_of(records, purpose="baseline")
     full = max((record.flops for record in records), default=1.0) or 1.0
     table = Table(
-        title="At equal training FLOPs; lower is better. Dim: stopped early.",
+        title="At equal training FLOPs (to a step); lower is better. Dim: stopped.",
         title_justify="left",
         expand=True,
         box=SIMPLE,
@@ -56,7 +56,8 @@ def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 
         if record.state == "stopped":
             versus = f"at {record.flops / full:.0%}"
         elif baseline is not None and record is not baseline:
-            versus = f"{bits - corpus.bits_per_byte(baseline.rungs[-1].loss):+.3f}"
+            base = corpus.bits_per_byte(baseline.rungs[-1].loss)
+            versus = f"{round(bits, 3) - round(base, 3):+.3f}"
         name = f"{record.name}: {summarize(record.arch_spec())}" if is_baseline else summarize(record.arch_spec())
         table.add_row(
             str(place) if record.state == "complete" else "",
@@ -90,6 +91,12 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
             f"The best found is {abs(gap):.3f} bits/byte {verdict} than the baseline; one seed each, so mind the "
             "spread between seeds."
         )
+        settings = [name for name in best.choices if name.startswith("training.")]
+        for name in settings:
+            key = name.removeprefix("training.")
+            lines.append(f"{name} is {best.training[key]} for the best, {baseline.training[key]} for the baseline.")
+        if settings:
+            lines.append("The baseline takes the middle of every open training choice: the gap may be partly tuning.")
     first = [record for record in records if record.rungs]
     if len(first) >= _MIN_FOR_NOTE:
         rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].loss for r in first])
@@ -107,7 +114,7 @@ def write_plots(records: Sequence[TrialRecord], corpus: Corpus, folder: Path) ->
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = [record for record in records if record.rungs]
@@ -133,9 +140,12 @@ def write_plots(records: Sequence[TrialRecord], corpus: Corpus, folder: Path) ->
         xscale="log",
         xlabel="training FLOPs",
         ylabel="held-out bits per byte",
-        title="Every trial at its rungs (grey: stopped early)",
+        title="Every trial at its rungs (blue: complete, grey: stopped early)",
     )
     axes.margins(x=0.2)
+    ticks = max((record.rungs for record in shown), key=len, default=())
+    axes.set_xticks([rung.flops for rung in ticks], [f"{rung.flops:.2g}" for rung in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     files = [folder / "loss_by_flops.png"]
     figure.savefig(files[0], dpi=130)
     plt.close(figure)

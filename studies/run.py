@@ -16,11 +16,11 @@ from builder.budget import Budget
 from builder.bundle import load_bundle
 from builder.compiler import compile_arch
 from builder.cost import estimate
-from searchspace.errors import SpecError
+from searchspace.errors import SpecError, show
 from searchspace.loading import read_file
 from studies.checkpoint import write_durably
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training, study_from_data
-from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus
+from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus, source_files
 from studies.execution import run_serial
 from studies.export import export_trial
 from studies.journal import JOURNAL, exclusive, open_for_reading, repair_tail
@@ -29,6 +29,7 @@ from studies.report import best_of, notes, ranking_table, write_plots
 from studies.searcher import StudyDriver
 from studies.stopper import expected_share
 from studies.survey import Survey, measure_speed, survey
+from studies.training import make_plan
 from studies.trial import TrialRecord
 
 EXIT_TERMINATED = 143
@@ -91,7 +92,10 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
 
 
 class _Signals:
-    """SIGINT and SIGTERM as exceptions, raised again at the next report should a library have swallowed them."""
+    """SIGINT ends the study at the next report, a second one at once; SIGTERM at once.
+
+    An exception raised inside a library may be swallowed there: it is raised again at the next report.
+    """
 
     def __enter__(self) -> _Signals:
         self._raised: BaseException | None = None
@@ -104,8 +108,10 @@ class _Signals:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: object) -> None:
+        first = self._raised is None
         self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(EXIT_TERMINATED)
-        raise self._raised
+        if not (first and number == signal.SIGINT):
+            raise self._raised
 
     def check(self) -> None:
         """Raise what came and was lost; take the handlers back from whoever replaced them (Ray does)."""
@@ -132,8 +138,9 @@ def show_results(
         console.print(f"wrote {file}", highlight=False)
 
 
-def dry_run(settings: StudyConfig, console: Console) -> None:
+def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     """Say what would run: size, feasible share, FLOPs, and time after a short calibration."""
+    check_settings(settings, folder)
     found = survey_study(settings)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
     trials, baselines = settings.search.num_trials, len(settings.baselines)
@@ -154,10 +161,28 @@ def dry_run(settings: StudyConfig, console: Console) -> None:
     workers = min(workers, settings.resources.max_concurrent or workers)
     console.print(f"training FLOPs: about {expected:.2g}, at most {most:.2g}", highlight=False)
     console.print(
-        f"time: about {expected / speed / workers / 60:.1f} min on {workers} workers at {speed:.2g} FLOP/s each, "
-        f"at most {most / speed / workers / 60:.1f} min",
+        f"time: about {_duration(expected / speed / workers)} on {workers} workers at {speed:.2g} FLOP/s each, "
+        f"at most {_duration(most / speed / workers)}, besides evaluation and starting the workers",
         highlight=False,
     )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def check_study(settings: StudyConfig) -> None:
+    """What can be told without running: the data is there, and every baseline lasts for a step. Raises `SpecError`."""
+    list(source_files(settings.data))
+    training = check_training(decide_training(settings.training, MiddleChooser()).tree)
+    for arch in settings.baselines or (settings.space.sample(0).arch,):
+        make_plan(training, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
 
 
 def survey_study(settings: StudyConfig) -> Survey:
@@ -212,15 +237,23 @@ def check_settings(settings: StudyConfig, folder: Path) -> None:
     file = folder / _STUDY
     if not file.is_file() or not (folder / JOURNAL).is_file():
         return
-    if differing := _first_difference(read_file(file), settings.plain):
+    before = read_file(file)
+    if differing := _first_difference(before, settings.plain):
+        old, new = (show(_at(data, differing)) for data in (before, settings.plain))
         raise SpecError(
-            differing, "differs from the study in this folder", "use another one, or set it back", file=str(file)
+            differing, f"is {new}, but {old} in this folder's study", "use another --dir, or set it back", str(file)
         )
 
 
 def keep_settings(settings: StudyConfig, folder: Path) -> None:
     """Write the study's settings into its folder, whole."""
     write_durably(folder / _STUDY, settings.to_yaml().encode())
+
+
+def _at(data: Any, path: str) -> Any:
+    for part in path.split("."):
+        data = data.get(part) if isinstance(data, dict) else data
+    return data
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str:

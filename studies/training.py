@@ -53,7 +53,13 @@ def make_plan(config: TrainingConfig, seq_len: int, training_flops_per_token: fl
     Raises:
         SpecError: if it does not last for one step.
     """
-    batch_size = max(1, config.batch_tokens // seq_len)
+    if config.batch_tokens < seq_len:
+        raise SpecError(
+            "training.batch_tokens",
+            f"{config.batch_tokens} is less than one sequence of {seq_len}",
+            f"use {seq_len} or more",
+        )
+    batch_size = config.batch_tokens // seq_len
     tokens = batch_size * seq_len
     flops = tokens * training_flops_per_token
     steps = round(config.flops / flops) if config.flops is not None else round((config.tokens or 0) / tokens)

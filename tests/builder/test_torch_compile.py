@@ -7,6 +7,8 @@ from helpers import built, tiny_arch
 from builder import build_model, compile_arch
 from searchspace import load_space
 
+pytestmark = pytest.mark.filterwarnings("default")  # dynamo looks at .grad of tensors that have none
+
 MESH = {"graph": {"h": {"topology": "mesh", "recall": "linear", "norm": "rms"}}}
 
 
@@ -28,7 +30,6 @@ def test_whole_model_without_a_graph_break():
         torch.testing.assert_close(compiled(tokens), model(tokens))
 
 
-@pytest.mark.filterwarnings("default")  # dynamo looks at .grad
 def test_layers_are_compiled_once_per_length_and_mode():
     """Four lengths, training and evaluation: every variant in the warm-up, none later, none falls back to eager."""
     levels = {f"l{g}": {"chunk": g} for g in (8, 4, 2)}

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from helpers import tiny_data
+from helpers import ROOT, tiny_data
 
 from searchspace import SpecError, load_arch, load_space
 from searchspace.errors import one_of
@@ -101,6 +101,11 @@ SPACES = [  # (what, laid over the tiny architecture, path, expected parts)
     ("unused var", {"vars": {"width": {"choice": [1, 2]}}}, "vars.width", ["nothing refers to it"]),
     ("sequence length", {"graph": {"h": {"loop": "core", "in": "x", "schedule": {"sequence": {"of": ["token"], "length": [3, 2]}}}}},
      "graph.h.schedule.sequence.length", ["[3, 2]"]),
+    ("misspelt choice", {"d_model": {"choise": [16, 32]}}, "d_model", ["did you mean 'choice'"]),
+    ("misspelt level in a sequence", {"graph": {"h": {"loop": "core", "in": "x", "schedule": {"sequence":
+     {"of": ["wrod", "token"], "length": 2, "order": "coarse_to_fine"}}}}}, "graph.h.schedule", ["did you mean 'word'"]),
+    ("a misspelt key beside a constraint", {"graph": {"h": {"loop": "core", "in": "x", "shedule": ["word"]}},
+     "constraints": ["iterations('h') > 1"]}, "graph.h.shedule", ["did you mean 'schedule'"]),
     ("sequence order", {"graph": {"h": {"loop": "core", "in": "x", "schedule": {"sequence":
      {"of": ["token"], "length": 2, "order": "fine"}}}}}, "graph.h.schedule.sequence.order", ["fine_to_coarse"]),
     ("bad option inside", {"levels": {"word": {"pool": {"choice": ["mean", "median"]}}}}, "levels.word.pool", ["'median'"]),
@@ -135,6 +140,7 @@ STUDIES = [  # (what, study, path, expected parts)
     ("objectives without loss", {**STUDY, "objectives": ["params"]}, "objectives", ["put loss first"]),
     ("baseline not there", {**STUDY, "baseline": "nowhere"}, "baseline.0", ["no such file"]),
     ("unknown data", {**STUDY, "data": {"kind": "web"}}, "data.kind", ["python_source"]),
+    ("a key of a section", {**STUDY, "num_trials": 3}, "num_trials", ["did you mean search.num_trials"]),
     ("gpus below zero", {**STUDY, "resources": {"gpus_per_trial": -1}}, "resources.gpus_per_trial", ["0 or more"]),
 ]  # fmt: skip
 
@@ -192,13 +198,31 @@ def test_broken_study(study, path, parts, tmp_path):
     check(caught.value, path, parts)
 
 
+def test_a_study_is_told_from_an_architecture(tmp_path):
+    (tmp_path / "study.yaml").write_text(dump_yaml(STUDY))
+    for load in (load_arch, load_space):
+        with pytest.raises(SpecError, match="is a study"):
+            load(tmp_path / "study.yaml")
+
+
+def test_errors_of_a_space_name_its_file(tmp_path):
+    (tmp_path / "space.yaml").write_text(dump_yaml(tiny_data({"blocks": {"core": {"heads": {"choice": [3, 5]}}}})))
+    with pytest.raises(SpecError, match=r"space\.yaml"):
+        load_space(tmp_path / "space.yaml").check()
+
+
 def test_there_are_enough_rows():
     assert len(FILES) + len(VALUES) + len(SPACES) + len(STUDIES) >= 40
 
 
 def test_missing_file_names_what_is_shipped():
-    with pytest.raises(SpecError, match="plain_4"):
+    with pytest.raises(SpecError, match="did you mean 'plain_4'"):
+        load_arch("plain_5")
+    with pytest.raises(SpecError, match="`spiralformer list`"):
         load_arch("nowhere")
+    for folder, message in ((".", "is not a file name"), (str(ROOT), "is a folder")):
+        with pytest.raises(SpecError, match=message):
+            load_arch(folder)
 
 
 def test_secrets_of_the_environment_stay_there(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_more_trials_go_on_from_there(study, tmp_path):
 def test_another_study_in_the_same_folder_is_refused(study, tmp_path):
     folder, file, _ = study
     output = run("search", file, "training.lr=0.02", "--dir", folder / "run", code=2)
-    assert "training.lr: differs from the study in this folder" in output
+    assert "training.lr: is 0.02, but 0.01 in this folder's study" in output
     (tmp_path / "thesis.txt").write_text("precious")
     assert "holds no study" in run("search", file, "--dir", tmp_path, code=2)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
