@@ -75,6 +75,14 @@ def list_shipped() -> None:
 
 
 @_command
+def keys() -> None:
+    """Print the reference of every YAML key, as Markdown (docs/keys.md)."""
+    from studies.reference import key_reference
+
+    print(key_reference(), end="")
+
+
+@_command
 def describe(
     arch: Arch,
     overrides: Overrides = None,

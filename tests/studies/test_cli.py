@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from helpers import ARCHITECTURES, SPACES, STUDIES, tiny_study
+from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, tiny_study
 from typer.testing import CliRunner
 
 from studies.cli import app
@@ -179,6 +179,34 @@ def test_errors_are_one_message_and_exit_code_2(tmp_path):
         assert "is not a study folder" in run(command, tmp_path, code=2)
     assert "is not a bundle" in run("generate", tmp_path, code=2)
     assert "no such file" in run("check", "nowhere", code=2)
+
+
+def test_key_reference_is_up_to_date():
+    """After a deliberate change: ``spiralformer keys > docs/keys.md``."""
+    assert run("keys") == (ROOT / "docs/keys.md").read_text()
+
+
+def test_key_reference_has_every_key():
+    text = (ROOT / "docs/keys.md").read_text()
+    assert text.count("| required |") > 20
+    for key in (
+        "kv_heads",
+        "rotary_fraction",
+        "delay",
+        "reads",
+        "muon_lr",
+        "gpus_per_trial",
+        "slots",
+        "tableau",
+        "reduction",
+    ):
+        assert f"| `{key}` |" in text
+
+
+def test_list_names_what_is_shipped():
+    output = run("list")
+    for file in (*ARCHITECTURES, *SPACES, *STUDIES):
+        assert file.stem in output.replace("\n", " ")
 
 
 def test_help_lists_the_commands():
