@@ -112,6 +112,7 @@ class _Signals:
         self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(EXIT_TERMINATED)
         if not (first and number == signal.SIGINT):
             raise self._raised
+        os.write(2, b"\nstopping at the next report; once more stops at once\n")
 
     def check(self) -> None:
         """Raise what came and was lost; take the handlers back from whoever replaced them (Ray does)."""

@@ -48,6 +48,7 @@ def test_random_architectures(file):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("file", SPACES, ids=lambda p: p.stem)
 def test_many_random_architectures(file):
     check_random(file, range(1000, 2000))
