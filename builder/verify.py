@@ -52,16 +52,6 @@ def verify(graph: Graph) -> None:
         raise _leak(graph, nodes, ahead)
 
 
-def lookaheads(graph: Graph) -> dict[str, float]:
-    """Lookahead of every node's value, in tokens past its own."""
-    levels = {node.name: node.level for node in graph.nodes}
-    ahead: dict[str, float] = {}
-    for node in graph.nodes:
-        inputs = [ahead[source] for source in node.inputs]
-        ahead[node.name] = OPS[node.op].lookahead(graph, node, [levels[source] for source in node.inputs], inputs)
-    return ahead
-
-
 def _error(node: Node, problem: str, remedy: str) -> SpecError:
     return SpecError(f"graph.{node.name}", problem, remedy)
 

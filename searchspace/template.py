@@ -71,11 +71,6 @@ class Template:
         tree.pop("vars", None)
         return Decided(tree, resolution.choices)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether any decision is left."""
-        return next(decisions_of(self._root), None) is not None
-
     def decisions(self) -> tuple[Decision, ...]:
         """Every decision that may come up, in the order of the file."""
         return tuple(decisions_of(self._root))

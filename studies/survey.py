@@ -101,10 +101,10 @@ def _look(size: SpaceSize, candidates: Iterable[Candidate], budget: Budget, *, e
             cost = estimate(compile_arch(candidate.arch))
         except SpecError:  # a combination that does not compile is not feasible
             continue
-        excesses = budget.excesses(cost)
-        if all(excess <= 0 for excess in excesses.values()):
+        if budget.allows(cost):
             feasible += 1
             continue
+        excesses = budget.excesses(cost)
         metric = max(excesses, key=lambda name: excesses[name])
         if nearest is None or excesses[metric] < nearest[3]:
             nearest = (candidate, cost, metric, excesses[metric])
