@@ -25,6 +25,17 @@ class Categorical:
 
     name: str
     options: tuple[Scalar, ...]
+    weights: tuple[float, ...] | None = None
+    """How often a random draw takes each option, relative; None: equally often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What the author of a range believes: random draws are normal around ``value``, cut at the bounds."""
+
+    value: float
+    spread: float
+    """Standard deviation, as a share of the range (of its logarithm, for a log range)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,7 @@ class Integer:
     """Largest value still allowed after earlier decisions; None: all of them."""
     weights: tuple[int, ...] | None = None
     """Number of completions behind low .. limit, for choosers that draw uniformly."""
+    prior: Prior | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class Real:
     high: float
     step: float | None = None
     log: bool = False
+    prior: Prior | None = None
 
     @property
     def num_values(self) -> int:
@@ -72,7 +85,7 @@ class Chooser(Protocol):
 
 
 class RandomChooser:
-    """Independent uniform decisions; log-uniform where the decision says so."""
+    """Independent uniform decisions; log-uniform, or by its prior, where the decision says so."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -80,7 +93,11 @@ class RandomChooser:
     def choose(self, decision: Decision) -> Scalar:
         draw = self._random
         if isinstance(decision, Categorical):
+            if decision.weights is not None:
+                return draw.choices(decision.options, decision.weights)[0]
             return draw.choice(decision.options)
+        if decision.prior is not None:
+            return self._around(decision, decision.prior)
         if isinstance(decision, Integer):
             high = decision.high if decision.limit is None else min(decision.high, decision.limit)
             if decision.log:
@@ -96,6 +113,19 @@ class RandomChooser:
         if decision.step is not None:
             return decision.at(draw.randrange(decision.num_values))
         return draw.uniform(decision.low, decision.high)
+
+    def _around(self, decision: Integer | Real, prior: Prior) -> Scalar:
+        low, high, middle = float(decision.low), float(decision.high), prior.value
+        if decision.log:
+            low, high, middle = math.log(low), math.log(high), math.log(middle)
+        value = math.nan
+        while not low <= value <= high:
+            value = self._random.gauss(middle, prior.spread * (high - low))
+        value = math.exp(value) if decision.log else value
+        if decision.step is None:
+            return max(decision.low, min(decision.high, value))
+        steps = round((value - decision.low) / decision.step)
+        return decision.low + steps * decision.step if isinstance(decision, Integer) else decision.at(steps)
 
 
 class FixedChooser:

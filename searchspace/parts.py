@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from searchspace.choices import Categorical, Decision, Integer, Real, Scalar, labels_of
+from searchspace.choices import Categorical, Decision, Integer, Prior, Real, Scalar, check_value, labels_of
 from searchspace.errors import SpecError, one_of, show
 
 CHOICE_KEYS = ("choice", "int", "float", "sequence")
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _ORDERS = ("any", "coarse_to_fine", "fine_to_coarse")
+_PRIOR_KEYS = ("prior", "confidence")
+_FAVOUR = {"low": 2.0, "medium": 4.0, "high": 8.0}
+_SPREAD = {"low": 0.5, "medium": 0.25, "high": 0.125}
 _MAX_OPTIONS = 1000
 _MAX_SEQUENCE = 64
 
@@ -113,18 +116,20 @@ def _compile_text(text: str, path: str) -> Part:
 
 def _compile_choice(kinds: list[str], data: dict[str, Any], path: str) -> Part:
     kind = kinds[0]
-    allowed = {"choice": (), "int": ("log", "step"), "float": ("log", "step"), "sequence": ()}[kind]
+    numeric = ("log", "step", *_PRIOR_KEYS)
+    allowed: tuple[str, ...] = {"choice": _PRIOR_KEYS, "int": numeric, "float": numeric, "sequence": ()}[kind]
     for other in data:
         if other != kind and other not in allowed:
             raise SpecError(f"{path}.{other}", f"does not belong beside {kind}", one_of([kind, *allowed], other))
     if kind == "choice":
-        return _compile_alternatives(data["choice"], path)
+        return _compile_alternatives(data, path)
     if kind == "sequence":
         return _compile_sequence(data["sequence"], path)
     return Number(_number(kind, data, path))
 
 
-def _compile_alternatives(options: Any, path: str) -> Choice:
+def _compile_alternatives(data: dict[str, Any], path: str) -> Choice:
+    options = data["choice"]
     if not isinstance(options, list) or not 1 <= len(options) <= _MAX_OPTIONS:
         what = f"{len(options)} options" if isinstance(options, list) else show(options)
         raise SpecError(
@@ -137,7 +142,23 @@ def _compile_alternatives(options: Any, path: str) -> Choice:
         if isinstance(label, float) and not math.isfinite(label):
             raise SpecError(f"{path}.choice.{i}", f"{show(label)} is not a finite number", "give a finite one")
     alternatives = tuple(compile_part(option, f"{path}.choice.{i}") for i, option in enumerate(options))
-    return Choice(Categorical(path, labels), alternatives)
+    weights = None
+    if (confidence := _confidence(data, path)) is not None:
+        check_value(Categorical(f"{path}.prior", labels), data["prior"])
+        weights = tuple(_FAVOUR[confidence] if label == data["prior"] else 1.0 for label in labels)
+    return Choice(Categorical(path, labels, weights), alternatives)
+
+
+def _confidence(data: dict[str, Any], path: str) -> str | None:
+    """How sure the author is of the prior; None where there is none."""
+    confidence = data.get("confidence", "medium")
+    if confidence not in _FAVOUR:
+        raise SpecError(f"{path}.confidence", f"unknown confidence {show(confidence)}", one_of(_FAVOUR, confidence))
+    if "prior" in data:
+        return str(confidence)
+    if "confidence" in data:
+        raise SpecError(f"{path}.confidence", "stands without a prior", "add prior: VALUE, or drop it")
+    return None
 
 
 def _number(kind: str, data: dict[str, Any], path: str) -> Integer | Real:
@@ -162,12 +183,18 @@ def _number(kind: str, data: dict[str, Any], path: str) -> Integer | Real:
         raise SpecError(f"{path}.step", f"{show(step)} can't be a step", "use a number above 0")
     if step is not None and log:
         raise SpecError(f"{path}.step", "log and step exclude each other", "keep one of them")
+    decision: Integer | Real
     if is_int:
         step = 1 if step is None else step
-        return Integer(path, low, low + (high - low) // step * step, step, log)
-    if step is not None:
-        high = min(high, float(f"{low + math.floor((high - low) / step + 1e-9) * step:.12g}"))
-    return Real(path, float(low), float(high), None if step is None else float(step), log)
+        decision = Integer(path, low, low + (high - low) // step * step, step, log)
+    else:
+        if step is not None:
+            high = min(high, float(f"{low + math.floor((high - low) / step + 1e-9) * step:.12g}"))
+        decision = Real(path, float(low), float(high), None if step is None else float(step), log)
+    if (confidence := _confidence(data, path)) is not None:
+        check_value(replace(decision, name=f"{path}.prior"), data["prior"])
+        decision = replace(decision, prior=Prior(data["prior"], _SPREAD[confidence]))
+    return decision
 
 
 def _compile_sequence(settings: Any, path: str) -> Sequence:
@@ -222,6 +249,14 @@ def decisions_of(part: Part) -> Iterator[Decision]:
             yield from (Integer(f"{part.path}.count.{label}", 0, part.high) for label in part.labels[:-1])
     for child in _children(part):
         yield from decisions_of(child)
+
+
+def sequences_of(part: Part) -> Iterator[Sequence]:
+    """Every open sequence."""
+    if isinstance(part, Sequence):
+        yield part
+    for child in _children(part):
+        yield from sequences_of(child)
 
 
 def references_of(part: Part) -> Iterator[Reference]:

@@ -12,6 +12,7 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import Categorical, Chooser, Decision, FixedChooser, Integer, RandomChooser, Real, Scalar
 from searchspace.decode import decode
 from searchspace.errors import ConstraintError, SpecError, one_of
+from searchspace.parts import Sequence as ScheduleChoice
 from searchspace.template import Template
 
 _ENUMERABLE = 20_000
@@ -50,14 +51,19 @@ class SpaceSpec:
     """A template whose every decision leads to an `ArchSpec`."""
 
     def __init__(self, data: Mapping[str, Any], file: str = "") -> None:
-        self._template = Template(data)
+        self.template = Template(data)
         self._file = file
         self.name = str(data.get("name", "unnamed"))
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """Every decision that may come up, in the order of the file."""
-        return self._template.decisions()
+        return self.template.decisions()
+
+    @property
+    def schedules(self) -> tuple[ScheduleChoice, ...]:
+        """The open sequences of levels."""
+        return self.template.schedules()
 
     def resolve(self, chooser: Chooser) -> ArchSpec:
         """Take every decision by the chooser. Raises `ConstraintError` or `SpecError`."""
@@ -73,12 +79,19 @@ class SpaceSpec:
 
     def _draw(self, chooser: Chooser) -> Candidate:
         built: list[ArchSpec] = []  # before the constraints, whose errors would hide simpler ones
-        decided = self._template.decide(chooser, lambda tree: built.append(decode(ArchSpec, tree)))
+        decided = self.template.decide(chooser, lambda tree: built.append(decode(ArchSpec, tree)))
         if isinstance(chooser, FixedChooser):
             for name in chooser.values:
                 if name not in decided.choices:
                     raise SpecError(name, "is not a decision of this candidate", one_of(decided.choices, name))
         return Candidate(built[0], decided.choices)
+
+    def build(self, chooser: Chooser) -> ArchSpec:
+        """`resolve` with the constraints left aside: what holds for all of these holds for the space."""
+        built: list[ArchSpec] = []
+        with contextlib.suppress(ConstraintError):
+            self.template.decide(chooser, lambda tree: built.append(decode(ArchSpec, tree)))
+        return built[0]
 
     def sample(self, seed: int) -> Candidate:
         """One random candidate that satisfies the constraints and is an architecture.
@@ -106,7 +119,7 @@ class SpaceSpec:
 
     def enumerate(self) -> Iterator[Candidate]:
         """Every candidate that is an architecture, in file order. Raises `SpecError` on a continuous range."""
-        for choices in self._assignments():
+        for choices in assignments(self.template):
             try:
                 yield self.draw(FixedChooser(choices))
             except SpecError:  # decisions that contradict each other
@@ -114,12 +127,12 @@ class SpaceSpec:
 
     def count(self) -> SpaceSize:
         """How many candidates there are: exact up to 20,000 ways to decide, else bounds."""
-        ways = self._template.size()
-        if not self._template.constraints:
+        ways = self.template.size()
+        if not self.template.constraints:
             return SpaceSize(ways, ways)
         if ways > _ENUMERABLE:
             return SpaceSize(0, ways)
-        valid = sum(1 for _ in self._assignments())
+        valid = sum(1 for _ in assignments(self.template))
         return SpaceSize(valid, valid)
 
     def check(self) -> None:
@@ -130,23 +143,24 @@ class SpaceSpec:
                     self._first_valid(_Insisting(decision.name, option))
         self.sample(seed=0)
 
-    def _assignments(self) -> Iterator[dict[str, Scalar]]:
-        """Every set of decisions that satisfies the constraints, depth first.
 
-        Replays a prefix of decisions and takes the first value of all behind it; then steps the last.
-        """
-        prefix: list[Scalar] = []
-        while True:
-            chooser = _Scripted(prefix)
-            with contextlib.suppress(ConstraintError):
-                yield self._template.decide(chooser).choices
-            while chooser.options and chooser.positions[-1] + 1 >= len(chooser.options[-1]):
-                chooser.options.pop()
-                chooser.positions.pop()
-            if not chooser.options:
-                return
-            chooser.positions[-1] += 1
-            prefix = [options[i] for options, i in zip(chooser.options, chooser.positions, strict=True)]
+def assignments(template: Template) -> Iterator[dict[str, Scalar]]:
+    """Every set of decisions that satisfies the constraints, depth first. Raises `SpecError` on a continuous range.
+
+    Replays a prefix of decisions and takes the first value of all behind it; then steps the last.
+    """
+    prefix: list[Scalar] = []
+    while True:
+        chooser = _Scripted(prefix)
+        with contextlib.suppress(ConstraintError):
+            yield template.decide(chooser).choices
+        while chooser.options and chooser.positions[-1] + 1 >= len(chooser.options[-1]):
+            chooser.options.pop()
+            chooser.positions.pop()
+        if not chooser.options:
+            return
+        chooser.positions[-1] += 1
+        prefix = [options[i] for options, i in zip(chooser.options, chooser.positions, strict=True)]
 
 
 def values_of(decision: Decision) -> Sequence[Scalar]:

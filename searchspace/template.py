@@ -27,6 +27,7 @@ from searchspace.parts import (
     decisions_of,
     may_exist,
     references_of,
+    sequences_of,
     size_of,
 )
 
@@ -74,6 +75,10 @@ class Template:
     def decisions(self) -> tuple[Decision, ...]:
         """Every decision that may come up, in the order of the file."""
         return tuple(decisions_of(self._root))
+
+    def schedules(self) -> tuple[Sequence, ...]:
+        """Every open sequence, in the order of the file."""
+        return tuple(sequences_of(self._root))
 
     def size(self) -> float:
         """Number of ways to decide, constraints left aside; infinite with a continuous range."""

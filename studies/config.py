@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from builder.budget import BudgetSpec
 from searchspace.arch import ArchSpec
 from searchspace.choices import Categorical, Decision, Integer, Scalar, example
-from searchspace.decode import decode, expect_mapping, join_path, key
+from searchspace.decode import dataclass_decoder, decode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
 from searchspace.loading import arch_from_data, dump_yaml, extend, find_file, located, merge, parse_overrides, read_data
 from searchspace.space import SpaceSpec
 from searchspace.template import Decided, Template
 
+SamplerName: TypeAlias = Literal["tpe", "random", "nsga2", "gp", "evolution", "grid"]
 COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "decode_flops_per_token")
 
 
@@ -68,40 +69,52 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AshaConfig:
-    """Asynchronous successive halving on training FLOPs."""
+class StopperConfig:
+    """When to end a trial early: ``none``, ``asha`` or ``median``, or one of them with settings: ``{asha: {...}}``."""
 
+    kind: Literal["none", "asha", "median"] = key("Which one; written as the mapping's only key.", default="none")
     rungs: int = key("Evaluations of a trial, the last at its full budget.", default=3, low=1, high=12)
     reduction: int = key(
-        "One in this many goes on at each rung, and rungs are this factor apart.", default=3, low=2, high=16
+        "Rungs are this factor apart; asha lets one in this many go on at each.", default=3, low=2, high=16
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StopperConfig:
-    """When to end a trial early: ``none``, or ``{asha: {...}}``."""
-
-    asha: AshaConfig | None = None
+    startup: int = key("median: trials to see at a rung before any is stopped there.", default=5, low=1)
 
     @staticmethod
     def __decode__(data: object, path: str) -> StopperConfig:
-        if data == "none":
-            return StopperConfig()
-        if data == "asha":
-            return StopperConfig(asha=AshaConfig())
-        if isinstance(data, dict) and set(data) == {"asha"}:
-            return StopperConfig(asha=decode(AshaConfig, data["asha"], join_path(path, "asha")))
-        raise SpecError(path, f"unknown stopper {show(data)}", "write none, asha, or {asha: {rungs: 3, reduction: 3}}")
+        kinds = ("none", "asha", "median")
+        settings: object = {}
+        if isinstance(data, dict) and len(data) == 1:
+            data, settings = next(iter(data.items()))
+        elif data == "none":
+            settings = {"rungs": 1}
+        if not isinstance(data, str) or data not in kinds:
+            raise SpecError(path, f"unknown stopper {show(data)}", "write none, asha, median, or {asha: {rungs: 3}}")
+        at = join_path(path, data)
+        settings = expect_mapping(settings, at)
+        for name in settings:
+            if name not in ("rungs", "reduction", "startup"):
+                raise SpecError(join_path(at, name), "unknown key", one_of(("rungs", "reduction", "startup"), name))
+        decoded: StopperConfig = _decode_stopper({**settings, "kind": data}, at)
+        return decoded
+
+    def __encode__(self) -> object:
+        if self == StopperConfig(rungs=1):
+            return "none"
+        return {self.kind: {"rungs": self.rungs, "reduction": self.reduction, "startup": self.startup}}
+
+
+_decode_stopper = dataclass_decoder(StopperConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """How candidates are proposed."""
 
-    sampler: Literal["tpe", "random", "nsga2"] = key("Who proposes.", default="tpe")
+    sampler: SamplerName = key("Who proposes.", default="tpe")
     num_trials: int = key("Trials to launch, baselines not counted.", default=16, low=1, high=1_000_000)
-    stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(asha=AshaConfig()))
+    stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(kind="asha"))
     seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)
+    narrow: bool = key("Steer proposals into the budget while they are decided.", default=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

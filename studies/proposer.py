@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-import warnings
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import optuna
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState as OptunaState
 
 from builder.budget import Budget
 from builder.compiler import compile_arch
 from builder.cost import Cost, estimate
 from builder.ir import Graph
+from builder.narrowing import Narrower
 from searchspace.arch import ArchSpec
-from searchspace.choices import Categorical, Decision, Integer, RandomChooser, Scalar
+from searchspace.choices import (
+    Categorical,
+    Chooser,
+    Decision,
+    FixedChooser,
+    Integer,
+    RandomChooser,
+    Scalar,
+    check_value,
+)
 from searchspace.errors import ConstraintError, SpecError
-from searchspace.space import Candidate
+from searchspace.space import Candidate, assignments
 from studies.config import StudyConfig, check_training, decide_training
 from studies.data import CorpusFacts
+from studies.samplers import make_sampler, startup_trials
 from studies.training import check_fit, make_plan
 
 _JOURNALED_REJECTIONS = 2
 _PATIENCE = 1000
+_UNNARROWED = 200
+_MOST_LISTED = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,7 @@ class Proposal:
     cost: Cost
     training: dict[str, object]
     choices: dict[str, Scalar]
-    """All decisions: the architecture's and the training's."""
+    """All decisions as decoded: the architecture's and the training's. What was asked for stays in Optuna's params."""
 
 
 class OptunaChooser:
@@ -60,6 +74,25 @@ class OptunaChooser:
         )
 
 
+class HintedChooser:
+    """Repeats given decisions where they are allowed, and draws the others at random."""
+
+    def __init__(self, given: Mapping[str, Scalar], seed: int) -> None:
+        self._given = given
+        self._random = RandomChooser(seed)
+
+    def choose(self, decision: Decision) -> Scalar:
+        value = self._given.get(decision.name, ...)
+        if value is not ...:
+            try:
+                check_value(decision, value)
+            except SpecError:
+                pass
+            else:
+                return value
+        return self._random.choose(decision)
+
+
 class Proposer:
     """Finds feasible candidates that have not been launched.
 
@@ -67,6 +100,9 @@ class Proposer:
         study: its space, training settings and sampler.
         budget: absolute limits.
         facts: of the data.
+
+    Raises:
+        SpecError: if the sampler is ``grid`` and the choices can't be listed.
     """
 
     def __init__(self, study: StudyConfig, budget: Budget, facts: CorpusFacts) -> None:
@@ -74,44 +110,114 @@ class Proposer:
         self._facts = facts
         self.seen: set[str] = set()
         """Keys of everything launched (`trial_key`)."""
-        self.rejected = 0
+        self.queue: deque[dict[str, Scalar]] = deque()
+        """Decisions to be proposed before the sampler is asked."""
+        self.counts: Counter[str] = Counter()
+        """``asked`` of the sampler, ``random`` launches, ``rejected`` draws."""
         self.exhausted = ""
         """Why it gave up, if it has."""
+        search = study.search
+        self._narrower = Narrower(study.space, budget) if search.narrow and search.sampler != "grid" else None
+        self._grid = iter(self._list()) if search.sampler == "grid" else None
+        self._learns = search.sampler not in ("random", "grid")
 
-    def propose(self, study: optuna.Study, number: int) -> tuple[optuna.Trial, Proposal] | None:
-        """The next candidate to launch; None when 1,000 draws in a row were rejected.
+    @property
+    def rejected(self) -> int:
+        """Draws that were not launched."""
+        return self.counts["rejected"]
+
+    def propose(self, study: optuna.Study, number: int, launched: int) -> tuple[optuna.Trial, Proposal] | None:
+        """The next candidate to launch; None when there is none left, or 1,000 draws in a row were rejected.
 
         Asks the sampler at most twice, then draws feasible at random: a launch costs bounded work.
+
+        Args:
+            study: of searched trials.
+            number: of the trial to be.
+            launched: searched trials launched before; the first few are drawn at random.
         """
-        for attempt in range(_JOURNALED_REJECTIONS):
-            study.sampler = make_sampler(self.study, _seed_of(self.study.search.seed, number, attempt))
-            trial = study.ask()
-            proposal, reason, excesses = self._draw(OptunaChooser(trial))
-            if proposal is not None:
-                return trial, proposal
-            self.reject(trial, reason, excesses)
+        while self.queue:
+            given = FixedChooser(self.queue.popleft())
+            found = self._enqueue(study, self._draw(given, narrow=False)[0])
+            if found is not None:
+                return found
+        if self._learns and launched >= startup_trials(self.study.search.num_trials):
+            for attempt in range(_JOURNALED_REJECTIONS):
+                study.sampler = self._sampler(_seed_of(self.study.search.seed, number, attempt))
+                trial = study.ask()
+                self.counts["asked"] += 1
+                proposal, reason, excesses = self._draw(OptunaChooser(trial))
+                if proposal is not None:
+                    return trial, proposal
+                self.reject(trial, reason, excesses)
+        return self._propose_listed(study) if self._grid is not None else self._propose_random(study, number)
+
+    def _propose_random(self, study: optuna.Study, number: int) -> tuple[optuna.Trial, Proposal] | None:
         draw = random.Random(f"{self.study.search.seed}:{number}")
         reasons: list[str] = []
-        for _ in range(_PATIENCE):
-            proposal, reason, _ = self._draw(RandomChooser(draw.getrandbits(48)))
-            if proposal is not None:
-                study.enqueue_trial(proposal.choices)
-                trial = study.ask()
-                again, reason, excesses = self._draw(OptunaChooser(trial))
-                if again is not None:
-                    return trial, again
-                self.reject(trial, reason, excesses)
-            else:
-                self.rejected += 1
+        while len(reasons) < _PATIENCE:
+            # Rejection alone draws evenly from what fits; where little fits, narrowing finds it.
+            chooser = RandomChooser(draw.getrandbits(48))
+            proposal, reason, _ = self._draw(chooser, narrow=len(reasons) >= _UNNARROWED)
+            found = self._enqueue(study, proposal)
+            if found is not None:
+                self.counts["random"] += 1
+                return found
+            self.counts["rejected"] += 1
             reasons.append(reason)
         worst = max(set(reasons), key=reasons.count)
         self.exhausted = f"stopped proposing after {_PATIENCE} rejections in a row, most often: {worst}"
         return None
 
-    def _draw(self, chooser: OptunaChooser | RandomChooser) -> tuple[Proposal | None, str, dict[str, float]]:
+    def _propose_listed(self, study: optuna.Study) -> tuple[optuna.Trial, Proposal] | None:
+        for choices in self._grid or ():
+            found = self._enqueue(study, self._draw(FixedChooser(choices), narrow=False)[0])
+            if found is not None:
+                return found
+            self.counts["rejected"] += 1
+        self.exhausted = "every candidate of the grid within the budget has been launched"
+        return None
+
+    def _enqueue(self, study: optuna.Study, proposal: Proposal | None) -> tuple[optuna.Trial, Proposal] | None:
+        """Have the study ask for exactly this proposal."""
+        if proposal is None:
+            return None
+        study.enqueue_trial(proposal.choices)
+        trial = study.ask()
+        again, reason, excesses = self._draw(OptunaChooser(trial), narrow=False)
+        if again is None:
+            self.reject(trial, reason, excesses)
+            return None
+        return trial, again
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        search = self.study.search
+        return make_sampler(search.sampler, seed, search.num_trials, self.study.space.schedules, self._complete)
+
+    def _complete(self, given: Mapping[str, Scalar], seed: int) -> dict[str, Scalar] | None:
+        """A candidate that keeps the given decisions where it can; None if it may not be launched."""
+        proposal, _, _ = self._draw(HintedChooser(given, seed))
+        return None if proposal is None else proposal.choices
+
+    def _list(self) -> list[dict[str, Scalar]]:
+        """Every way to decide, in one shuffled order for all seeds, so that the first n are a fair sample of all."""
+        size = self.study.space.count().high * self.study.training.size()
+        if size > _MOST_LISTED:
+            raise SpecError(
+                "search.sampler",
+                f"a grid of {size:,.0f} candidates is too many to list" if size < math.inf else "a range is continuous",
+                f"narrow the space to {_MOST_LISTED:,}, give ranges a step, or use another sampler",
+            )
+        trainings = list(assignments(self.study.training))
+        choices = [{**a, **t} for a in assignments(self.study.space.template) for t in trainings]
+        random.Random("grid").shuffle(choices)
+        return choices
+
+    def _draw(self, chooser: Chooser, *, narrow: bool = True) -> tuple[Proposal | None, str, dict[str, float]]:
         """One candidate, priced; or why not, and by how much it exceeds each limit."""
+        narrowed = self._narrower.wrap(chooser) if narrow and self._narrower is not None else chooser
         try:
-            candidate = self.study.space.draw(chooser)
+            candidate = self.study.space.draw(narrowed)
             training = decide_training(self.study.training, chooser)
             graph = compile_arch(candidate.arch)
             cost = estimate(graph)
@@ -135,27 +241,12 @@ class Proposer:
 
     def reject(self, trial: optuna.Trial, reason: str, excesses: dict[str, float]) -> None:
         """Told as pruned with constraint values, which teaches TPE; without values, as failed."""
-        self.rejected += 1
+        self.counts["rejected"] += 1
         trial.set_user_attr("rejected", reason)
         for metric, excess in excesses.items():
             trial.set_constraint(metric, excess)
         state = OptunaState.PRUNED if any(e > 0 for e in excesses.values()) else OptunaState.FAIL
         trial.study.tell(trial, state=state)
-
-
-def make_sampler(study: StudyConfig, seed: int) -> BaseSampler:
-    """The sampler for one proposal, seeded for it alone: resuming needs no replay."""
-    startup = max(4, min(10, study.search.num_trials // 4))
-    makers: dict[str, Callable[[], BaseSampler]] = {
-        "tpe": lambda: TPESampler(
-            multivariate=True, group=True, constant_liar=True, n_startup_trials=startup, seed=seed
-        ),
-        "random": lambda: RandomSampler(seed=seed),
-        "nsga2": lambda: NSGAIISampler(seed=seed),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return makers[study.search.sampler]()
 
 
 def _seed_of(study_seed: int, number: int, attempt: int) -> int:

@@ -11,7 +11,7 @@ from builder.budget import BudgetSpec
 from searchspace import nodes
 from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
 from searchspace.decode import encode
-from studies.config import AshaConfig, DataConfig, ResourcesConfig, SearchConfig, TrainingConfig
+from studies.config import DataConfig, ResourcesConfig, SearchConfig, StopperConfig, TrainingConfig
 
 SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     ("Architecture", "The keys of an architecture or space file. In a space, any value may be open.", (ArchSpec,)),
@@ -35,7 +35,7 @@ SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     (
         "Study: search",
         "How to propose, and when to stop; `stopper` is `none` or `{asha: ...}`.",
-        (SearchConfig, AshaConfig),
+        (SearchConfig, StopperConfig),
     ),
     ("Study: resources", "What one trial occupies.", (ResourcesConfig,)),
 )

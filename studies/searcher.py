@@ -163,7 +163,7 @@ class StudyDriver:
             return self._launch_baseline(number, *self._baselines[done])
         if self._proposer.exhausted or self._launched["search"] >= self.study.search.num_trials:
             return None
-        found = self._proposer.propose(self.journal.studies["search"], number)
+        found = self._proposer.propose(self.journal.studies["search"], number, self._launched["search"])
         return None if found is None else self._launch(number, *found)
 
     def _launch_baseline(self, number: int, arch: ArchSpec, cost: Cost) -> TrialSpec:

@@ -9,6 +9,7 @@ from helpers import tiny_study
 from builder import compile_arch, estimate
 from searchspace import SpecError
 from searchspace.choices import FixedChooser
+from searchspace.decode import decode
 from studies.config import MiddleChooser, StopperConfig, decide_training, load_study
 from studies.data import Corpus
 from studies.execution import run_serial
@@ -354,16 +355,16 @@ def test_journal_cut_anywhere_opens_and_goes_on(finished, tmp_path):
 
 
 def test_asha_keeps_the_best_share():
-    asha = StopperConfig(asha=load_study("quickstart").search.stopper.asha)
+    asha = load_study("quickstart").search.stopper
     assert rung_shares(asha) == pytest.approx((1 / 9, 1 / 3, 1.0))
-    assert rung_shares(StopperConfig()) == (1.0,)
+    assert rung_shares(decode(StopperConfig, "none")) == (1.0,)
     assert not should_stop(asha, 3.0, [])
     assert should_stop(asha, 3.0, [2.0])
     assert not should_stop(asha, 1.0, [2.0, 3.0, 4.0])
     assert not should_stop(asha, 2.5, [2.0, 3.0, 4.0, 5.0])  # second of five: ceil(5 / 3) = 2 go on
     assert should_stop(asha, 3.5, [2.0, 3.0, 4.0, 5.0])
-    assert not should_stop(StopperConfig(), 9.0, [1.0])
-    assert expected_share(StopperConfig()) == 1.0
+    assert not should_stop(StopperConfig(rungs=1), 9.0, [1.0])
+    assert expected_share(StopperConfig(rungs=1)) == 1.0
     assert expected_share(asha) == pytest.approx(1 / 9 + 2 / 9 / 3 + 2 / 3 / 9)
 
 
