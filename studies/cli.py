@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 console = Console()
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BAD_INPUT, EXIT_HALTED, EXIT_INTERRUPTED = 2, 3, 130
 
 Arch = Annotated[str, typer.Argument(help="Architecture: a file, or a shipped name.")]
 Space = Annotated[str, typer.Argument(help="Space: a file, or a shipped name.")]
@@ -274,7 +274,7 @@ def train(
             run_serial(driver, view)
         record = driver.records[0]
         if record.state == "complete":
-            bundle = export_trial(driver.records, folder, corpus, number=0, out=out)
+            bundle = export_trial(driver.records, folder, corpus, trials=driver.trials, number=0, out=out)
     shutil.rmtree(folder)
     if record.state != "complete":
         why = (record.error.strip() or record.reason).splitlines()[-1]
@@ -293,10 +293,12 @@ def search(
 ) -> None:
     """Start a study, or go on with it: the same command again keeps every finished trial.
 
-    Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 2 bad input, 3 halted (too many failures in a row, or a full disk), 130 interrupted,
+    143 terminated.
     """
     from studies.config import load_study
     from studies.run import dry_run, run_study
+    from studies.searcher import StudyHaltedError
 
     settings = load_study(study, overrides or ())
     folder = folder or Path("runs") / settings.name
@@ -308,6 +310,10 @@ def search(
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command goes on from {folder}", highlight=False)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except StudyHaltedError as error:
+        console.print(f"halted: {error}", highlight=False, markup=False)
+        console.print(f"nothing is lost; the same command goes on from {folder}", highlight=False)
+        raise typer.Exit(EXIT_HALTED) from None
 
 
 @_command
@@ -319,7 +325,7 @@ def status(folder: StudyDir) -> None:
     from studies.run import open_study
 
     records, corpus, settings = open_study(folder)
-    total = settings.search.num_trials + len(settings.baselines)
+    total = max(settings.search.num_trials + len(settings.baselines), len(records))
     ended = sum(record.state != "running" for record in records)
     console.print(f"[bold]{settings.name}[/]: {ended} of {total} trials ended", highlight=False)
     for purpose in ("search", "baseline"):
@@ -339,8 +345,8 @@ def report(folder: StudyDir, top: Annotated[int, typer.Option(help="Rows of the 
     """Ranking, notes and plots of a study."""
     from studies.run import open_study, show_results
 
-    records, corpus, _ = open_study(folder)
-    show_results(records, folder, corpus, console, top=top)
+    records, corpus, settings = open_study(folder)
+    show_results(records, folder, corpus, console, objectives=settings.objectives, top=top)
 
 
 @_command
@@ -352,9 +358,11 @@ def export(
     """Export a trained trial as a bundle that anyone can load."""
     from studies.export import export_trial
     from studies.run import open_study
+    from studies.searcher import trials_store
 
-    records, corpus, _ = open_study(folder)
-    bundle = export_trial(records, folder, corpus, number=trial, out=out)
+    records, corpus, settings = open_study(folder)
+    trials = trials_store(settings, folder.absolute())
+    bundle = export_trial(records, folder, corpus, trials=trials, number=trial, out=out)
     facts = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     bits = facts["metrics"]["bits_per_byte"]
     console.print(f"exported trial {facts['trial']}, {bits:.3f} bits/byte, to {bundle}", highlight=False)

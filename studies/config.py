@@ -107,6 +107,26 @@ _decode_stopper = dataclass_decoder(StopperConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PromoteConfig:
+    """After the search, the best are trained again, with other seeds and perhaps for longer; a number is ``trials``.
+
+    The best baseline is trained beside them.
+    """
+
+    trials: int = key("How many of the best.", default=0, low=0, high=1000)
+    seeds: int = key("Runs of each, every one with a seed of its own.", default=2, low=1, high=100)
+    factor: float = key("Their training budget, as a multiple of the search's.", default=1.0, low=0.01, high=1e6)
+
+    @staticmethod
+    def __decode__(data: object, path: str) -> PromoteConfig:
+        decoded: PromoteConfig = _decode_promote({"trials": data} if isinstance(data, int) else data, path)
+        return decoded
+
+
+_decode_promote = dataclass_decoder(PromoteConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """How candidates are proposed."""
 
@@ -115,6 +135,9 @@ class SearchConfig:
     stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(kind="asha"))
     seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)
     narrow: bool = key("Steer proposals into the budget while they are decided.", default=True)
+    promote: PromoteConfig = key("What is trained again after the search.", default=PromoteConfig())
+    from_: str | None = key("Folder of an earlier study to learn from.", default=None, name="from")
+    max_failures: int = key("Failed trials in a row that end the study.", default=5, low=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +147,10 @@ class ResourcesConfig:
     cpus_per_trial: int = key("CPU cores, and threads.", default=1, low=1, high=1024)
     gpus_per_trial: float = key("GPUs, or a fraction of one.", default=0.0, low=0.0, high=64.0)
     max_concurrent: int | None = key("Trials at once; default: as many as fit.", default=None, low=1)
+    trial_timeout_s: float = key(
+        "Seconds without a word after which a trial has hung and its worker is killed.", default=1800.0, low=1.0
+    )
+    checkpoints: str | None = key("Where checkpoints go, any fsspec path; default: the study folder.", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from builder.bundle import save_bundle
 from builder.compiler import compile_arch
 from builder.lowering import build_model
 from searchspace.errors import SpecError
-from studies.checkpoint import newest_checkpoint
+from studies.checkpoint import Store, newest_checkpoint
 from studies.data import Corpus
 from studies.describe import cost_lines, draw_strip, summarize
 from studies.report import best_of
@@ -22,6 +22,7 @@ def export_trial(
     study_folder: Path,
     corpus: Corpus,
     *,
+    trials: Store | None = None,
     number: int | None = None,
     out: Path | None = None,
 ) -> Path:
@@ -29,8 +30,9 @@ def export_trial(
 
     Args:
         records: of the study.
-        study_folder: where its trials' checkpoints lie.
+        study_folder: of the study.
         corpus: of the study.
+        trials: where its trials' checkpoints lie; None: in its folder.
         number: the trial; None takes the best that spent the full budget.
         out: the bundle's folder; None is ``export/trial-N`` in the study folder.
 
@@ -41,7 +43,8 @@ def export_trial(
         SpecError: if there is no such trial, or its weights are gone.
     """
     record = _choose(records, number)
-    state = newest_checkpoint(sorted((study_folder / "trials" / f"{record.number:05d}").glob("attempt-*")))
+    store = (trials or Store(study_folder / "trials")).inside(f"{record.number:05d}")
+    state = newest_checkpoint([store.inside(name) for name in store.names() if name.startswith("attempt-")])
     if state is None:
         raise SpecError(
             f"trial {record.number}",

@@ -1,6 +1,6 @@
 """The journal: one Optuna journal file per study, the only truth.
 
-Two Optuna studies live in it, ``search`` and ``baseline``. A launched trial carries its launch as a
+Three Optuna studies live in it: ``search``, ``baseline`` and ``promotion``. A launched trial carries its launch as a
 user attribute; each rung is one more; `TrialRecord` is how everything else reads them.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -60,7 +62,7 @@ def exclusive(folder: Path) -> Iterator[None]:
                 file=str(folder),
             ) from error
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}")
         file.flush()
         yield
 
@@ -112,11 +114,13 @@ class Journal:
     Only the process inside `exclusive` may write. What is finished is never changed.
     """
 
-    def __init__(self, folder: Path, directions: int = 1, *, create: bool = True) -> None:
-        backend = JournalFileBackend(str(folder / JOURNAL), lock_obj=_OneWriter())  # type: ignore[arg-type]
-        storage = JournalStorage(backend)
+    def __init__(self, folder: Path | None, directions: int = 1, *, create: bool = True) -> None:
+        """Open a folder's journal; without a folder, one in memory."""
+        storage: BaseStorage = InMemoryStorage()
+        if folder is not None:
+            storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=_OneWriter()))  # type: ignore[arg-type]
         known = {study.study_name for study in storage.get_all_studies()}
-        purposes: tuple[Purpose, ...] = ("search", "baseline")
+        purposes: tuple[Purpose, ...] = ("search", "baseline", "promotion")
         for purpose in purposes:
             if purpose not in known and create:  # `load_if_exists` would write even when it only loads
                 storage.create_new_study([StudyDirection.MINIMIZE] * directions, study_name=purpose)

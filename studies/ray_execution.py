@@ -6,10 +6,15 @@ below leave their state out when Ray pickles them.
 
 from __future__ import annotations
 
+import faulthandler
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 for _name, _value in {  # read by Ray when it is imported
@@ -33,19 +38,15 @@ from ray.tune.search import Searcher
 
 from searchspace.errors import SpecError
 from studies.config import ResourcesConfig
-from studies.execution import Watcher
+from studies.execution import Runner, Watcher
 from studies.searcher import MAX_ATTEMPTS, StudyDriver
-from studies.trial import Report, TrialSpec, run_trial
+from studies.trial import Report, TrialSpec
+
+_LAST_ATTEMPT = 1 << 30
 
 
-def run_ray(driver: StudyDriver, watch: Watcher = lambda: None, *, address: str | None = None) -> None:
-    """Run every trial on Ray.
-
-    Args:
-        driver: of the study.
-        watch: called after every report and launch.
-        address: of a running cluster; None starts one on this machine, on loopback only.
-    """
+def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Runner) -> None:
+    """What `studies.execution.run_on_ray` does, once Ray is imported."""
     scratch = tempfile.mkdtemp(prefix="spiralformer-ray-")
     local: dict[str, Any] = {} if address else {"_temp_dir": scratch, "num_gpus": torch.cuda.device_count()}
     try:
@@ -56,7 +57,7 @@ def run_ray(driver: StudyDriver, watch: Watcher = lambda: None, *, address: str 
         tuner = tune.Tuner(
             tune.with_resources(Worker, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
             tune_config=tune.TuneConfig(
-                search_alg=DrivenSearcher(driver, watch),
+                search_alg=DrivenSearcher(driver, watch, run),
                 scheduler=DrivenScheduler(driver, watch),
                 num_samples=-1,
                 reuse_actors=True,
@@ -87,14 +88,19 @@ class Worker(tune.Trainable):  # type: ignore[misc]
     """One Ray actor; `step` hands on the trial's next report."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._reports: Generator[Report, None, None] = run_trial(TrialSpec.from_json(config["trial"]))
+        module, _, name = config["run"].partition(":")
+        run: Runner = getattr(import_module(module), name)
+        spec = TrialSpec.from_json(config["trial"])
+        self._timeout_s = spec.timeout_s
+        self._last_words = _last_words(spec)
+        self._reports = _hung(self._last_words) or run(spec)
 
     def step(self) -> dict[str, Any]:
-        report = next(self._reports)
+        with _watchdog(self._timeout_s, self._last_words):
+            report = next(self._reports)
         return {"report": report.to_json(), "done": report.kind in ("done", "failed")}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._reports.close()
         self.setup(new_config)
         return True
 
@@ -103,6 +109,37 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         return None
+
+
+@contextmanager
+def _watchdog(timeout_s: float, last_words: Path) -> Iterator[None]:
+    """Kill this process if the body takes longer, leaving where it hung in a file; needs no cooperation of Python's."""
+    with last_words.open("w", encoding="utf-8") as file:
+        faulthandler.dump_traceback_later(timeout_s, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    last_words.unlink(missing_ok=True)
+
+
+def _last_words(spec: TrialSpec) -> Path:
+    """Where a hung worker of this trial says so; on this machine, for whoever tries again here."""
+    folder = Path(tempfile.gettempdir()) / f"spiralformer-hung-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / hashlib.sha256(spec.folder.encode()).hexdigest()[:32]
+
+
+def _hung(last_words: Path) -> Iterator[Report] | None:
+    """The end of a trial whose earlier attempt hung: once is enough."""
+    try:
+        text = last_words.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    if not text:  # killed by somebody else
+        return None
+    last_words.unlink()
+    return iter([Report(kind="failed", attempt=_LAST_ATTEMPT, reason="hung", error=text)])
 
 
 class _Driven:
@@ -121,18 +158,18 @@ class _Driven:
 class DrivenSearcher(_Driven, Searcher):  # type: ignore[misc]
     """Hands the driver's trials to Tune, and their last reports back."""
 
-    def __init__(self, driver: StudyDriver, watch: Watcher) -> None:
+    def __init__(self, driver: StudyDriver, watch: Watcher, run: Runner) -> None:
         super().__init__(metric="report", mode="min")
-        self.driver, self.watch = driver, watch
+        self.driver, self.watch, self._run = driver, watch, f"{run.__module__}:{run.__qualname__}"
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
         spec = self.driver.next_trial()
         self.watch()
         if spec is None:
-            return Searcher.FINISHED
+            return Searcher.FINISHED if self.driver.finished else None
         self._numbers[trial_id] = spec.number
-        return {"trial": spec.to_json()}
+        return {"trial": spec.to_json(), "run": self._run}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._numbers.pop(trial_id)

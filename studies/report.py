@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -20,23 +22,105 @@ _MIN_FOR_NOTE = 8
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Complete trials by loss, then stopped ones by how far they came and their last loss."""
+    """Complete trials by loss, then stopped ones by how far they came and their last loss; promotions stand apart."""
+    records = [record for record in records if record.purpose != "promotion"]
     complete = sorted((r for r in records if r.state == "complete"), key=lambda r: r.rungs[-1].loss)
     stopped = sorted((r for r in records if r.state == "stopped"), key=lambda r: (-len(r.rungs), r.rungs[-1].loss))
     return [*complete, *stopped]
 
 
 def best_of(records: Sequence[TrialRecord], *, purpose: str = "search") -> TrialRecord | None:
-    """The lowest loss among trials of one purpose that spent the full budget."""
+    """The lowest loss among trials of one purpose that spent the full budget.
+
+    Where the best were trained again, the best on average of these counts, by its best run.
+    """
+    if purpose == "search" and (found := [g for g in promotions(records) if not g.is_baseline]):
+        return min(found[0].runs, key=lambda run: run.rungs[-1].loss)
     return next((r for r in ranked(records) if r.state == "complete" and r.purpose == purpose), None)
 
 
-def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 20) -> Table:
-    """The terminal ranking, baselines in their places and marked."""
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """Runs of one architecture after the search, over several seeds."""
+
+    runs: tuple[TrialRecord, ...]
+    is_baseline: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean final loss, nats per token."""
+        return mean(run.rungs[-1].loss for run in self.runs)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None for one."""
+        return stdev(run.rungs[-1].loss for run in self.runs) if len(self.runs) > 1 else None
+
+
+def promotions(records: Sequence[TrialRecord]) -> list[Promotion]:
+    """What was trained again and finished, the best mean first."""
+    baselines = {record.arch_id for record in records if record.purpose == "baseline"}
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.purpose == "promotion" and record.state == "complete":
+            key = f"{record.arch_id} {sorted(record.training.items())}"
+            groups.setdefault(key, []).append(record)
+    found = [Promotion(tuple(runs), runs[0].arch_id in baselines) for runs in groups.values()]
+    return sorted(found, key=lambda group: group.mean)
+
+
+def promotion_table(records: Sequence[TrialRecord], corpus: Corpus) -> Table | None:
+    """Mean and spread over seeds of what was trained again; None if nothing was."""
+    found = promotions(records)
+    if not found:
+        return None
+    baseline = next((group for group in found if group.is_baseline), None)
+    table = Table(
+        title="Trained again, with other seeds; mean and standard deviation", title_justify="left", box=SIMPLE
+    )
+    for name, justify in (("trials", "left"), ("architecture", "left"), ("runs", "right"), ("bits/byte", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("vs base", justify="right")
+    for group in found:
+        first = group.runs[0]
+        bits, spread = corpus.bits_per_byte(group.mean), group.spread
+        versus = ""
+        if baseline is not None and group is not baseline:
+            versus = f"{bits - corpus.bits_per_byte(baseline.mean):+.3f}"
+        table.add_row(
+            ", ".join(str(run.number) for run in group.runs),
+            f"{first.name}: {summarize(first.arch_spec())}" if group.is_baseline else summarize(first.arch_spec()),
+            str(len(group.runs)),
+            f"{bits:.3f}" + (f" ± {corpus.bits_per_byte(spread):.3f}" if spread is not None else ""),
+            "baseline" if group is baseline else versus,
+            style="bold" if group.is_baseline else "",
+        )
+    return table
+
+
+def front(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Complete trials that no other beats in every objective, by the first; baselines take part."""
+    complete = [record for record in ranked(records) if record.state == "complete"]
+    points = {record.number: tuple(record.objective(name) for name in objectives) for record in complete}
+
+    def beaten(point: tuple[float, ...]) -> bool:
+        return any(
+            other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points.values()
+        )
+
+    return [record for record in complete if not beaten(points[record.number])]
+
+
+def ranking_table(
+    records: Sequence[TrialRecord], corpus: Corpus, *, objectives: Sequence[str] = ("loss",), top: int = 20
+) -> Table:
+    """The terminal ranking, baselines in their places and marked; with several objectives, the front too."""
+    on_front = {record.number for record in front(records, objectives)} if len(objectives) > 1 else set()
     baseline = best_of(records, purpose="baseline")
     full = max((record.flops for record in records), default=1.0) or 1.0
     table = Table(
-        title="At equal training FLOPs (to a step); lower is better. Dim: stopped.",
+        title="At equal training FLOPs (to a step); lower is better. Dim: stopped."
+        + (f" *: front of {', '.join(objectives)}." if on_front else ""),
         title_justify="left",
         expand=True,
         box=SIMPLE,
@@ -61,7 +145,7 @@ def ranking_table(records: Sequence[TrialRecord], corpus: Corpus, *, top: int = 
         name = f"{record.name}: {summarize(record.arch_spec())}" if is_baseline else summarize(record.arch_spec())
         table.add_row(
             str(place) if record.state == "complete" else "",
-            f"{record.number}",
+            f"{record.number}" + ("*" if record.number in on_front else ""),
             name,
             short(record.cost.params),
             short(record.cost.flops_per_token),

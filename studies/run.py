@@ -21,12 +21,12 @@ from searchspace.loading import read_file
 from studies.checkpoint import write_durably
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training, study_from_data
 from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus, source_files
-from studies.execution import run_serial
+from studies.execution import run_on_ray, run_serial
 from studies.export import export_trial
 from studies.journal import JOURNAL, exclusive, open_for_reading, repair_tail
 from studies.progress import StudyView
-from studies.report import best_of, notes, ranking_table, write_plots
-from studies.searcher import StudyDriver
+from studies.report import best_of, notes, promotion_table, ranking_table, write_plots
+from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_share
 from studies.survey import Survey, measure_speed, survey
 from studies.training import make_plan
@@ -35,7 +35,7 @@ from studies.trial import TrialRecord
 EXIT_TERMINATED = 143
 
 _STUDY = "study.yaml"
-_MAY_CHANGE = ("search.num_trials", "resources", "name")
+_MAY_CHANGE = ("search.num_trials", "search.max_failures", "search.promote", "resources", "name")
 """Settings that may differ when a study goes on."""
 
 
@@ -44,6 +44,7 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
 
     Raises:
         SpecError: if the folder holds something else or is in use, or nothing is feasible.
+        StudyHaltedError: if it can't go on now: too many failures in a row, or a full disk.
     """
     if folder.is_dir() and not (folder / _STUDY).is_file() and any(p.name != "lock" for p in folder.iterdir()):
         raise SpecError("", "exists and holds no study", "use another --dir", file=str(folder))
@@ -63,6 +64,8 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         device = device_of(settings, here=address is None)
         keep_settings(settings, folder)
         driver = StudyDriver(settings, folder, corpus, device)
+        if driver.warm_start_note:
+            console.print(driver.warm_start_note, highlight=False)
         now = driver.progress()
         ended = now.complete + now.stopped + now.failed
         if now.launched:
@@ -79,14 +82,14 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
                 if serial:
                     run_serial(driver, watch)
                 else:
-                    from studies.ray_execution import run_ray  # Ray takes seconds to import
-
-                    run_ray(driver, watch, address=address)
+                    run_on_ray(driver, watch, address=address)
+        if driver.halted:
+            raise StudyHaltedError(driver.halted)
         if note := driver.progress().note:
             console.print(note, highlight=False)
-        show_results(driver.records, folder, corpus, console)
+        show_results(driver.records, folder, corpus, console, objectives=settings.objectives)
         if best_of(driver.records) is not None:
-            bundle = export_trial(driver.records, folder, corpus, out=folder / "best")
+            bundle = export_trial(driver.records, folder, corpus, trials=driver.trials, out=folder / "best")
             console.print(f"exported the best trial to {bundle}", highlight=False)
             print_sample(bundle, "def ", 160, console, temperature=0.7, seed=0)
 
@@ -129,10 +132,18 @@ def open_study(folder: Path) -> tuple[list[TrialRecord], Corpus, StudyConfig]:
 
 
 def show_results(
-    records: Sequence[TrialRecord], folder: Path, corpus: Corpus, console: Console, *, top: int = 20
+    records: Sequence[TrialRecord],
+    folder: Path,
+    corpus: Corpus,
+    console: Console,
+    *,
+    objectives: Sequence[str] = ("loss",),
+    top: int = 20,
 ) -> None:
-    """Ranking, notes and plots."""
-    console.print(ranking_table(records, corpus, top=top))
+    """Ranking, promotions, notes and plots."""
+    console.print(ranking_table(records, corpus, objectives=objectives, top=top))
+    if (table := promotion_table(records, corpus)) is not None:
+        console.print(table)
     for line in notes(records, corpus):
         console.print(line, highlight=False)
     for file in write_plots(records, corpus, folder / "report"):

@@ -18,7 +18,7 @@ from searchspace.parts import Sequence as ScheduleChoice
 from studies.config import SamplerName
 
 Complete: TypeAlias = Callable[[Mapping[str, Scalar], int], dict[str, Scalar] | None]
-"""All decisions of a candidate that keeps the given ones where it can; the number seeds the others. None: not allowed."""
+"""All decisions of a candidate that keeps the given ones; the number seeds the others. None: it may not run."""
 
 _POPULATION = 32
 _TOURNAMENT = 8

@@ -6,11 +6,12 @@ knows can be rebuilt from the journal.
 
 from __future__ import annotations
 
-import shutil
+import secrets
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import TrialState as OptunaState
@@ -21,14 +22,22 @@ from builder.cost import Cost, estimate
 from searchspace.arch import ArchSpec
 from searchspace.decode import encode
 from searchspace.space import Candidate
+from studies.checkpoint import Store
 from studies.config import MiddleChooser, StudyConfig, decide_training
 from studies.data import Corpus
 from studies.journal import STATES, Journal, revive
 from studies.proposer import Proposal, Proposer, trial_key
 from studies.stopper import rung_shares, should_stop
-from studies.trial import Report, TrialRecord, TrialSpec
+from studies.trial import Purpose, Report, TrialRecord, TrialSpec, is_disk_full
+from studies.warm_start import warm_start
 
 MAX_ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+class StudyHaltedError(RuntimeError):
+    """The study can't go on now; what is finished is kept, and the same command goes on later."""
 
 
 @dataclass(slots=True)
@@ -66,15 +75,26 @@ class StudyDriver:
         folder: its folder; the caller holds `journal.exclusive`.
         corpus: the prepared data.
         device: where trials train.
+        journal: of the study; None opens the one in the folder.
 
     Raises:
         SpecError: if no candidate can be found within the budget.
     """
 
-    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        study: StudyConfig,
+        folder: Path,
+        corpus: Corpus,
+        device: str = "cpu",
+        journal: Journal | None = None,
+    ) -> None:
         self.study, self.corpus, self.device = study, str(corpus.folder.absolute()), device
         self.folder = folder.absolute()  # workers run in folders of their own
-        self.journal = Journal(folder, directions=len(study.objectives))
+        self.journal = journal or Journal(folder, directions=len(study.objectives))
+        self.trials = trials_store(study, self.folder)
+        self.halted = ""
+        """Why the study can't go on now, if it can't."""
         self.shares = rung_shares(study.search.stopper)
         self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
         self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
@@ -89,7 +109,10 @@ class StudyDriver:
         self._losses: list[dict[int, float]] = [{} for _ in self.shares]
         """Held-out losses of searched trials, by rung and trial."""
         self._events: list[TrialRecord] = []
+        self._failures = 0
+        """Failed trials in a row."""
         self._adopt()
+        self.warm_start_note = self._warm_start(corpus)
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -108,6 +131,17 @@ class StudyDriver:
             for trial in study.get_trials(deepcopy=False):
                 if trial.state == OptunaState.RUNNING and "launch" not in trial.user_attrs:
                     self._proposer.reject(revive(study, trial), "interrupted before launch", {})
+
+    def _warm_start(self, corpus: Corpus) -> str:
+        source = self.study.search.from_
+        if source is None:
+            return ""
+        found = warm_start(Path(source), self.study, self.budget, corpus)
+        self._proposer.queue.extend(found.proposals)
+        search = self.journal.studies["search"]
+        if not any("from" in trial.user_attrs for trial in search.get_trials(deepcopy=False)):
+            search.add_trials(found.evidence)
+        return found.note
 
     def _note_launch(self, record: TrialRecord) -> None:
         self._records[record.number] = record
@@ -134,7 +168,7 @@ class StudyDriver:
         events, self._events = self._events, []
         return Progress(
             launched=len(self._records),
-            total=self.study.search.num_trials + len(self._baselines),
+            total=self.study.search.num_trials + len(self._baselines) + self._num_promotions(),
             complete=self._ended["complete"],
             stopped=self._ended["stopped"],
             failed=self._ended["failed"],
@@ -155,37 +189,95 @@ class StudyDriver:
     # -- launching -------------------------------------------------------------------------------
 
     def next_trial(self) -> TrialSpec | None:
-        """The next trial to run, already journaled; None when there is nothing left to launch."""
+        """The next trial to run, already journaled; None when there is nothing to launch now (see `finished`)."""
+        return None if self.halted else self._guarded(self._next_trial, None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will be launched any more."""
+        if self.halted:
+            return True
+        return not self._waiting and self._searched() and not self._running and self._next_promotion() is None
+
+    def _searched(self) -> bool:
+        """Whether the search itself has launched all it will."""
+        return self._launched["baseline"] == len(self._baselines) and (
+            bool(self._proposer.exhausted) or self._launched["search"] >= self.study.search.num_trials
+        )
+
+    def _next_trial(self) -> TrialSpec | None:
         if self._waiting:
             return self._spec(self._running[self._waiting.popleft()].record)
         number = len(self._records)
         if (done := self._launched["baseline"]) < len(self._baselines):
             return self._launch_baseline(number, *self._baselines[done])
-        if self._proposer.exhausted or self._launched["search"] >= self.study.search.num_trials:
+        if not self._searched():
+            found = self._proposer.propose(self.journal.studies["search"], number, self._launched["search"])
+            if found is not None:
+                return self._launch(number, "search", *found)
+        if any(running.record.purpose != "promotion" for running in self._running.values()):
+            return None  # who is best is not known yet
+        promoted = self._next_promotion()
+        return None if promoted is None else self._launch_promotion(number, *promoted)
+
+    def _num_promotions(self) -> int:
+        promote = self.study.search.promote
+        return promote.seeds * (promote.trials + bool(self._baselines)) if promote.trials else 0
+
+    def _next_promotion(self) -> tuple[TrialRecord, dict[str, Any], int] | None:
+        """Who is trained again next, how, and with which seed."""
+        promote = self.study.search.promote
+        if not promote.trials:
             return None
-        found = self._proposer.propose(self.journal.studies["search"], number, self._launched["search"])
-        return None if found is None else self._launch(number, *found)
+        complete = [r for r in self._records.values() if r.purpose == "search" and r.state == "complete"]
+        best = sorted(complete, key=lambda r: r.rungs[-1].loss)[: promote.trials]
+        if (baseline := self._best.get("baseline")) is not None:
+            best.append(baseline)
+        for record in best:
+            spent = "flops" if "flops" in record.training else "tokens"
+            training = {**record.training, spent: record.training[spent] * promote.factor}
+            for seed in range(record.seed + 1, record.seed + 1 + promote.seeds):
+                if trial_key("promotion", record.arch_id, training, seed) not in self._proposer.seen:
+                    return record, training, seed
+        return None
+
+    def _launch_promotion(self, number: int, source: TrialRecord, training: dict[str, Any], seed: int) -> TrialSpec:
+        arch = source.arch_spec()
+        self._proposer.check_runnable(arch, source.cost, training)
+        proposal = Proposal(Candidate(arch, {}), compile_arch(arch), source.cost, training, source.choices)
+        return self._launch(number, "promotion", self.journal.studies["promotion"].ask(), proposal, seed)
+
+    def _guarded(self, act: Callable[[], T], otherwise: T) -> T:
+        """A full disk halts the study: what is journaled stays, what runs goes on from its checkpoint later."""
+        try:
+            return act()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self.halted = f"the disk is full ({error.filename or self.folder})"
+            return otherwise
 
     def _launch_baseline(self, number: int, arch: ArchSpec, cost: Cost) -> TrialSpec:
         training = decide_training(self.study.training, MiddleChooser())
         self._proposer.check_runnable(arch, cost, training.tree)
         proposal = Proposal(Candidate(arch, {}), compile_arch(arch), cost, training.tree, {})
         trial = self.journal.studies["baseline"].ask()
-        return self._launch(number, trial, proposal)
+        return self._launch(number, "baseline", trial, proposal)
 
-    def _launch(self, number: int, trial: optuna.Trial, proposal: Proposal) -> TrialSpec:
-        is_baseline = trial.study is self.journal.studies["baseline"]
+    def _launch(
+        self, number: int, purpose: Purpose, trial: optuna.Trial, proposal: Proposal, seed: int | None = None
+    ) -> TrialSpec:
         arch = proposal.candidate.arch
         record = TrialRecord(
             number=number,
-            purpose="baseline" if is_baseline else "search",
+            purpose=purpose,
             name=arch.name,
             state="running",
             arch=encode(arch),
             arch_id=proposal.graph.arch_id,
             choices=proposal.choices,
             training=proposal.training,
-            seed=self.study.search.seed,
+            seed=self.study.search.seed if seed is None else seed,
             cost=proposal.cost,
         )
         self.journal.launch(trial, record)
@@ -200,25 +292,32 @@ class StudyDriver:
             training=record.training,
             seed=record.seed,
             corpus=self.corpus,
-            folder=str(self.trial_folder(record.number)),
-            rungs=self.shares,
+            folder=self.trial_store(record.number).location,
+            rungs=(1.0,) if record.purpose == "promotion" else self.shares,
             device=self.device,
             threads=self.study.resources.cpus_per_trial,
+            timeout_s=self.study.resources.trial_timeout_s,
         )
 
-    def trial_folder(self, number: int) -> Path:
+    def trial_store(self, number: int) -> Store:
         """Where a trial's attempts write."""
-        return self.folder / "trials" / f"{number:05d}"
+        return self.trials.inside(f"{number:05d}")
 
     # -- listening -------------------------------------------------------------------------------
 
     def report(self, number: int, report: Report) -> bool:
         """Take one report in. Returns whether the trial goes on."""
+        return not self.halted and self._guarded(lambda: self._report(number, report), otherwise=False)
+
+    def _report(self, number: int, report: Report) -> bool:
         running = self._running.get(number)
         if running is None or report.attempt < running.attempt:
             return False
         running.attempt = report.attempt
         running.flops = report.flops
+        if report.reason == "disk_full":  # no fault of the trial's, which is left to go on
+            self.halted = f"the disk is full: {report.error.strip().splitlines()[-1]}"
+            return False
         if report.kind == "failed":
             self._fail(running, report)
             return False
@@ -238,19 +337,19 @@ class StudyDriver:
     def lost(self, number: int, error: str) -> None:
         """The worker died once too often."""
         running = self._running.get(number)
-        if running is not None:
+        if running is not None and not self.halted:
             report = Report(kind="failed", attempt=running.attempt, reason="worker_died", error=error)
-            self._fail(running, report)
+            self._guarded(lambda: self._fail(running, report), None)
 
     def _fail(self, running: _Running, report: Report) -> None:
         """Out of memory is told as pruned with a constraint broken, so that the sampler learns it."""
         if report.reason == "out_of_memory":
-            running.trial.set_constraint("memory", 1.0)
+            running.trial.set_constraint("memory", report.memory_gib or 1.0)
         state = OptunaState.PRUNED if report.reason == "out_of_memory" else OptunaState.FAIL
         self._finish(running, state, report)
 
     def _should_stop(self, record: TrialRecord) -> bool:
-        if record.purpose == "baseline":
+        if record.purpose != "search":
             return False
         index = len(record.rungs) - 1
         others = [loss for number, loss in self._losses[index].items() if number != record.number]
@@ -267,14 +366,25 @@ class StudyDriver:
         }
         values = None
         if state == OptunaState.COMPLETE:
-            values = [
-                record.rungs[-1].loss if name == "loss" else float(getattr(record.cost, name) or 0)
-                for name in self.study.objectives
-            ]
+            values = [record.objective(name) for name in self.study.objectives]
         self.journal.finish(running.trial, state, values, facts)
         finished = replace(record, state="failed" if report.reason else STATES[state], **facts)
         self._note_end(finished)
         self._events.append(finished)
         del self._running[record.number]
         if state != OptunaState.COMPLETE:
-            shutil.rmtree(self.trial_folder(record.number), ignore_errors=True)
+            self.trial_store(record.number).remove_all()
+        self._failures = self._failures + 1 if state == OptunaState.FAIL else 0
+        if self._failures >= self.study.search.max_failures:
+            last = (finished.error.strip() or finished.reason).splitlines()[-1]
+            self.halted = f"{self._failures} trials in a row failed, the last with: {last}"
+
+
+def trials_store(study: StudyConfig, folder: Path) -> Store:
+    """Where the checkpoints of a study's trials lie: in its folder, or in a place of its own elsewhere."""
+    if study.resources.checkpoints is None:
+        return Store(folder / "trials")
+    mark = folder / "id"
+    if not mark.is_file():
+        mark.write_text(secrets.token_hex(8))
+    return Store(study.resources.checkpoints).inside(f"{study.name}-{mark.read_text()}")

@@ -5,14 +5,14 @@ A worker holds no truth: `run_trial` yields reports, the driver journals them. F
 
 from __future__ import annotations
 
+import errno
 import json
-import shutil
+import re
 import time
 import traceback
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from builder.cost import Cost
@@ -22,7 +22,7 @@ from searchspace.decode import decode
 
 ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]
 TrialState: TypeAlias = Literal["running", "complete", "stopped", "failed"]
-Purpose: TypeAlias = Literal["search", "baseline"]
+Purpose: TypeAlias = Literal["search", "baseline", "promotion"]
 
 _PROGRESS_S = 2.0
 
@@ -38,11 +38,13 @@ class TrialSpec:
     corpus: str
     """Folder of the prepared data."""
     folder: str
-    """The trial's own folder; each attempt writes under ``attempt-N``."""
+    """The trial's own place, a folder or fsspec path; each attempt writes under ``attempt-N``."""
     rungs: tuple[float, ...]
     """Shares of the budget at which it is evaluated; the last is 1."""
     device: str
     threads: int
+    timeout_s: float = 1800.0
+    """Seconds without a report after which the worker is taken for hung."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -78,8 +80,10 @@ class Report:
     rungs: tuple[Rung, ...] = ()
     """All rungs measured so far."""
     reason: str = ""
-    """failed: diverged, out_of_memory, invalid or error."""
+    """failed: diverged, out_of_memory, disk_full, hung, invalid, worker_died or error."""
     error: str = ""
+    memory_gib: float = 0.0
+    """out_of_memory: what was asked for in vain, as far as it is known."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -121,6 +125,10 @@ class TrialRecord:
         """Training FLOPs at its last rung."""
         return self.rungs[-1].flops if self.rungs else 0.0
 
+    def objective(self, name: str) -> float:
+        """The value of one objective: the last loss, or a cost."""
+        return self.rungs[-1].loss if name == "loss" else float(getattr(self.cost, name) or 0)
+
     def arch_spec(self) -> ArchSpec:
         """The architecture, decoded."""
         return decode(ArchSpec, self.arch)
@@ -134,17 +142,18 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
     """
     import torch
 
-    from studies.checkpoint import newest_checkpoint, save_checkpoint
+    from studies.checkpoint import Store, newest_checkpoint, save_checkpoint
     from studies.config import check_training
     from studies.training import DivergedError, Trainer
 
     torch.set_num_threads(spec.threads)
-    folder = Path(spec.folder)
-    earlier = sorted(folder.glob("attempt-*"))
-    own = _claim_attempt(folder)
-    attempt = int(own.name.rpartition("-")[2])
+    store = Store(spec.folder)
+    earlier = [store.inside(name) for name in store.names() if name.startswith("attempt-")]
     rungs: list[Rung] = []
+    attempt = 1 + len(earlier)
     try:
+        own = store.claim("attempt")
+        attempt = int(own.location.rpartition("-")[2])
         config = check_training(spec.training)
         trainer = Trainer(decode(ArchSpec, spec.arch), config, _corpus(spec.corpus), seed=spec.seed, device=spec.device)
 
@@ -184,27 +193,44 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
             if len(rungs) < len(spec.rungs):
                 yield report("rung")
         for old in earlier:
-            shutil.rmtree(old, ignore_errors=True)
+            old.remove_all()
         yield report("done")
     except DivergedError as error:
         yield Report(kind="failed", attempt=attempt, rungs=tuple(rungs), reason="diverged", error=str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        yield Report(kind="failed", attempt=attempt, rungs=tuple(rungs), reason="out_of_memory", error=str(error))
     except Exception as error:  # the process boundary: whatever went wrong is told as data
-        reason = "invalid" if isinstance(error, ValueError) else "error"
-        yield Report(kind="failed", attempt=attempt, rungs=tuple(rungs), reason=reason, error=traceback.format_exc())
+        reason, text = _reason(error), traceback.format_exc()
+        if reason == "out_of_memory":
+            text = str(error) or "out of memory"
+        yield Report(
+            kind="failed",
+            attempt=attempt,
+            rungs=tuple(rungs),
+            reason=reason,
+            error=text,
+            memory_gib=_memory_asked(error) if reason == "out_of_memory" else 0.0,
+        )
 
 
-def _claim_attempt(folder: Path) -> Path:
-    """Make the next ``attempt-N``; two workers never get the same one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.name.rpartition("-")[2]) for p in folder.glob("attempt-*")), default=0)
-    while True:
-        try:
-            (folder / f"attempt-{number:03d}").mkdir()
-            return folder / f"attempt-{number:03d}"
-        except FileExistsError:
-            number += 1
+def _reason(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "out_of_memory"
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # PyTorch's CPU allocator
+        return "out_of_memory"
+    if is_disk_full(error):
+        return "disk_full"
+    return "invalid" if isinstance(error, ValueError) else "error"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _memory_asked(error: Exception) -> float:
+    """GiB, from what PyTorch says; 0 if it does not say."""
+    if match := re.search(r"[Tt]ried to allocate ([\d.]+) (KiB|MiB|GiB|bytes)", str(error)):
+        return float(match[1]) / {"bytes": 2**30, "KiB": 2**20, "MiB": 2**10, "GiB": 1}[match[2]]
+    return 0.0
 
 
 @lru_cache(maxsize=4)

@@ -140,7 +140,7 @@ def test_a_killed_worker_resumes_its_trial(study):
     )
     read_until(process, "starting workers")
     deadline = time.monotonic() + 100
-    while not list(study.glob("run/trials/00000/attempt-001/step-*.pt")):
+    while not list(study.glob("run/trials/00000/attempt-001/step-*.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     workers = [pid for pid, command in processes(study).items() if re.search(r"ray::\w+\.train", command)]

@@ -1,11 +1,13 @@
 import math
+import os
 
 import pytest
 import torch
 from helpers import tiny_arch
+from safetensors import SafetensorError
 
 from searchspace import SpecError
-from studies.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from studies.checkpoint import Store, load_checkpoint, newest_checkpoint, pack, save_checkpoint, unpack
 from studies.config import DataConfig, TrainingConfig
 from studies.data import prepare_corpus
 from studies.training import DivergedError, Trainer, learning_rate, make_plan
@@ -49,10 +51,10 @@ def test_resume_is_bit_exact(corpus, stop, tmp_path):
     losses = [unbroken.train(step + 1) for step in range(20)]
     first = make_trainer(corpus)
     first.train(stop)
-    save_checkpoint(tmp_path, first.state(), stop)
+    save_checkpoint(Store(tmp_path), first.state(), stop)
     second = make_trainer(corpus)
     torch.rand(5)  # whatever happened in between
-    second.restore(load_checkpoint(tmp_path))
+    second.restore(load_checkpoint(Store(tmp_path)))
     assert [second.train(step + 1) for step in range(stop, 20)] == losses[stop:]
     for name, value in unbroken.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
@@ -124,9 +126,9 @@ def test_resume_with_muon_is_bit_exact(corpus, tmp_path):
     losses = [unbroken.train(step + 1) for step in range(8)]
     broken = make_trainer(corpus, optimizer="muon")
     broken.train(4)
-    save_checkpoint(tmp_path, broken.state(), 4)
+    save_checkpoint(Store(tmp_path), broken.state(), 4)
     again = make_trainer(corpus, optimizer="muon")
-    again.restore(load_checkpoint(tmp_path))
+    again.restore(load_checkpoint(Store(tmp_path)))
     assert [again.train(step + 1) for step in range(4, 8)] == losses[4:]
 
 
@@ -159,25 +161,28 @@ def test_a_budget_below_one_step_is_an_error(corpus):
 
 def test_damaged_checkpoints_fall_back(tmp_path):
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, {"step": step}, step)
-    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-000000002.pt", "step-000000003.pt"]
-    newest = tmp_path / "step-000000003.pt"
+        save_checkpoint(Store(tmp_path), {"step": step}, step)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [
+        "step-000000002.safetensors",
+        "step-000000003.safetensors",
+    ]
+    newest = tmp_path / "step-000000003.safetensors"
     data = newest.read_bytes()
     for damaged in (data[: len(data) // 2], bytes([data[0] ^ 1]) + data[1:], b"", b"\0" * len(data)):
         newest.write_bytes(damaged)
-        assert load_checkpoint(tmp_path) == {"step": 2}
+        assert load_checkpoint(Store(tmp_path)) == {"step": 2}
     newest.unlink()
-    assert load_checkpoint(tmp_path) == {"step": 2}
+    assert load_checkpoint(Store(tmp_path)) == {"step": 2}
     (tmp_path / "pointer.json").write_text("[{")
-    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(Store(tmp_path)) is None
 
 
 def test_newest_of_several_attempts(tmp_path):
     for attempt, step in (("a", 5), ("b", 9), ("c", 2)):
-        save_checkpoint(tmp_path / attempt, {"step": step}, step)
-    folders = sorted(tmp_path.iterdir())
+        save_checkpoint(Store(tmp_path / attempt), {"step": step}, step)
+    folders = [Store(path) for path in sorted(tmp_path.iterdir())]
     assert newest_checkpoint(folders) == {"step": 9}
-    (tmp_path / "b" / "step-000000009.pt").unlink()
+    (tmp_path / "b" / "step-000000009.safetensors").unlink()
     assert newest_checkpoint(folders) == {"step": 5}
     assert newest_checkpoint([]) is None
 
@@ -192,8 +197,54 @@ def test_a_pickle_is_not_run(tmp_path):
             return (print, ("it ran",))
 
     payload = pickle.dumps(Evil(), protocol=2)
-    (tmp_path / "step-000000001.pt").write_bytes(payload)
-    entry = {"file": "step-000000001.pt", "sha256": hashlib.sha256(payload).hexdigest(), "step": 1}
+    (tmp_path / "step-000000001.safetensors").write_bytes(payload)
+    entry = {"file": "step-000000001.safetensors", "sha256": hashlib.sha256(payload).hexdigest(), "step": 1}
     (tmp_path / "pointer.json").write_text(json.dumps([entry]))
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(tmp_path)
+    with pytest.raises(SafetensorError):
+        load_checkpoint(Store(tmp_path))
+
+
+def test_states_come_back_as_they_were():
+    state = {"a": torch.ones(2, 3).T, "b": [1, 2.5, None, True, "x", (3, 4)], "c": {0: {"d": torch.tensor(7)}}}
+    again = unpack(pack(state))
+    assert torch.equal(again["a"], state["a"])
+    assert again["b"] == state["b"]
+    assert again["c"][0]["d"] == 7
+
+
+def test_checkpoints_on_any_fsspec_path():
+    store = Store("memory://bucket/study/00003")
+    first, second = store.claim("attempt"), store.claim("attempt")
+    assert [first.location[-3:], second.location[-3:]] == ["001", "002"]
+    for step in (1, 2, 3):
+        save_checkpoint(first, {"step": step}, step)
+    assert [name for name in first.names() if name.startswith("step")] == [
+        f"step-00000000{i}.safetensors" for i in (2, 3)
+    ]
+    found = newest_checkpoint([store.inside(name) for name in store.names()])
+    assert found == {"step": 3}
+    store.remove_all()
+    assert store.names() == []
+
+
+def test_every_write_is_synced_before_it_is_renamed_and_the_pointer_moves_last(tmp_path, monkeypatch):
+    """R8: file fsync, rename, folder fsync, pointer, in this order."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        calls.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def note_replace(source, target):
+        calls.append(("rename", os.path.basename(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    save_checkpoint(Store(tmp_path), {"step": 1}, 1)
+    data, pointer, folder = "step-000000001.safetensors", "pointer.json", tmp_path.name
+    assert calls == [
+        ("fsync", f".{data}.tmp"), ("rename", data), ("fsync", folder),
+        ("fsync", f".{pointer}.tmp"), ("rename", pointer), ("fsync", folder),
+    ]  # fmt: skip
