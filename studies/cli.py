@@ -252,7 +252,7 @@ def train(
     from studies.config import load_study
     from studies.execution import run_serial
     from studies.export import export_trial
-    from studies.journal import JOURNAL, exclusive, repair_tail
+    from studies.journal import exclusive, mend
     from studies.progress import StudyView
     from studies.run import check_settings, keep_settings, prepare_data
     from studies.searcher import StudyDriver
@@ -266,7 +266,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
         check_settings(settings, folder)
-        repair_tail(folder / JOURNAL)
+        mend(folder)
         corpus = prepare_data(settings, folder)
         keep_settings(settings, folder)
         driver = StudyDriver(settings, folder, corpus, device)

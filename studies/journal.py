@@ -7,6 +7,7 @@ user attribute; each rung is one more; `TrialRecord` is how everything else read
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -30,7 +31,7 @@ from studies.trial import Purpose, Rung, TrialRecord, TrialState
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-JOURNAL = "journal.log"
+JOURNAL, SUMS = "journal.log", "journal.sums"
 STATES: dict[OptunaState, TrialState] = {
     OptunaState.RUNNING: "running",
     OptunaState.COMPLETE: "complete",
@@ -98,6 +99,43 @@ def repair_tail(path: Path) -> int:
     return len(data) - end
 
 
+def mend(folder: Path) -> str:
+    """Make a journal fit to go on with, and say what was wrong with it; empty if nothing was.
+
+    Beside the journal stand checksums of all its prefixes, so that a bit that flipped is found, and where.
+
+    Raises:
+        SpecError: if what was once written has changed; nothing is touched then.
+    """
+    path, sums = folder / JOURNAL, folder / SUMS
+    torn = repair_tail(path)
+    notes = [f"cut {torn} torn bytes off the journal's end"] if torn else []
+    if not path.is_file() or not sums.is_file():
+        return "".join(notes)
+    data, running, end, whole = path.read_bytes(), hashlib.sha256(), 0, []
+    for line in sums.read_text(encoding="ascii", errors="replace").splitlines():
+        size, _, digest = line.partition(" ")
+        if not size.isdigit() or len(digest) != 64:  # torn, as the journal's own end may be
+            break
+        if int(size) > len(data):
+            notes.append(
+                f"the journal has lost what was written after byte {len(data)}; trials recorded there run again"
+            )
+            break
+        running.update(data[end : int(size)])
+        if running.hexdigest() != digest:
+            raise SpecError(
+                f"bytes {end} to {size}",
+                "are not what was written",
+                f"restore the file from a backup; or, to go on from before the damage, cut it to its first {end} bytes",
+                file=str(path),
+            )
+        end = int(size)
+        whole.append(line)
+    sums.write_text("".join(f"{line}\n" for line in whole), encoding="ascii")
+    return "; ".join(notes)
+
+
 class _OneWriter:
     """Journal lock for a folder that `exclusive` holds already: nothing to wait for, nothing to go stale."""
 
@@ -106,6 +144,25 @@ class _OneWriter:
 
     def release(self) -> None:
         return None
+
+
+class _SummedFile(JournalFileBackend):
+    """Optuna's journal file, with a checksum of the whole after each write in a file beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._journal, self._sums = folder / JOURNAL, folder / SUMS
+        super().__init__(str(self._journal), lock_obj=_OneWriter())  # type: ignore[arg-type]
+        self._hash, self._end = hashlib.sha256(), 0
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        super().append_logs(logs)
+        with self._journal.open("rb") as file:
+            file.seek(self._end)
+            written = file.read()
+        self._hash.update(written)
+        self._end += len(written)
+        with self._sums.open("a", encoding="ascii") as sums:
+            sums.write(f"{self._end} {self._hash.hexdigest()}\n")
 
 
 class Journal:
@@ -118,7 +175,7 @@ class Journal:
         """Open a folder's journal; without a folder, one in memory."""
         storage: BaseStorage = InMemoryStorage()
         if folder is not None:
-            storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL), lock_obj=_OneWriter()))  # type: ignore[arg-type]
+            storage = JournalStorage(_SummedFile(folder))
         known = {study.study_name for study in storage.get_all_studies()}
         purposes: tuple[Purpose, ...] = ("search", "baseline", "promotion")
         for purpose in purposes:

@@ -113,7 +113,7 @@ class Proposer:
         self.queue: deque[dict[str, Scalar]] = deque()
         """Decisions to be proposed before the sampler is asked."""
         self.counts: Counter[str] = Counter()
-        """``asked`` of the sampler, ``random`` launches, ``rejected`` draws."""
+        """Candidates looked at (``drawn``), ``rejected``, and launches that were drawn at ``random``."""
         self.exhausted = ""
         """Why it gave up, if it has."""
         search = study.search
@@ -145,7 +145,6 @@ class Proposer:
             for attempt in range(_JOURNALED_REJECTIONS):
                 study.sampler = self._sampler(_seed_of(self.study.search.seed, number, attempt))
                 trial = study.ask()
-                self.counts["asked"] += 1
                 proposal, reason, excesses = self._draw(OptunaChooser(trial))
                 if proposal is not None:
                     return trial, proposal
@@ -185,6 +184,7 @@ class Proposer:
         study.enqueue_trial(proposal.choices)
         trial = study.ask()
         again, reason, excesses = self._draw(OptunaChooser(trial), narrow=False)
+        self.counts["drawn"] -= 1  # the same again
         if again is None:
             self.reject(trial, reason, excesses)
             return None
@@ -215,6 +215,7 @@ class Proposer:
 
     def _draw(self, chooser: Chooser, *, narrow: bool = True) -> tuple[Proposal | None, str, dict[str, float]]:
         """One candidate, priced; or why not, and by how much it exceeds each limit."""
+        self.counts["drawn"] += 1
         narrowed = self._narrower.wrap(chooser) if narrow and self._narrower is not None else chooser
         try:
             candidate = self.study.space.draw(narrowed)

@@ -50,7 +50,7 @@ def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Ru
     scratch = tempfile.mkdtemp(prefix="spiralformer-ray-")
     local: dict[str, Any] = {} if address else {"_temp_dir": scratch, "num_gpus": torch.cuda.device_count()}
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+        _init(address, local)
         watch()
         resources = driver.study.resources
         _check_resources(resources)
@@ -72,6 +72,18 @@ def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Ru
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _init(address: str | None, local: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", **local}
+    if address is None:
+        ray.init(include_dashboard=False, **settings)
+        return
+    try:
+        ray.init(address=address, **settings)
+    except (ValueError, ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SpecError("--address", f"can't join {address}: {reason}", "give host:port of a running cluster") from error
 
 
 def _check_resources(resources: ResourcesConfig) -> None:

@@ -23,7 +23,7 @@ from studies.config import MiddleChooser, StudyConfig, check_training, decide_tr
 from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus, source_files
 from studies.execution import run_on_ray, run_serial
 from studies.export import export_trial
-from studies.journal import JOURNAL, exclusive, open_for_reading, repair_tail
+from studies.journal import JOURNAL, exclusive, mend, open_for_reading
 from studies.progress import StudyView
 from studies.report import best_of, notes, promotion_table, ranking_table, write_plots
 from studies.searcher import StudyDriver, StudyHaltedError
@@ -51,8 +51,8 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with exclusive(folder):
         check_settings(settings, folder)
-        if cut := repair_tail(folder / JOURNAL):
-            console.print(f"cut {cut} torn bytes off the journal's end", highlight=False)
+        if damage := mend(folder):
+            console.print(damage, highlight=False)
         found = survey_study(settings)
         console.print(
             f"[bold]{settings.name}[/]: {found.size} candidates, {found.share:.1%} of {found.looked_at} looked at "

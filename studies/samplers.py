@@ -43,7 +43,7 @@ def make_sampler(
             multivariate=True, group=True, constant_liar=True, n_startup_trials=startup, seed=seed
         ),
         "nsga2": lambda: NSGAIISampler(seed=seed),
-        "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup),
+        "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
         "evolution": lambda: EvolutionSampler(schedules, seed, complete),
     }
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ knows can be rebuilt from the journal.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable
@@ -181,6 +182,10 @@ class StudyDriver:
             events=events,
         )
 
+    def record(self, number: int) -> TrialRecord:
+        """One launched trial."""
+        return self._records[number]
+
     @property
     def records(self) -> list[TrialRecord]:
         """Every launched trial, by number."""
@@ -318,6 +323,9 @@ class StudyDriver:
         if report.reason == "disk_full":  # no fault of the trial's, which is left to go on
             self.halted = f"the disk is full: {report.error.strip().splitlines()[-1]}"
             return False
+        if any(not math.isfinite(rung.loss) for rung in report.rungs):
+            finite = tuple(rung for rung in report.rungs if math.isfinite(rung.loss))
+            report = replace(report, kind="failed", rungs=finite, reason="diverged", error="a loss is not finite")
         if report.kind == "failed":
             self._fail(running, report)
             return False

@@ -1,7 +1,16 @@
+import os
+
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# tests/test_fuzz.py measures time itself; by default it looks at the same examples every time.
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("default", max_examples=60, derandomize=True, database=None, **COMMON)
+settings.register_profile("fuzz", max_examples=1700, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

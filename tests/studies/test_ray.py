@@ -4,69 +4,14 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, tiny_study
+from helpers import tiny_study
+from processes import finish, kill, kill_all, processes, read_until, search
 
 from studies.journal import open_for_reading
-
-MARK = "SPIRALFORMER_TEST"
-
-
-def processes(tmp_path) -> dict[int, str]:
-    """Command lines of what this test has started, Ray's processes too, by process id."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{MARK}={tmp_path}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-    return found
-
-
-def kill_all(pids):
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def start(tmp_path, *overrides):
-    command = [
-        sys.executable,
-        "-m",
-        "studies.cli",
-        "search",
-        str(tmp_path / "tiny.yaml"),
-        "--dir",
-        "run",
-        *overrides,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", MARK: str(tmp_path)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path, start_new_session=True
-    )  # fmt: skip
-
-
-def read_until(process, pattern):
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if re.search(pattern, line):
-            return "".join(lines)
-    pytest.fail("".join(lines))
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=200)
-    return output
-
-
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 @pytest.fixture
@@ -77,14 +22,14 @@ def study(tmp_path):
 
 
 def test_search_survives_sigkill_of_the_driver(study):
-    process = start(study)
+    process = search(study)
     read_until(process, r"baseline +0 ")
     read_until(process, r"trial +\d+ ")
     kill(process)
     before = [record for record in open_for_reading(study / "run") if record.state != "running"]
     assert before
 
-    process = start(study)
+    process = search(study)
     output = finish(process)
     assert process.returncode == 0, output
     assert "going on" in output
@@ -96,7 +41,7 @@ def test_search_survives_sigkill_of_the_driver(study):
     assert len({record.arch_id for record in after}) == 7
     assert (study / "run/best/model.safetensors").is_file()
 
-    process = start(study)  # nothing is left to do: no workers, the same ranking
+    process = search(study)  # nothing is left to do: no workers, the same ranking
     again = finish(process)
     assert process.returncode == 0, again
     assert "starting workers" not in again
@@ -104,7 +49,7 @@ def test_search_survives_sigkill_of_the_driver(study):
 
 
 def test_interrupt_leaves_cleanly_and_goes_on(study):
-    process = start(study)
+    process = search(study)
     read_until(process, r"baseline +0 ")
     os.kill(process.pid, signal.SIGINT)
     output = finish(process)
@@ -112,14 +57,14 @@ def test_interrupt_leaves_cleanly_and_goes_on(study):
     assert "the same command goes on" in output
     assert "Traceback" not in output
 
-    process = start(study, "search.num_trials=3")
+    process = search(study, "search.num_trials=3")
     output = finish(process)
     assert process.returncode == 0, output
     assert len(open_for_reading(study / "run")) >= 4
 
 
 def test_sigterm_leaves_with_its_code(study):
-    process = start(study)
+    process = search(study)
     read_until(process, r"baseline +0 ")
     os.kill(process.pid, signal.SIGTERM)
     output = finish(process)
@@ -128,14 +73,14 @@ def test_sigterm_leaves_with_its_code(study):
 
 
 def test_resources_no_machine_has_are_refused(study):
-    process = start(study, "resources.cpus_per_trial=999")
+    process = search(study, "resources.cpus_per_trial=999")
     output = finish(process)
     assert process.returncode == 2, output
     assert "asks for 999, the largest node has" in output
 
 
 def test_a_killed_worker_resumes_its_trial(study):
-    process = start(
+    process = search(
         study, "training.flops=2e10", "training.checkpoint_every_s=1", "search.num_trials=1", "search.stopper=none"
     )
     read_until(process, "starting workers")
@@ -170,7 +115,7 @@ def listening(pids) -> set[str]:
 
 
 def test_ray_listens_on_loopback_only(study):
-    process = start(study)
+    process = search(study)
     read_until(process, r"baseline +0 ")
     addresses = listening(processes(study))
     kill(process)

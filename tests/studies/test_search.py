@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from helpers import tiny_study
+from helpers import make_driver, tiny_study
 
 from builder import compile_arch, estimate
 from searchspace import SpecError
@@ -15,18 +15,9 @@ from studies.data import Corpus
 from studies.execution import run_serial
 from studies.export import export_trial
 from studies.journal import JOURNAL, Journal, StudyLockedError, exclusive, open_for_reading, repair_tail
-from studies.run import prepare_data, resolve_budget, survey_study
-from studies.searcher import StudyDriver
+from studies.run import resolve_budget, survey_study
 from studies.stopper import expected_share, rung_shares, should_stop
 from studies.trial import Report, Rung, TrialSpec, run_trial
-
-
-def make_driver(tmp_path, over=None, *overrides):
-    study = load_study(tiny_study(tmp_path, over), overrides)
-    folder = tmp_path / "run"
-    folder.mkdir(exist_ok=True)
-    corpus = prepare_data(study, folder)
-    return StudyDriver(study, folder, corpus)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,192 @@
+"""What goes wrong, and what must not be lost by it (in one process; `test_ray.py` and `test_chaos.py` kill real ones)."""
+
+import errno
+import os
+
+import pytest
+import torch
+from helpers import end_all, make_driver
+
+from searchspace import SpecError
+from studies.execution import run_serial
+from studies.journal import JOURNAL, SUMS, Journal, mend, open_for_reading
+from studies.report import best_of, front, promotions
+from studies.trial import Report, Rung, _memory_asked, _reason
+
+OK = (Rung(flops=0.5, tokens=1, loss=2.0), Rung(flops=1.0, tokens=1, loss=1.0))
+
+
+def failed(reason="error", error="ValueError: no"):
+    return Report(kind="failed", attempt=1, reason=reason, error=error)
+
+
+def test_many_failures_in_a_row_halt_the_study_and_it_can_go_on(tmp_path):
+    driver = make_driver(tmp_path, None, "search.num_trials=9", "search.max_failures=3")
+    for _ in range(3):
+        driver.report(driver.next_trial().number, failed())
+    assert driver.halted == "3 trials in a row failed, the last with: ValueError: no"
+    assert driver.next_trial() is None
+    assert driver.finished
+    again = end_all(make_driver(tmp_path, None, "search.num_trials=9", "search.max_failures=3"))
+    assert not again.halted
+    assert [r.state for r in again.records] == ["failed"] * 3 + ["complete"] * 7
+
+
+def test_failures_between_successes_halt_nothing(tmp_path):
+    driver = make_driver(tmp_path, None, "search.num_trials=8", "search.max_failures=2")
+    while (spec := driver.next_trial()) is not None:
+        driver.report(spec.number, failed() if spec.number % 2 else Report(kind="done", attempt=1, rungs=OK))
+    assert not driver.halted
+    assert len(driver.records) == 9
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("rung", [0, 1])
+def test_a_loss_that_is_no_number_is_a_failure_and_moves_no_cut_off(loss, rung, tmp_path):
+    driver = make_driver(tmp_path)
+    spec = driver.next_trial()
+    bad = Rung(flops=1.0, tokens=1, loss=loss)
+    rungs = (bad,) if rung == 0 else (OK[0], bad)
+    assert not driver.report(spec.number, Report(kind="rung" if rung == 0 else "done", attempt=1, rungs=rungs))
+    record = driver.record(spec.number)
+    assert (record.state, record.reason, record.loss) == ("failed", "diverged", None)
+    assert len(record.rungs) == 0
+    assert driver.progress().best is None
+    assert open_for_reading(driver.folder)[0] == record
+
+
+def test_memory_that_was_asked_for_is_told():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50, dtype=torch.float32)
+    assert _reason(caught.value) == "out_of_memory"
+    assert _memory_asked(caught.value) == 2.0**22
+    fake = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 79.1 GiB")
+    assert _memory_asked(fake) == 2.5
+    assert _reason(MemoryError()) == "out_of_memory"
+    assert _memory_asked(MemoryError()) == 0.0
+
+
+def test_the_sampler_is_told_how_much_was_asked(tmp_path):
+    driver = make_driver(tmp_path)
+    driver.report(driver.next_trial().number, Report(kind="failed", attempt=1, reason="out_of_memory", memory_gib=2.5))
+    (trial,) = driver.journal.studies["baseline"].get_trials()
+    assert trial.constraints["memory"] == 2.5
+
+
+def test_a_disk_that_is_full_at_any_write_loses_nothing(tmp_path, monkeypatch):
+    """Every write of journal and checkpoints fails once, as a full disk does; going on ends as if it never had."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "full").mkdir()
+    overrides = ("search.num_trials=2", "training.flops=1e8")
+    whole = make_driver(tmp_path / "whole", None, *overrides)
+    run_serial(whole)
+
+    fsync, calls, fail_at = os.fsync, 0, 0
+
+    def full(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    halts = 0
+    folder = tmp_path / "full" / "run"
+    for _ in range(200):
+        calls, fail_at = 0, 14 + 5 * halts
+        if folder.is_dir():
+            mend(folder)
+        driver = make_driver(tmp_path / "full", None, *overrides)
+        run_serial(driver)
+        if not driver.halted:
+            break
+        assert "full" in driver.halted
+        halts += 1
+    assert halts >= 3
+    strip = [(r.number, r.state, r.arch_id, r.rungs, r.reason) for r in whole.records]
+    assert [(r.number, r.state, r.arch_id, r.rungs, r.reason) for r in driver.records] == strip
+
+
+def test_a_flipped_bit_in_the_journal_is_found_and_placed(tmp_path):
+    driver = end_all(make_driver(tmp_path))
+    path = driver.folder / JOURNAL
+    data = path.read_bytes()
+    assert mend(driver.folder) == ""
+    for place in range(10, len(data), max(1, len(data) // 97)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            damage = mend(driver.folder)
+        except SpecError as error:
+            low, high = (int(word) for word in error.path.removeprefix("bytes ").split(" to "))
+            assert low <= place < high
+            assert "cut it to its first" in error.remedy
+            assert path.stat().st_size == len(data)  # untouched
+            continue
+        assert "cut" in damage  # the last line no longer is one
+        assert place > len(data) - 600
+    path.write_bytes(data)
+    assert "lost" in mend(driver.folder) or mend(driver.folder) == ""
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.7, 0.99])
+def test_a_journal_cut_short_says_so_and_goes_on(keep, tmp_path):
+    driver = end_all(make_driver(tmp_path))
+    path = driver.folder / JOURNAL
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole))])
+    assert "lost what was written after" in mend(driver.folder)
+    assert mend(driver.folder) == ""
+    again = end_all(make_driver(tmp_path))
+    assert [r.arch_id for r in again.records] == [r.arch_id for r in driver.records]
+    (driver.folder / SUMS).unlink()
+    assert mend(driver.folder) == ""
+    assert len(Journal(driver.folder).launched()) == len(driver.records)
+
+
+def test_promotion_trains_the_best_again_with_other_seeds(tmp_path):
+    promote = "search.promote={trials: 2, seeds: 3, factor: 2}"
+    driver = make_driver(tmp_path, None, promote, "search.num_trials=5", "search.stopper=none")
+    losses = {}
+
+    def loss(record):
+        losses[record.number] = record.cost.params * 1e-3 + 0.01 * record.seed
+        return losses[record.number]
+
+    end_all(driver, loss)
+    promoted = [r for r in driver.records if r.purpose == "promotion"]
+    assert len(promoted) == (2 + 1) * 3
+    assert {r.seed for r in promoted} == {1, 2, 3}
+    assert {r.training["flops"] for r in promoted} == {8e8}
+    searched = sorted((r for r in driver.records if r.purpose == "search"), key=lambda r: r.loss)
+    assert {r.arch_id for r in promoted} == {r.arch_id for r in [*searched[:2], driver.record(0)]}
+    first = promotions(driver.records)[0]
+    assert first.spread == pytest.approx(0.01)
+    best = best_of(driver.records)
+    assert best.purpose == "promotion"
+    assert best.seed == 1
+    again = make_driver(tmp_path, None, promote, "search.num_trials=5", "search.stopper=none")
+    assert again.finished
+    assert again.next_trial() is None
+
+
+def test_nothing_is_promoted_while_the_search_still_runs(tmp_path):
+    driver = make_driver(tmp_path, None, "search.promote=1", "search.num_trials=1", "search.stopper=none")
+    specs = [driver.next_trial(), driver.next_trial()]
+    assert driver.next_trial() is None
+    assert not driver.finished
+    for spec in specs:
+        driver.report(spec.number, Report(kind="done", attempt=1, rungs=OK[1:]))
+    assert driver.next_trial().seed == 1
+
+
+def test_the_front_holds_what_no_other_beats(tmp_path):
+    driver = end_all(
+        make_driver(tmp_path, {"budget": {}}, "search.num_trials=12", "objectives=[loss, flops_per_token]")
+    )
+    found = front(driver.records, driver.study.objectives)
+    points = {r.number: (r.loss, r.cost.flops_per_token) for r in driver.records if r.state == "complete"}
+    for number, (loss, flops) in points.items():
+        beaten = any((a <= loss and b < flops) or (a < loss and b <= flops) for a, b in points.values())
+        assert (number in {r.number for r in found}) == (not beaten)
+    assert found

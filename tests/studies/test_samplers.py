@@ -1,0 +1,181 @@
+"""Samplers by name: evolution's edits, the grid, priors, and learning from another study."""
+
+import random
+
+import pytest
+from helpers import end_all, make_driver, tiny_study
+
+from searchspace import FixedChooser, SpecError
+from searchspace.space import SpaceSpec
+from studies.config import load_study
+from studies.execution import run_serial
+from studies.run import prepare_data
+from studies.samplers import mutate
+from studies.searcher import StudyDriver
+
+SCHEDULE = {"graph": {"h": {"schedule": {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 5]}}}}}
+CHUNKS = {"phrase": 8, "word": 4, "token": 1}
+
+
+@pytest.mark.parametrize("order", ["any", "coarse_to_fine"])
+def test_every_edit_of_a_schedule_can_be_decided(order, tmp_path):
+    """Whatever a mutation leaves decided is within the space, and each kind of edit comes up."""
+    over = {
+        "graph": {
+            "h": {"schedule": {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 5], "order": order}}}
+        }
+    }
+    space = load_study(tiny_study(tmp_path, {"space": over})).space
+    draw = random.Random(0)
+    choices = space.sample(0).choices
+    seen = set()
+    for _ in range(300):
+        child = mutate(choices, space.schedules, CHUNKS, draw)
+        if len(child) < len(choices) and not any(
+            name.startswith("graph.h.schedule") for name in choices.keys() - child.keys()
+        ):
+            continue  # another decision was left to be drawn
+        before, after = (space.draw(FixedChooser(c)).arch.graph["h"].schedule for c in (choices, child))
+        before, after = [u.level for u in before], [u.level for u in after]
+        assert before != after
+        if len(after) != len(before):
+            seen.add("insert" if len(after) > len(before) else "drop")
+        elif sorted(before) == sorted(after):
+            seen.add("swap")
+        else:
+            changed = sum(CHUNKS[level] for level in after) - sum(CHUNKS[level] for level in before)
+            seen.add("coarsen" if changed > 0 else "refine")
+        choices = child
+    assert seen == {"insert", "drop", "coarsen", "refine"} | ({"swap"} if order == "any" else set())
+
+
+def test_evolution_finds_the_smallest_sooner_than_chance(tmp_path):
+    def best(sampler, seed):
+        folder = tmp_path / f"{sampler}{seed}"
+        folder.mkdir()
+        over = {"space": SCHEDULE, "budget": {}}
+        driver = make_driver(folder, over, f"search.sampler={sampler}", f"search.seed={seed}", "search.num_trials=40")
+        end_all(driver, lambda record: record.cost.flops_per_token)
+        ranked = sorted(r.cost.flops_per_token for r in driver.records if r.purpose == "search")
+        return sum(ranked[:10])
+
+    assert sum(best("evolution", seed) for seed in range(3)) < sum(best("random", seed) for seed in range(3))
+
+
+def test_a_grid_launches_every_feasible_candidate_once_in_the_same_order_for_all_seeds(tmp_path):
+    over = {
+        "space": {**SCHEDULE, "graph": {"h": {"schedule": {"sequence": {"of": ["word", "token"], "length": [1, 2]}}}}}
+    }
+    orders = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        driver = make_driver(
+            tmp_path / str(seed), over, "search.sampler=grid", f"search.seed={seed}", "search.num_trials=500"
+        )
+        end_all(driver)
+        orders.append([record.arch_id for record in driver.records if record.purpose == "search"])
+        assert "every candidate of the grid" in driver.progress().note
+    ids = {compile_id(arch.arch) for arch in driver.study.space.enumerate()}
+    assert orders[0] == orders[1]
+    assert set(orders[0]) == ids
+    assert len(orders[0]) == len(ids)
+
+
+def compile_id(arch):
+    from builder import compile_arch
+
+    return compile_arch(arch).arch_id
+
+
+def test_a_grid_over_a_range_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="a range is continuous"):
+        make_driver(tmp_path, {"training": {"lr": {"float": [1e-3, 1e-2]}}}, "search.sampler=grid")
+
+
+def test_a_gp_follows_what_it_is_told(tmp_path):
+    over = {"space": {"d_model": {"int": [8, 128], "step": 4}}, "budget": {}}
+    driver = make_driver(tmp_path, over, "search.sampler=gp", "search.num_trials=14", "search.stopper=none")
+    end_all(driver)
+    assert len(driver.records) == 15
+    smallest = min(r.cost.params for r in driver.records if r.purpose == "search")
+    assert smallest <= 1.5 * min(r.cost.params for r in driver.records)
+
+
+@pytest.mark.parametrize("open_value", [{"choice": [8, 16, 32], "prior": 16}, {"int": [8, 32], "step": 8, "prior": 16}])
+def test_priors_pull_random_draws(open_value):
+    from helpers import tiny_data
+
+    def share(confidence):
+        space = SpaceSpec(tiny_data({"d_model": {**open_value, "confidence": confidence}}))
+        return sum(space.sample(seed).arch.d_model == 16 for seed in range(400)) / 400
+
+    low, medium, high = share("low"), share("medium"), share("high")
+    assert 1 / len(open_value.get("choice", [1, 2, 3, 4])) < low < medium < high
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"choice": [8, 16], "prior": 9}, "9 is not an option"),
+        ({"int": [8, 16], "prior": 17}, "17 is out of range"),
+        ({"float": [0.1, 0.2], "prior": "x"}, "'x' is out of range"),
+        ({"choice": [8, 16], "confidence": "high"}, "stands without a prior"),
+        ({"choice": [8, 16], "prior": 8, "confidence": "sure"}, "unknown confidence 'sure'"),
+    ],
+)
+def test_a_prior_that_makes_no_sense_is_named(value, text):
+    from helpers import tiny_data
+
+    with pytest.raises(SpecError, match=text):
+        SpaceSpec(tiny_data({"d_model": value}))
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    (tmp_path / "earlier").mkdir()
+    driver = make_driver(tmp_path / "earlier", {"space": SCHEDULE}, "search.num_trials=4", "search.stopper=none")
+    run_serial(driver)
+    (driver.folder / "study.yaml").write_text(driver.study.to_yaml())
+    return driver
+
+
+def warm(tmp_path, earlier, over, *overrides):
+    (tmp_path / "later").mkdir()
+    text = f"data.path={tmp_path / 'earlier' / 'text.txt'}"
+    return make_driver(tmp_path / "later", over, f"search.from={earlier.folder}", text, *overrides)
+
+
+def test_losses_of_an_equal_study_teach_the_sampler(tmp_path, earlier):
+    driver = warm(tmp_path, earlier, {"space": SCHEDULE}, "search.stopper=none")
+    told = [t for t in driver.journal.studies["search"].get_trials() if "from" in t.user_attrs]
+    complete = [r for r in earlier.records if r.purpose == "search" and r.state == "complete"]
+    assert sorted(t.value for t in told) == sorted(r.loss for r in complete)
+    assert "its losses teach the sampler" in driver.warm_start_note
+    assert driver.records == []  # they are not this study's
+    again = StudyDriver(driver.study, driver.folder, prepare_data(driver.study, driver.folder))
+    assert len([t for t in again.journal.studies["search"].get_trials() if "from" in t.user_attrs]) == len(told)
+
+
+def test_where_losses_do_not_compare_the_best_are_tried_first(tmp_path, earlier):
+    driver = warm(tmp_path, earlier, {"space": SCHEDULE}, "training.flops=3e9")
+    assert "training.flops differs" in driver.warm_start_note
+    end_all(driver)
+    searched = [r for r in earlier.records if r.purpose == "search" and r.state == "complete"]
+    best = [r.arch_id for r in sorted(searched, key=lambda r: r.loss)]
+    assert [r.arch_id for r in driver.records if r.purpose == "search"][: len(best)] == best
+
+
+def test_trials_that_do_not_fit_are_named(tmp_path, earlier):
+    over = {
+        "space": {"graph": {"h": {"schedule": {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 2]}}}}}
+    }
+    driver = warm(tmp_path, earlier, over)
+    longer = [r for r in earlier.records if r.choices.get("graph.h.schedule.length", 0) > 2]
+    assert longer
+    assert f"trial {longer[0].number} (graph.h.schedule.length: " in driver.warm_start_note
+    assert f"{4 - len(longer)} of 4 finished trials fit" in driver.warm_start_note
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="is not a study folder"):
+        make_driver(tmp_path, None, f"search.from={tmp_path}")

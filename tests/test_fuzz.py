@@ -1,0 +1,393 @@
+"""Whatever stands in a file, an override or a budget: a valid object or one `SpecError`, soon and without effects.
+
+`make fuzz` looks at 10,000 examples, the default tests at a few hundred (the profiles in conftest.py).
+"""
+
+import copy
+import os
+import resource
+import signal
+import sys
+import time
+from dataclasses import fields
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+import pytest
+from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, TOPOLOGIES, tiny_arch, tiny_data
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.budget import BudgetSpec
+from builder.compiler import compile_arch
+from builder.cost import estimate
+from searchspace import SpecError, load_arch, load_space
+from searchspace.arch import ArchSpec
+from searchspace.decode import decode
+from searchspace.loading import arch_from_data, merge, parse_overrides, parse_yaml, read_data
+from searchspace.space import SpaceSpec
+from studies.config import StudyConfig, load_study, study_from_data
+
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")  # that an example is long
+
+SECONDS, MIB = 1.0, 200
+FORBIDDEN = ("exec", "import", "os.", "pty.", "shutil.", "socket.", "subprocess.", "tempfile.", "urllib.", "ctypes.")
+STATM = Path("/proc/self/statm")
+EFFECTS: list[str] = []
+WATCHED = False
+
+
+class TooSlowError(BaseException):
+    """No `except Exception` holds it."""
+
+
+def _audit(event, args):
+    if not WATCHED:
+        return
+    forbidden = event.startswith(FORBIDDEN) and event not in ("os.listdir", "os.scandir")
+    if event == "open":
+        forbidden = set(str(args[1])) & set("wax+") or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+    if forbidden and sys._getframe(1).f_globals.get("__name__") != "typing":  # it evaluates the specs' annotations
+        EFFECTS.append(f"{event} {args}")
+
+
+def _interrupt(signum, frame):
+    raise TooSlowError
+
+
+sys.addaudithook(_audit)
+
+
+def bounded(call, *args):
+    """What `call` gives, or None where it refuses; fails on any other error, on time, memory or an effect."""
+    global WATCHED
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if STATM.exists():  # a cap besides the measurement: what runs away must stop before the machine does
+        used = int(STATM.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MIB * 2**20, hard))
+    peak, handler = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, signal.signal(signal.SIGPROF, _interrupt)
+    result, fault, WATCHED, start = None, "", True, time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, 2 * SECONDS)
+    try:
+        result = call(*args)
+    except SpecError as error:
+        fault = "" if error.problem and str(error) else "a refusal without a reason"
+    except (TooSlowError, MemoryError) as error:  # as a text: the trace can be too long to be shown
+        fault = f"{type(error).__name__} in {error.__traceback__.tb_next.tb_frame.f_code.co_name}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        seconds, WATCHED = time.process_time() - start, False
+        signal.signal(signal.SIGPROF, handler)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        effects, EFFECTS[:] = EFFECTS[:], []
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / (2**10 if sys.platform == "linux" else 2**20)
+    assert not effects, effects
+    assert not fault, fault
+    assert seconds < SECONDS, f"{seconds:.2f} s"
+    assert grown < MIB, f"{grown:.0f} MiB more at the peak"
+    return result
+
+
+def use(thing):
+    """What comes after loading: count, draw, compile and price."""
+    if isinstance(thing, ArchSpec):
+        return estimate(compile_arch(thing))
+    space = thing.space if isinstance(thing, StudyConfig) else thing
+    assert str(space.count())
+    return use(space.sample(0).arch)
+
+
+def check(load, *args):
+    """Load, use, and write out again."""
+    thing = bounded(load, *args)
+    if thing is not None:
+        bounded(use, thing)
+    if isinstance(thing, ArchSpec):
+        assert arch_from_data(parse_yaml(thing.to_yaml())) == thing
+    if isinstance(thing, StudyConfig):
+        assert repr(parse_yaml(thing.to_yaml())) == repr(thing.plain)  # repr: NaN equals itself
+
+
+def places(value, at=()):
+    """The path of every value inside."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield (*at, name)
+        yield from places(inner, (*at, name))
+
+
+def of(*options):
+    return st.sampled_from(options)
+
+
+def keys(required, **optional):
+    return st.fixed_dictionaries(required, optional=optional)
+
+
+# fmt: off
+FILES = [*ARCHITECTURES, *SPACES, *STUDIES, *(ROOT / "benchmarks/tabular").glob("*.yaml")]
+DATA = {file: read_data(file) for file in FILES}
+LOADERS = {file: load_arch if file in ARCHITECTURES else load_study if "space" in DATA[file] else load_space for file in FILES}
+ARCH_DATA, SPACE_DATA = ([DATA[file] for file in FILES if LOADERS[file] is load] for load in (load_arch, load_space))
+STUDY_DATA = [load_study(file).plain for file in FILES if LOADERS[file] is load_study]
+COST = estimate(compile_arch(tiny_arch()))
+with pytest.raises(SpecError):
+    parse_yaml("a: ${")  # imports what OmegaConf imports for errors alone
+
+WORDS = of(*sorted({word for file in FILES for word in file.read_text().replace(",", " ").split() if word.isidentifier()}))
+NUMBERS = st.integers(-5, 500) | st.floats(-1e3, 1e3) | of(
+    0, 1, 2, 3, 4, 7, 8, 63, 64, 65535, 65536, 2**20, 2**24, 2**31, 2**63, 10**18, 10**19, 10**400, -1, -64, 0.0, -0.0, 0.5,
+    1.0, 1e-323, 1e-12, 0.12345678901234567, 1e3, 1e17, 1e308, float("inf"), float("-inf"), float("nan"),
+)
+TEXTS = of(
+    "", " ", "auto", "none", "null", "yes", "on", "1e3", "1_000", "0x1F", "017", "12:30:45", "2024-01-01", "a" * 10_000,
+    "../../etc", "/etc/passwd", "a/b", "a.b", "é", "名前", "²", "\u202e", "\n", "\0", "'", "%", "#", "os.system", "__class__",
+    "${vars.width}", "${d_model}", "${levels}", "${graph.h}", "${nope}", "${a", "${oc.env:HOME}", "${${d_model}}", "$${a}",
+    "100% of baseline", "1e400% of baseline", "0.0001% of baseline", "16KiB", "6M", "1e29T", "-1K", "é" * 200, "a" * 300 + "/b",
+)
+LITERALS = (
+    "1e3", "1_000", "017", "0o17", "12:30:45", "yes", "on", ".nan", "-.inf", "1e400", "9" * 5000, "0x" + "f" * 5000, "2024-01-01",
+    "2024-13-45", "!!binary aGk=", "!!set {a}", "!!omap [a]", "!!pairs [a: b]", "!!int ''", "!!int x", "!!float ''", "!!bool x",
+    "!!timestamp x", "!!null x", "!!str {}", "!!python/object/apply:os.system [id]", "!x y", "&a [*a]", "*a", "&a 1", "{<<: *a}",
+    "{<<: 1}", "{1: 2}", "{null: 2}", "{.5: 2}", "{true: 2}", "{[a]: b}", "{? {a: b} : c}", "{a: 1, a: 2}", "???", "=", "<<", "~", "",
+    "{", "[", "]", "'", '"', "|", ">", "- a", "a: b", "\t1", "\0", "\ufeff", "\x85", "\u2028", '"\\ud800"', '"\\0"', "%YAML 9.9", "---",
+    "...", "@", "`", "[" * 500, "[" * 500 + "]" * 500, "{a: " * 40 + "}" * 40, "${a}", "${d_model}", "${oc.env:HOME}", "${" * 50,
+    "${oc.decode:'${a}'}", "${a:${b:${c}}}", "${..a}", "${a[0]}", "\\" * 9 + "${a}", "plain_4", "nowhere.yaml", "é" * 200, "../" * 400,
+    "é" * 300 + "/a", "a" * 10_000, "{choice: []}", "{int: [1, 2]}", "{choice: [1, 2]}", "{sequence: {of: [a, b], length: 2}}",
+    "{float: [0, 1.0e+17], step: 1.0e-300}", "{choice: [1, 2], prior: 1, confidence: [high]}",
+)
+TOKENS = of(
+    "d_model", "levels", "graph", "blocks.core.layers", "vars.width", "iterations('h')", "first('h')", "exists('²')", "count('h', 1)",
+    *("len(", "sum(", "abs(", "min(", "not", "and", "or", "if", "else", "in", "'x'", "__class__", "lambda:", "1e30", *"()[],+-*/%<=.0169"),
+)
+EXPRESSIONS = st.lists(TOKENS, max_size=9).map(" ".join) | st.text(max_size=20)
+SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS | WORDS | st.text(max_size=20)
+KEYS = WORDS | TEXTS
+VALUES = st.recursive(SCALARS, lambda item: st.lists(item, max_size=4) | st.dictionaries(KEYS, item, max_size=4), max_leaves=8)
+# fmt: on
+
+
+def opened(value):
+    """An open choice, more often than not one that `value` is among."""
+    prior, sure = {"prior": st.just(value) | SCALARS}, {"confidence": of("low", "medium", "high") | VALUES}
+    choice = st.lists(VALUES, max_size=3).map(lambda more: [value, *more])
+    pair = NUMBERS.map(lambda high: [value, high]) | st.lists(NUMBERS, min_size=2, max_size=2) | VALUES
+    numeric = {"log": st.booleans(), "step": NUMBERS, **prior, **sure}
+    entries = st.lists(of("token", "word", "phrase") | VALUES, max_size=4)
+    order = of("any", "coarse_to_fine", "fine_to_coarse") | VALUES
+    return (
+        keys({"choice": choice | VALUES}, **prior, **sure)
+        | (keys({"int": pair}, **numeric) | keys({"float": pair}, **numeric))
+        | keys({"sequence": keys({"of": entries, "length": st.integers(1, 64) | pair}, order=order)})
+    )
+
+
+@st.composite
+def mutated(draw, originals):
+    """A shipped file's data with a few things changed, removed, renamed, doubled, copied elsewhere or opened."""
+    root = copy.deepcopy(draw(of(*originals)))
+    for _ in range(draw(st.integers(1, 3))):
+        paths = list(places(root)) or [("name",)]
+        *parents, last = draw(of(*paths))
+        holder = reduce(getitem, parents, root)
+        how = draw(of("value", "open", "open", "copy", "copy", "scalar", "word", "delete", "rename", "constraint"))
+        if how == "constraint" or paths == [("name",)]:
+            root["constraints"] = [*draw(st.lists(EXPRESSIONS, max_size=2)), draw(EXPRESSIONS | SCALARS)]
+        elif how == "delete":
+            del holder[last]
+        elif how == "rename" and isinstance(holder, dict):
+            value = holder[last] if draw(st.booleans()) else holder.pop(last)
+            holder[draw(KEYS | of(*holder, last) | st.just(str(last)[:-1]))] = value
+        elif how == "copy":
+            holder[last] = copy.deepcopy(reduce(getitem, draw(of(*paths)), root))
+        else:
+            holder[last] = draw({"open": opened(holder[last]), "scalar": SCALARS, "word": WORDS}.get(how, VALUES))
+    return root
+
+
+@st.composite
+def wired(draw):
+    """A graph of up to a dozen nodes wired at random, most of its references right."""
+    graph, names, level, few = (
+        {"x": {"embed": "tokens"}},
+        ["x"],
+        of("token", "word", "phrase", "pair"),
+        st.integers(0, 9),
+    )
+    norms, recalls, reads = of("rms", "layer"), of("add", "linear", "concat"), of("closed", "own_chunk")
+    use = level | keys({"level": level}, offset=few, delay=few, upscale=of("learned", "uniform"))
+    joins, schedule = of("base", "residual", "sum", "weighted", "mixture"), st.lists(use, min_size=1, max_size=4)
+    for i in range(draw(st.integers(1, 12))):
+        one, core, weights = of(*names[-3:], "x"), st.just("core"), of("a", "b")
+        two, many = st.lists(one, min_size=2, max_size=2), st.lists(one, min_size=1, max_size=4)
+        more = {
+            "topology": of(*TOPOLOGIES),
+            "recall": recalls,
+            "norm": norms,
+            "step": of("add", "scale"),
+            "embedding": one,
+        }
+        graph[f"n{i}"] = draw(
+            keys({"loop": core, "in": one, "schedule": schedule}, **more)
+            | (keys({"block": core, "in": one}) | keys({"memory": few, "in": one}) | keys({"read": one, "in": one}))
+            | (keys({"pool": use, "in": one}) | keys({"upscale": use, "in": one}, reads=reads, delay=few))
+            | (keys({"join": joins, "in": many}, factors=st.lists(NUMBERS)) | keys({"write": one, "in": two}))
+            | (
+                keys({"norm": norms, "in": one}, weights=weights)
+                | keys({"recall": recalls, "in": two}, weights=weights)
+            )
+        )
+        names.append(f"n{i}")
+    graph["logits"] = {"head": "lm", "in": names[-1]}
+    needed = ["logits"]
+    for name in needed:  # grows on the way: a node that the head does not need would be refused at once
+        needed += [n for n in graph if n in str(list(graph[name].values())) and n not in needed]
+    levels = {"word": {"offset": draw(st.integers(0, 3))}, "pair": {"chunk": draw(st.integers(1, 6)), "pool": "mean"}}
+    data = tiny_data({"causal": draw(st.booleans()), "levels": levels})
+    return {**data, "graph": {name: node for name, node in graph.items() if name in needed}}
+
+
+@st.composite
+def broken(draw):
+    """A shipped file's text with literals for values, or with bytes inserted, removed or flipped."""
+    file = draw(of(*FILES))
+    text = file.read_bytes()
+    for _ in range(draw(st.integers(1, 3))):
+        how, literal = draw(of("value", "value", "line", "insert", "cut", "flip")), draw(of(*LITERALS)).encode()
+        at = draw(st.integers(0, len(text)))
+        start, end = text.rfind(b"\n", 0, at) + 1, (text.find(b"\n", at) + len(text)) % len(text or b"-") + 1
+        if how in ("value", "line"):
+            line = literal if how == "line" else text[start:end].partition(b":")[0] + b": " + literal
+            text = text[:start] + line + b"\n" + text[end:]
+        elif how == "insert":
+            text = text[:at] + draw(st.just(literal) | st.just(text[start:end]) | st.binary(max_size=4)) + text[at:]
+        else:
+            flipped = bytes(byte ^ 4 for byte in text[at : at + 1]) if how == "flip" else b""
+            text = text[:at] + flipped + text[at + draw(of(1, 9, 99)) :]
+    return LOADERS[file], text
+
+
+@st.composite
+def overridden(draw):
+    """A shipped file, and overrides of what stands in it and of what does not."""
+    file = draw(of(*FILES))
+    path = of(*places(DATA[file])).map(lambda at: ".".join(map(str, at))) | st.lists(KEYS, max_size=3).map(".".join)
+    value = SCALARS.map(str) | of(*LITERALS) | WORDS | VALUES.map(repr)
+    return file, draw(st.lists(st.tuples(path, value).map("=".join) | st.text(max_size=9), min_size=1, max_size=2))
+
+
+OBJECTS = st.dictionaries(KEYS, VALUES | SCALARS.flatmap(opened), max_size=5)
+AMOUNTS = st.from_regex(r"[0-9]{1,3}(\.[0-9]+)?(e[+-]?[0-9]{1,3})?(|K|GiB|T| KiB|%| ?% of baseline)", fullmatch=True)
+LIMITS = NUMBERS | TEXTS | AMOUNTS
+BUDGETS = st.dictionaries(
+    of(*(metric.name for metric in fields(BudgetSpec)), "parms"),
+    LIMITS | VALUES | keys({}, min=LIMITS, max=LIMITS | VALUES) | keys({"min": LIMITS, "mix": LIMITS}),
+    max_size=2,
+)
+
+
+@given(mutated(ARCH_DATA) | wired() | OBJECTS)
+def test_any_architecture_is_compiled_or_refused(data):
+    check(arch_from_data, data)
+
+
+@given(mutated(SPACE_DATA) | mutated(ARCH_DATA) | OBJECTS)
+def test_any_space_is_sampled_or_refused(data):
+    check(SpaceSpec, data)
+
+
+@given(mutated(STUDY_DATA) | OBJECTS)
+def test_any_study_is_loaded_or_refused(data):
+    check(study_from_data, data)
+
+
+@given(broken())
+def test_any_file_is_read_or_refused(tmp_path_factory, case):
+    file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    file.write_bytes(case[1])
+    check(case[0], file)
+
+
+@given(overridden())
+def test_any_override_is_laid_over_or_refused(case):
+    file, texts = case
+    if over := bounded(parse_overrides, texts):
+        bounded(merge, DATA[file], over)
+    check(LOADERS[file], file, texts)
+
+
+@given(BUDGETS | VALUES)
+def test_any_budget_is_resolved_or_refused(data):
+    spec = bounded(decode, BudgetSpec, data, "budget")
+    budget = bounded(spec.resolve, COST) if spec else None
+    assert budget is None or budget.allows(COST) in (True, False)
+
+
+def _nodes(*nodes):
+    """An architecture of these nodes, the last called h."""
+    head = "vocab_size: 16\nseq_len: 512\nd_model: 16\nlevels: {token: {chunk: 1}, word: {chunk: 4}}\n"
+    rows = ["x: {embed: tokens}", *nodes, "logits: {head: lm, in: h}"]
+    return f"{head}blocks: {{core: {{layers: 1, heads: 2}}}}\ngraph:\n" + "".join(f"  {row}\n" for row in rows)
+
+
+def _chain(length, node):
+    """An architecture of so many nodes, each reading the one before."""
+    return _nodes(*(f"h{i or ''}: {{{node}, in: {f'h{i + 1}' if i < length - 1 else 'x'}}}" for i in range(length)))
+
+
+def _vars(length, row):
+    """An architecture with a chain of references behind its name."""
+    rows = [f"name: ${{vars.a{length}}}", "vars:", "  a0: x", *(f"  a{i + 1}: {row.format(i)}" for i in range(length))]
+    return PLAIN + "\n".join(rows)
+
+
+PLAIN = _nodes("h: {block: core, in: x}")
+# fmt: off
+OFFSETS = [node for i in range(50) for node in (f"a{i}: {{pool: word, in: {f'd{i - 1}' if i else 'x'}}}", f"b{i}: {{pool: b{i}, in: a{i}}}", f"c{i}: {{upscale: word, in: b{i}}}", f"d{i}: {{upscale: token, in: c{i}}}")]
+LONG = ["".join(chr(300 + (i * i + k * i) % 997) for i in range(20_000)) for k in (0, 3)]
+HARD = {  # what would explode, were it not refused, or priced without being walked
+    "many keys": "".join(f"k{i}: 1\n" for i in range(20_000)),
+    "many nodes, then a mistake": "vars: {a: [" + "1," * 9_900 + "]}\nd_model: x\nvocab_size: 8\nseq_len: 8\ngraph: {}",
+    "256 KiB of text": "a: |\n" + " x\n" * 80_000,
+    "unclosed references": "name: '" + "${" * 10_000 + "'",
+    "many references": PLAIN + "vars: {a: '" + "${d_model}" * 20_000 + "'}",
+    "a text of doubled references": _vars(40, "'${{vars.a{0}}}${{vars.a{0}}}'"),
+    "a list of doubled references": _vars(40, "['${{vars.a{0}}}', '${{vars.a{0}}}']"),
+    "a chain of references": _vars(3000, "${{vars.a{0}}}"),
+    "coprime levels": _nodes("a: {pool: word, in: x}", "b: {upscale: token, in: a}", "c: {pool: pair, in: b}", "d: {block: core, in: c}", "h: {upscale: token, in: d}").replace("chunk: 4}", "chunk: 65521}, pair: {chunk: 65519}").replace("seq_len: 512", f"seq_len: {2**24}"),
+    "automatic offsets": _nodes(*OFFSETS, "h: {norm: rms, in: d49}").replace("chunk: 4}", "chunk: 4}" + "".join(f", b{i}: {{chunk: 65536}}" for i in range(50))),
+    "loops that share a schedule": _chain(600, "loop: core, schedule: '${vars.s}'") + f"vars: {{s: [{'word, token, ' * 128}]}}",
+    "30 loops of 256": _chain(30, f"loop: core, topology: mesh, schedule: [{'word, token, ' * 128}]"),
+    "a long chain": _chain(1400, "norm: rms"),
+    "10^6 iterations": _chain(1, "loop: core, schedule: {sequence: {of: [token], length: 1000000}}"),
+    "10^4 blocks": PLAIN.replace("layers: 1", "layers: 10000"),
+    "2^20 x 2^20": PLAIN.replace("_model: 16", "_model: 1048576").replace("_size: 16", "_size: 1048576"),
+    "10^12 grid": PLAIN.replace("seq_len: 512", "seq_len: {int: [2, 1000000]}").replace("_size: 16", "_size: {int: [2, 1000000]}"),
+    "more ways than a float holds": _chain(8, f"loop: core, schedule: {{sequence: {{of: [token, {', '.join(f'{{level: word, delay: {d}}}' for d in range(99))}], length: 64}}}}") + "norm_eps: {float: [1.0e-6, 1.0e-5]}",
+    "no draw holds": PLAIN.replace("seq_len: 512", "seq_len: {int: [2, 20000]}") + "constraints: [seq_len > 99999]",
+    "many constraints": PLAIN.replace("seq_len: 512", "seq_len: {int: [2, 9]}") + f"constraints: [{'1 < 2, ' * 9_000} seq_len > 9]",
+    "a thousand options": PLAIN.replace("_model: 16", f"_model: {{choice: [{', '.join(map(str, range(16, 2016, 2)))}]}}"),
+    "long names alike": PLAIN + f"? {'ab' * 30_000}c\n: 1\nname: ${{{'ba' * 30_000}d}}",
+    "long options alike": PLAIN + f"name: {{choice: [{LONG[0]}], prior: {LONG[1]}}}",
+}
+PLACES = {
+    "root": "%s\n", "value": f"{PLAIN}name: %s", "key": f"{PLAIN}%s: 1", "extends": "extends: %s", "override": "%s",
+    "space": "space: %s\ntraining: {flops: 1}", "training": "space: quickstart\ntraining: %s", "budget": "space: quickstart\ntraining: {flops: 1}\nbudget: {params: %s}",
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("text", HARD.values(), ids=HARD)
+def test_what_could_explode_is_used_or_refused(text, tmp_path):
+    (tmp_path / "hard.yaml").write_text(text)
+    check(load_space, tmp_path / "hard.yaml")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_any_literal_is_read_or_refused_at(place, tmp_path):
+    file = tmp_path / "literal.yaml"
+    for literal in LITERALS:
+        file.write_text(PLAIN if place == "override" else PLACES[place].replace("%s", literal), encoding="utf-8")
+        overrides = [f"levels.token.chunk={literal}"] if place == "override" else []
+        check(load_study if place in ("space", "training", "budget") else load_arch, file, overrides)
