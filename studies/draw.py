@@ -26,7 +26,7 @@ from studies.describe import short, summarize
 _Point: TypeAlias = tuple[float, float]
 
 _MARGIN, _PAGE = 16, 860
-_BOX, _LEAST, _MOST = 42, 32, 72  # a box's height, and its least and largest width
+_BOX, _LEAST, _MOST = 42, 31, 72  # a box's height, and its least and largest width
 _INSET = 8  # from a box's side to the wire that enters or leaves by its top
 _TRACK = 10  # between wires side by side
 _ROW, _TOKENS, _CELL = 21, 24, 12  # of what stands below the ladder
@@ -149,7 +149,7 @@ class _Mark:
 
     @property
     def half_height(self) -> float:
-        return _BOX / 2 if self.sign is None else min(self.half, 1) * 5
+        return _BOX / 2 if self.sign is None else 5 if self.half else 0
 
     @property
     def right(self) -> float:
@@ -239,7 +239,7 @@ class _Plan:
         alike = {name: spec for name, spec in self.arch.levels.items() if spec.chunk == level.chunk}
         exact = [name for name, spec in alike.items() if spec.offset in ("auto", level.offset)]
         what = "every token" if level == TOKEN_LEVEL else f"chunk {level.chunk}, offset {level.offset}"
-        return _fit(", ".join(exact or alike) or "token", 120), what
+        return _fit(", ".join(exact or alike) or "token", 105), what
 
     def _origin(self, name: str) -> _Mark:
         """Where a value comes from, before pools and up-scalings."""
@@ -248,13 +248,19 @@ class _Plan:
         return self.marks[name]
 
     def _make_edges(self) -> Iterator[_Edge]:
+        """Every value read, once even if a join reads it twice."""
         for mark in self.marks.values():
-            for i, name in enumerate(mark.node.inputs):
-                if i not in _HIDDEN_INPUTS.get(mark.node.op, ()):
-                    edge = _Edge(self._origin(name), mark, dashed=_RECALLED.get(mark.node.op) == i)
-                    if edge.drops and not edge.dashed:
-                        mark.dropped_from = edge.source
-                    yield edge
+            op = mark.node.op
+            read = [
+                (self._origin(name), _RECALLED.get(op) == i)
+                for i, name in enumerate(mark.node.inputs)
+                if i not in _HIDDEN_INPUTS.get(op, ())
+            ]
+            for source, dashed in dict.fromkeys(read):
+                edge = _Edge(source, mark, dashed)
+                if edge.drops and not dashed:
+                    mark.dropped_from = source
+                yield edge
 
     def _make_buses(self) -> list[_Bus]:
         buses: dict[str, _Bus] = {}
@@ -290,7 +296,7 @@ class _Plan:
                 if last is None:
                     left = x
                 elif mark.dropped_from is None or last.lane == mark.lane:
-                    left = max(x + 10, box_end + _INSET)
+                    left = max(x + 9, box_end + _INSET)
                 else:
                     in_line = mark.dropped_from is last and last.node.op == "read"
                     left = max(x - (_INSET if in_line else 3), box_end + _INSET)
@@ -328,7 +334,7 @@ class _Plan:
 
     def _place_lanes(self) -> list[float]:
         """Give every bus and every lane its y, with room for the wires above its boxes."""
-        y, ys = 48.0, []
+        y, ys = 50.0, []
         for bus in self.buses:
             bus.top = y + 18
             y = bus.top + bus.height
@@ -361,6 +367,7 @@ class _Plan:
 
 
 def _kind(node: Node) -> str:
+    """The family of its operation: join for join.sum."""
     return node.op.partition(".")[0]
 
 
@@ -370,6 +377,7 @@ def _loop_of(node: Node) -> str:
 
 
 def _title(node: Node) -> str:
+    """What its box is called."""
     return str(node.attr("block")) if node.op == "block" else node.op
 
 
@@ -378,7 +386,7 @@ def _tinted_blocks(graph: Graph) -> dict[str, int]:
     calls = [(_title(node), node.level) for node in graph.nodes if node.op == "block"]
     names = [name for name, _ in calls]
     shown = [name for name, level in calls if names.count(name) > 1 or level != TOKEN_LEVEL]
-    return {name: number % len(_TINTS) for number, name in enumerate(dict.fromkeys(shown))}
+    return {name: number for number, name in enumerate(dict.fromkeys(shown))}
 
 
 def _shares(graph: Graph) -> dict[str, float]:
@@ -532,10 +540,10 @@ def _draw_box(svg: ET.Element, plan: _Plan, mark: _Mark, share: float) -> None:
 
 def _draw_swatch(parent: ET.Element, tint: int | None, x: float, y: float, width: float, height: float) -> None:
     """A block's rectangle; a tinted one has its hatch along the foot."""
-    style = "box" if tint is None else f"box tint{tint}"
+    style = "box" if tint is None else f"box tint{tint % len(_TINTS)}"
     _add(parent, "rect", style, x=x, y=y, width=width, height=height, rx=3)
     if tint is not None:
-        foot = _add(parent, "rect", width=width - 2, height=5, fill=f"url(#ladder-hatch{tint})")
+        foot = _add(parent, "rect", width=width - 2, height=5, fill=f"url(#ladder-hatch{tint % len(_TINTS)})")
         foot.set("transform", _at(x + 1, y + height - 6))
 
 
@@ -597,7 +605,7 @@ def _draw_costs(svg: ET.Element, plan: _Plan, y: float) -> float:
     left = plan.left if plan.levels == [TOKEN_LEVEL] else plan.width - _MARGIN - 356
     for x, text in ((0, "Part"), (106, "Layers"), (164, "Parameters"), (260, "Forward FLOPs")):
         _write(svg, left + x, y, text, "name")
-    for key in sorted(rows, key="the rest".__eq__):
+    for key in sorted(rows, key=lambda key: key == "the rest"):
         y += _ROW
         name = key.removeprefix("blocks.")
         if name != key:
@@ -638,7 +646,7 @@ def _text_block(title: str, columns: list[list[str]]) -> list[str]:
     """Columns side by side under a title."""
     rows = [" ".join(f"{cell:>3}" for cell in row) for row in zip(*columns, strict=True)]
     width = max(min(len(title), 16), *map(len, rows))
-    return [f"{row:^{width}}" for row in (_cut(title, width), *rows)]
+    return [f"{_cut(title, width):^{width}}", *[f"{row:>{width}}" for row in rows]]
 
 
 def _cell(share: float) -> str:

@@ -83,7 +83,9 @@ def _init(address: str | None, local: dict[str, Any]) -> None:
         ray.init(address=address, **settings)
     except (ValueError, ConnectionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise SpecError("--address", f"can't join {address}: {reason}", "give host:port of a running cluster") from error
+        raise SpecError(
+            "--address", f"can't join {address}: {reason}", "give host:port of a running cluster"
+        ) from error
 
 
 def _check_resources(resources: ResourcesConfig) -> None:
@@ -143,14 +145,13 @@ def _last_words(spec: TrialSpec) -> Path:
 
 
 def _hung(last_words: Path) -> Iterator[Report] | None:
-    """The end of a trial whose earlier attempt hung: once is enough."""
+    """The end of a trial whose earlier attempt hung: once is enough. The file goes with the report (`_watchdog`)."""
     try:
         text = last_words.read_text(encoding="utf-8")
     except OSError:
         return None
     if not text:  # killed by somebody else
         return None
-    last_words.unlink()
     return iter([Report(kind="failed", attempt=_LAST_ATTEMPT, reason="hung", error=text)])
 
 

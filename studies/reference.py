@@ -11,7 +11,7 @@ from builder.budget import BudgetSpec
 from searchspace import nodes
 from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
 from searchspace.decode import encode
-from studies.config import DataConfig, ResourcesConfig, SearchConfig, StopperConfig, TrainingConfig
+from studies.config import DataConfig, PromoteConfig, ResourcesConfig, SearchConfig, StopperConfig, TrainingConfig
 
 SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     ("Architecture", "The keys of an architecture or space file. In a space, any value may be open.", (ArchSpec,)),
@@ -34,8 +34,9 @@ SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     ),
     (
         "Study: search",
-        "How to propose, and when to stop; `stopper` is `none` or `{asha: ...}`.",
-        (SearchConfig, StopperConfig),
+        "How to propose, when to stop, what to train again; `stopper` is `none`, `asha`, `median`, or `{asha: {...}}`. "
+        "See docs/search.md.",
+        (SearchConfig, StopperConfig, PromoteConfig),
     ),
     ("Study: resources", "What one trial occupies.", (ResourcesConfig,)),
 )
@@ -48,6 +49,7 @@ OPEN_VALUES = """## Open values
 | `{int: [1, 4]}`, with `step` or `log: true` | a whole number, bounds inclusive |
 | `{float: [1.0e-4, 1.0e-2]}`, with `step` or `log: true` | a number, bounds inclusive |
 | `{sequence: {of: [word, token], length: [2, 6], order: any}}` | levels; or `coarse_to_fine`, `fine_to_coarse` |
+| any of the first three, with `prior: VALUE` and `confidence: low`, `medium` or `high` | random draws favour it |
 | `${path.to.value}` | the value decided there; `vars:` holds decisions that serve several places |
 
 `constraints:` is a list of expressions over paths, numbers and text, with arithmetic, comparisons, `and`, `or`, `not`,

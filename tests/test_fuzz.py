@@ -53,10 +53,12 @@ def _audit(event, args):
 
 
 def _interrupt(signum, frame):
-    raise TooSlowError
+    if WATCHED:
+        raise TooSlowError
 
 
 sys.addaudithook(_audit)
+signal.signal(signal.SIGPROF, _interrupt)  # for good: a late signal must not meet the default, which is to die
 
 
 def bounded(call, *args):
@@ -66,7 +68,7 @@ def bounded(call, *args):
     if STATM.exists():  # a cap besides the measurement: what runs away must stop before the machine does
         used = int(STATM.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MIB * 2**20, hard))
-    peak, handler = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, signal.signal(signal.SIGPROF, _interrupt)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result, fault, WATCHED, start = None, "", True, time.process_time()
     signal.setitimer(signal.ITIMER_PROF, 2 * SECONDS)
     try:
@@ -76,9 +78,9 @@ def bounded(call, *args):
     except (TooSlowError, MemoryError) as error:  # as a text: the trace can be too long to be shown
         fault = f"{type(error).__name__} in {error.__traceback__.tb_next.tb_frame.f_code.co_name}"
     finally:
+        WATCHED = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        seconds, WATCHED = time.process_time() - start, False
-        signal.signal(signal.SIGPROF, handler)
+        seconds = time.process_time() - start
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         effects, EFFECTS[:] = EFFECTS[:], []
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / (2**10 if sys.platform == "linux" else 2**20)
@@ -206,46 +208,33 @@ def mutated(draw, originals):
     return root
 
 
+# fmt: off
 @st.composite
 def wired(draw):
     """A graph of up to a dozen nodes wired at random, most of its references right."""
-    graph, names, level, few = (
-        {"x": {"embed": "tokens"}},
-        ["x"],
-        of("token", "word", "phrase", "pair"),
-        st.integers(0, 9),
-    )
-    norms, recalls, reads = of("rms", "layer"), of("add", "linear", "concat"), of("closed", "own_chunk")
+    graph, names, few, core, weights = {"x": {"embed": "tokens"}}, ["x"], st.integers(0, 9), st.just("core"), of("a", "b")
+    level, norm, recall = of("token", "word", "phrase", "pair"), of("rms", "layer"), of("add", "linear", "concat")
     use = level | keys({"level": level}, offset=few, delay=few, upscale=of("learned", "uniform"))
-    joins, schedule = of("base", "residual", "sum", "weighted", "mixture"), st.lists(use, min_size=1, max_size=4)
     for i in range(draw(st.integers(1, 12))):
-        one, core, weights = of(*names[-3:], "x"), st.just("core"), of("a", "b")
+        one = of(*names[-3:], "x")
         two, many = st.lists(one, min_size=2, max_size=2), st.lists(one, min_size=1, max_size=4)
-        more = {
-            "topology": of(*TOPOLOGIES),
-            "recall": recalls,
-            "norm": norms,
-            "step": of("add", "scale"),
-            "embedding": one,
-        }
-        graph[f"n{i}"] = draw(
-            keys({"loop": core, "in": one, "schedule": schedule}, **more)
-            | (keys({"block": core, "in": one}) | keys({"memory": few, "in": one}) | keys({"read": one, "in": one}))
-            | (keys({"pool": use, "in": one}) | keys({"upscale": use, "in": one}, reads=reads, delay=few))
-            | (keys({"join": joins, "in": many}, factors=st.lists(NUMBERS)) | keys({"write": one, "in": two}))
-            | (
-                keys({"norm": norms, "in": one}, weights=weights)
-                | keys({"recall": recalls, "in": two}, weights=weights)
-            )
-        )
+        graph[f"n{i}"] = draw(st.one_of(
+            keys({"loop": core, "in": one, "schedule": st.lists(use, min_size=1, max_size=4)},
+                 topology=of(*TOPOLOGIES), recall=recall, norm=norm, step=of("add", "scale"), embedding=one),
+            keys({"block": core, "in": one}), keys({"memory": few, "in": one}), keys({"read": one, "in": one}),
+            keys({"pool": use, "in": one}), keys({"upscale": use, "in": one}, reads=of("closed", "own_chunk"), delay=few),
+            keys({"join": of("base", "sum", "weighted", "mixture"), "in": many}, factors=st.lists(NUMBERS, max_size=4)),
+            keys({"norm": norm, "in": one}, weights=weights), keys({"recall": recall, "in": two}, weights=weights),
+            keys({"write": one, "in": two}),
+        ))
         names.append(f"n{i}")
-    graph["logits"] = {"head": "lm", "in": names[-1]}
-    needed = ["logits"]
+    graph["logits"], needed = {"head": "lm", "in": names[-1]}, ["logits"]
     for name in needed:  # grows on the way: a node that the head does not need would be refused at once
-        needed += [n for n in graph if n in str(list(graph[name].values())) and n not in needed]
+        needed += [n for n in graph if f"'{n}'" in repr(graph[name]) and n not in needed]
     levels = {"word": {"offset": draw(st.integers(0, 3))}, "pair": {"chunk": draw(st.integers(1, 6)), "pool": "mean"}}
     data = tiny_data({"causal": draw(st.booleans()), "levels": levels})
     return {**data, "graph": {name: node for name, node in graph.items() if name in needed}}
+# fmt: on
 
 
 @st.composite
@@ -256,7 +245,7 @@ def broken(draw):
     for _ in range(draw(st.integers(1, 3))):
         how, literal = draw(of("value", "value", "line", "insert", "cut", "flip")), draw(of(*LITERALS)).encode()
         at = draw(st.integers(0, len(text)))
-        start, end = text.rfind(b"\n", 0, at) + 1, (text.find(b"\n", at) + len(text)) % len(text or b"-") + 1
+        start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at) % (len(text) + 1) + 1
         if how in ("value", "line"):
             line = literal if how == "line" else text[start:end].partition(b":")[0] + b": " + literal
             text = text[:start] + line + b"\n" + text[end:]
@@ -280,11 +269,8 @@ def overridden(draw):
 OBJECTS = st.dictionaries(KEYS, VALUES | SCALARS.flatmap(opened), max_size=5)
 AMOUNTS = st.from_regex(r"[0-9]{1,3}(\.[0-9]+)?(e[+-]?[0-9]{1,3})?(|K|GiB|T| KiB|%| ?% of baseline)", fullmatch=True)
 LIMITS = NUMBERS | TEXTS | AMOUNTS
-BUDGETS = st.dictionaries(
-    of(*(metric.name for metric in fields(BudgetSpec)), "parms"),
-    LIMITS | VALUES | keys({}, min=LIMITS, max=LIMITS | VALUES) | keys({"min": LIMITS, "mix": LIMITS}),
-    max_size=2,
-)
+BANDS = LIMITS | VALUES | keys({}, min=LIMITS, max=LIMITS | VALUES) | keys({"min": LIMITS, "mix": LIMITS})
+BUDGETS = st.dictionaries(of(*(metric.name for metric in fields(BudgetSpec)), "parms"), BANDS, max_size=2)
 
 
 @given(mutated(ARCH_DATA) | wired() | OBJECTS)

@@ -1,6 +1,6 @@
 """Drivers and workers killed at random times. A short version by default; `make chaos` runs it in full.
 
-CHAOS_RUNS sets how many random runs there are of each kind; three kills each.
+CHAOS_RUNS sets how many random runs there are of each kind, of three kills each; by default one, of one kill.
 """
 
 import os
@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import time
+from functools import cache
 
 import pytest
 from helpers import tiny_study
@@ -16,7 +17,8 @@ from processes import finish, kill_all, launch, processes, read_until, search
 from studies.journal import mend, open_for_reading
 
 RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
-KILLS = 3
+KILLS = 3 if RUNS > 1 else 1
+SETTINGS = {"search": {"num_trials": 5}, "training": {"flops": 3e9}}
 long = pytest.mark.skipif(RUNS < 2, reason="make chaos")
 
 
@@ -34,7 +36,7 @@ def content(folder):
 
 
 def kill_and_restart(folder, arguments, draw):
-    """Kill the driver with all its children three times at random moments, then let it finish.
+    """Kill the driver with all its children again and again at random moments, then let it finish.
 
     Returns the number of trials that were running at a kill: what may have been done twice.
     """
@@ -42,7 +44,7 @@ def kill_and_restart(folder, arguments, draw):
     for _ in range(KILLS):
         process = search(folder, *arguments)
         read_until(process, r"starting workers|baseline +0 |going on|candidates")
-        time.sleep(draw.uniform(0.0, 12.0))
+        time.sleep(draw.uniform(0.0, 8.0))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if (folder / "run/journal.log").is_file():
@@ -65,27 +67,44 @@ def redone(folder):
 
 
 @pytest.fixture
-def study(tmp_path):
-    tiny_study(tmp_path, {"search": {"num_trials": 5}, "training": {"flops": 3e9}})
+def study(tmp_path, text):
+    tiny_study(tmp_path, {**SETTINGS, "data": {"path": text}})
     yield tmp_path
     kill_all(processes(tmp_path))
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """One text for all studies here, as its path is part of what they are."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_study(folder)
+    return str(folder / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, text):
+    """What the same settings give when nothing is killed."""
+
+    @cache
+    def run(*arguments):
+        folder = tmp_path_factory.mktemp("unbroken")
+        tiny_study(folder, {**SETTINGS, "data": {"path": text}})
+        finish(search(folder, "--serial", *arguments))
+        return content(folder)
+
+    return run
+
+
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_serial_study_killed_three_times_is_the_unbroken_one(seed, study, tmp_path_factory):
+def test_a_serial_study_that_is_killed_is_the_unbroken_one(seed, study, unbroken):
     """One worker and one seed: the same trials in the same order, TPE, ASHA and all."""
-    unbroken = tmp_path_factory.mktemp("unbroken")
-    tiny_study(
-        unbroken, {"search": {"num_trials": 5}, "training": {"flops": 3e9}, "data": {"path": str(study / "text.txt")}}
-    )
-    assert finish(search(unbroken, "--serial"))
     at_risk = kill_and_restart(study, ["--serial"], random.Random(seed))
-    assert content(study) == content(unbroken)
+    assert content(study) == unbroken()
     assert redone(study) <= min(at_risk, KILLS)
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_study_on_ray_killed_three_times_loses_nothing(seed, study, tmp_path_factory):
+def test_a_study_on_ray_that_is_killed_loses_nothing(seed, study, unbroken):
     """Two workers: the same set of trials, each trained once but for what ran at a kill."""
     arguments = ["search.sampler=random", "search.stopper=none"]
     at_risk = kill_and_restart(study, arguments, random.Random(1000 + seed))
@@ -93,12 +112,7 @@ def test_a_study_on_ray_killed_three_times_loses_nothing(seed, study, tmp_path_f
     assert [record.state for record in records] == ["complete"] * 6
     assert len({record.arch_id for record in records}) == 6
     assert redone(study) <= min(at_risk, 2 * KILLS)
-    unbroken = tmp_path_factory.mktemp("unbroken")
-    tiny_study(
-        unbroken, {"search": {"num_trials": 5}, "training": {"flops": 3e9}, "data": {"path": str(study / "text.txt")}}
-    )
-    assert finish(search(unbroken, "--serial", *arguments))
-    assert content(study) == content(unbroken)
+    assert content(study) == unbroken(*arguments)
 
 
 def test_a_hung_trial_is_ended_and_its_worker_replaced(study):
@@ -122,7 +136,7 @@ def test_errors_are_not_tried_again(study):
     assert failed == [n for n in range(1, 13) if random.Random(n).random() < 0.2]
     assert failed
     assert {r.error for r in records if r.number in failed} == {"ValueError: as it had to come"}
-    tries = (study / "tries").read_text().split()
+    tries = (study / "run/tries").read_text().split()
     assert sorted(map(int, tries)) == list(range(13))
 
 

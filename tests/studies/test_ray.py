@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_study
-from processes import finish, kill, kill_all, processes, read_until, search
+from processes import finish, kill, kill_all, launch, processes, read_until, search
 
 from studies.journal import open_for_reading
 
@@ -114,10 +114,16 @@ def listening(pids) -> set[str]:
     return found
 
 
-def test_ray_listens_on_loopback_only(study):
-    process = search(study)
+def test_ray_listens_on_loopback_only_and_asks_for_a_token(study):
+    process = launch(study, "-m", "studies.cli", "search", str(study / "tiny.yaml"), "--dir", "run", HOME=str(study))
     read_until(process, r"baseline +0 ")
-    addresses = listening(processes(study))
+    found = processes(study)
+    addresses = listening(found)
+    workers = [pid for pid, command in found.items() if command.startswith("ray::")]
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in workers]
     kill(process)
     assert addresses
     assert addresses <= {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}, addresses
+    assert environments
+    assert all(b"RAY_AUTH_MODE=token\0" in text for text in environments)
+    assert not list(study.glob(".ray/*"))  # the token stands in no file
