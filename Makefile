@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: quickstart test test-all chaos lint bench clean
+.PHONY: quickstart test test-all fuzz chaos lint bench clean
 
 quickstart: $(READY)
 	$(BIN)/spiralformer search quickstart
@@ -17,6 +17,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m ""
+
+fuzz: $(READY)
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_fuzz.py --timeout=3600
 
 chaos: $(READY)
 	CHAOS_RUNS=10 $(BIN)/python -m pytest tests/studies/test_chaos.py --timeout=900

@@ -110,9 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         corpus = prepare_corpus(study("random", 1, TIGHT, True).data, Path(scratch) / "data")
         print(f"{feasible_share(study('random', 1, TIGHT, True)):.1%} of random candidates are within the tight budget")
-        print(
-            "| sampler | budget | narrowing | launches | over | twice | drawn/launch | random | median s | p95 s |"
-        )
+        print("| sampler | budget | narrowing | launches | over | twice | drawn/launch | random | median s | p95 s |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         for sampler in args.samplers.split(","):
             launches = {"random": args.random_launches, "gp": args.gp}.get(sampler, args.launches)

@@ -131,6 +131,30 @@ def cost(
     _print_cost(cost_rows(graph), cost_lines(total), spec.seq_len)
 
 
+@_command
+def draw(
+    arch: Arch,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("-o", help="File: .svg, .html or .png; default: text, here.")] = None,
+) -> None:
+    """Draw an architecture as a spiral ladder: time across, resolution down."""
+    from searchspace import load_arch
+
+    spec = load_arch(arch, overrides or ())
+    if out is None:
+        from builder import compile_arch
+        from studies.ladder import ladder_text
+
+        print(ladder_text(compile_arch(spec)))
+        print("in a cell: the call's share of the forward FLOPs")
+        return
+    from studies.draw import write_drawing
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_drawing(spec, out)
+    console.print(f"drew {out}", highlight=False)
+
+
 def _print_cost(rows: list[tuple[str, str, str, str, str]], totals: list[tuple[str, str]], seq_len: int) -> None:
     table = Table(title=f"Cost at {seq_len} tokens", title_justify="left", box=SIMPLE)
     table.add_column("part")
