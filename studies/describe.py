@@ -5,7 +5,7 @@ from __future__ import annotations
 from builder.cost import Cost, breakdown
 from builder.ir import Graph
 from searchspace.arch import ArchSpec
-from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, NormNode, level_uses
+from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, NodeSpec, NormNode, level_uses
 
 _STRIP = 32
 
@@ -22,7 +22,7 @@ def summarize(arch: ArchSpec) -> str:
         layers = sum(block.layers for block in arch.blocks.values())
         return f"graph of {len(arch.graph)} nodes, {layers} layers, chunks {' '.join(map(str, chunks)) or '1'}"
     parts, topologies = [], []
-    for node in arch.graph.values():
+    for node in _chain(arch):
         if isinstance(node, BlockNode):
             parts.append(str(arch.blocks[node.block].layers))
         elif isinstance(node, LoopNode):
@@ -30,6 +30,15 @@ def summarize(arch: ArchSpec) -> str:
             parts.append(f"{arch.blocks[node.loop].layers}R[{' '.join(map(str, chunks))}]")
             topologies.append(node.topology.kind)
     return ", ".join([" + ".join(parts) or "no layers", *dict.fromkeys(topologies)])
+
+
+def _chain(arch: ArchSpec) -> list[NodeSpec]:
+    """The nodes from the embedding to the head, whatever their order in the file (``extends`` may change it)."""
+    chain: list[NodeSpec] = [next(node for node in arch.graph.values() if isinstance(node, HeadNode))]
+    while not isinstance(node := chain[-1], EmbedNode):
+        assert isinstance(node, BlockNode | LoopNode | HeadNode | NormNode)
+        chain.append(arch.graph[node.input])
+    return chain[::-1]
 
 
 def short(number: float) -> str:

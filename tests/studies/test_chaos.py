@@ -103,6 +103,7 @@ def test_a_serial_study_that_is_killed_is_the_unbroken_one(seed, study, unbroken
     assert redone(study) <= min(at_risk, KILLS)
 
 
+@long
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_a_study_on_ray_that_is_killed_loses_nothing(seed, study, unbroken):
     """Two workers: the same set of trials, each trained once but for what ran at a kill."""
@@ -127,6 +128,7 @@ def test_a_hung_trial_is_ended_and_its_worker_replaced(study):
     assert time.monotonic() - begin < 120
 
 
+@long
 def test_errors_are_not_tried_again(study):
     process = fake(study, "raise_often", "search.num_trials=12", "search.sampler=random", "search.stopper=none")
     output = finish(process)
@@ -178,6 +180,7 @@ def test_sigterm_leaves_no_process_behind(study):
     assert processes(study) == {}
 
 
+@long
 def test_two_nodes_of_which_one_is_lost(study):
     """A cluster of two Ray nodes on this machine; the second dies in mid-run."""
     cluster = launch(

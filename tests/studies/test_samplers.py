@@ -179,3 +179,20 @@ def test_trials_that_do_not_fit_are_named(tmp_path, earlier):
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(SpecError, match="is not a study folder"):
         make_driver(tmp_path, None, f"search.from={tmp_path}")
+
+
+def test_what_was_asked_and_what_was_decided_are_both_recorded(tmp_path):
+    """Under a tight budget some decisions are steered; Optuna keeps the question, the record the answer."""
+    space = {"d_model": {"int": [8, 64], "step": 4}, "blocks": {"core": {"layers": {"int": [1, 6]}}}}
+    over = {"space": space, "budget": {"params": {"min": 40000, "max": 48000}}}
+    driver = end_all(make_driver(tmp_path, over, "search.num_trials=30", "search.stopper=none"))
+    steered = 0
+    for trial, record in driver.journal.launched():
+        if record.purpose != "search":
+            continue
+        assert driver.study.space.resolve(FixedChooser(record.choices)) == record.arch_spec()
+        assert set(trial.params) == set(record.choices)
+        steered += trial.params != record.choices
+    assert steered > 0
+    ranges = {str(t.distributions["d_model"]) for t, r in driver.journal.launched() if r.purpose == "search"}
+    assert len(ranges) == 1  # what a name means to the sampler never changes
