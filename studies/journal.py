@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -146,23 +146,47 @@ class _OneWriter:
         return None
 
 
-class _SummedFile(JournalFileBackend):
-    """Optuna's journal file, with a checksum of the whole after each write in a file beside it."""
+class _JournalFile(JournalFileBackend):
+    """Optuna's journal file, written in batches, with a checksum of the whole after each in a file beside it.
+
+    Optuna writes and syncs a line for every decision it takes; one write for a whole launch is as safe, as nothing
+    runs before it, and tens of times faster.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._journal, self._sums = folder / JOURNAL, folder / SUMS
         super().__init__(str(self._journal), lock_obj=_OneWriter())  # type: ignore[arg-type]
-        self._hash, self._end = hashlib.sha256(), 0
+        self._hash, self._end, self._lines = hashlib.sha256(), 0, 0
+        self._note(self._journal.read_bytes())
+        self._pending: list[dict[str, Any]] = []
+        self.batching = False
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        super().append_logs(logs)
+        self._pending.extend(logs)
+        if not self.batching:
+            self.flush()
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        if log_number_from < self._lines:
+            yield from super().read_logs(log_number_from)
+        yield from self._pending[max(0, log_number_from - self._lines) :]
+
+    def flush(self) -> None:
+        """Write what is pending, durably."""
+        if not self._pending:
+            return
+        super().append_logs(self._pending)
+        self._pending = []
         with self._journal.open("rb") as file:
             file.seek(self._end)
-            written = file.read()
-        self._hash.update(written)
-        self._end += len(written)
+            self._note(file.read())
         with self._sums.open("a", encoding="ascii") as sums:
             sums.write(f"{self._end} {self._hash.hexdigest()}\n")
+
+    def _note(self, written: bytes) -> None:
+        self._hash.update(written)
+        self._end += len(written)
+        self._lines += written.count(b"\n")
 
 
 class Journal:
@@ -174,8 +198,9 @@ class Journal:
     def __init__(self, folder: Path | None, directions: int = 1, *, create: bool = True) -> None:
         """Open a folder's journal; without a folder, one in memory."""
         storage: BaseStorage = InMemoryStorage()
-        if folder is not None:
-            storage = JournalStorage(_SummedFile(folder))
+        self._file = None if folder is None else _JournalFile(folder)
+        if self._file is not None:
+            storage = JournalStorage(self._file)
         known = {study.study_name for study in storage.get_all_studies()}
         purposes: tuple[Purpose, ...] = ("search", "baseline", "promotion")
         for purpose in purposes:
@@ -186,6 +211,19 @@ class Journal:
             for purpose in purposes
             if create or purpose in known
         }
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Write all that is journaled inside at once, at the end."""
+        if self._file is None:
+            yield
+            return
+        self._file.batching = True
+        try:
+            yield
+        finally:
+            self._file.batching = False
+            self._file.flush()
 
     def launched(self) -> list[tuple[FrozenTrial, TrialRecord]]:
         """Every launched trial with its record, by number."""

@@ -160,15 +160,20 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
         f"space: {found.size} candidates; {found.share:.1%} of {found.looked_at} looked at are within the budget",
         highlight=False,
     )
-    console.print(f"trials: {trials}, and {baselines} baselines in full", highlight=False)
+    what = f"trials: {trials}, and {baselines} baseline{'s' if baselines != 1 else ''} in full"
+    if settings.search.promote.trials:
+        what += f"; the best {settings.search.promote.trials} again, {settings.search.promote.seeds} times each"
+    console.print(what, highlight=False)
     with tempfile.TemporaryDirectory() as scratch, console.status("measuring speed"):
         speed = measure_speed(settings, prepare_data(settings, Path(scratch)), device_of(settings))
     per_trial = training.flops
     if per_trial is None:
         arch = settings.baselines[0] if settings.baselines else settings.space.sample(0).arch
         per_trial = (training.tokens or 0.0) * estimate(compile_arch(arch)).training_flops_per_token
-    most = per_trial * (trials + baselines)
-    expected = per_trial * (trials * expected_share(settings.search.stopper) + baselines)
+    promote = settings.search.promote
+    again = promote.seeds * (promote.trials + bool(baselines)) * promote.factor if promote.trials else 0.0
+    most = per_trial * (trials + baselines + again)
+    expected = per_trial * (trials * expected_share(settings.search.stopper) + baselines + again)
     workers = max(1, (os.cpu_count() or 1) // settings.resources.cpus_per_trial)
     workers = min(workers, settings.resources.max_concurrent or workers)
     console.print(f"training FLOPs: about {expected:.2g}, at most {most:.2g}", highlight=False)

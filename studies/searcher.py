@@ -253,9 +253,10 @@ class StudyDriver:
         return self._launch(number, "promotion", self.journal.studies["promotion"].ask(), proposal, seed)
 
     def _guarded(self, act: Callable[[], T], otherwise: T) -> T:
-        """A full disk halts the study: what is journaled stays, what runs goes on from its checkpoint later."""
+        """One write to the journal for each act. A full disk halts the study: what is journaled stays."""
         try:
-            return act()
+            with self.journal.batch():
+                return act()
         except OSError as error:
             if not is_disk_full(error):
                 raise

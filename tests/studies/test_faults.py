@@ -94,7 +94,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(tmp_path, monkeypatch):
     halts = 0
     folder = tmp_path / "full" / "run"
     for _ in range(200):
-        calls, fail_at = 0, 14 + 5 * halts
+        calls, fail_at = 0, 4 + 3 * halts
         if folder.is_dir():
             mend(folder)
         driver = make_driver(tmp_path / "full", None, *overrides)
