@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from builder.ir import Graph, Level
+from builder.ir import Graph, Level, meet
 from builder.ops import OPS, norm_params
 
 TRAINING_FACTOR = 3  # forward once, backward twice
@@ -130,10 +129,17 @@ def _embedding_params(graph: Graph, params: dict[str, int]) -> int:
 
 
 def _worst_token(work: dict[Level, list[int]], length: int) -> int:
-    """Decode FLOPs grow along each residue class of the levels' common period: look at the last period."""
-    period = min(length, math.lcm(*(level.chunk for level in work)))
+    """The dearest token closes chunks of some set of levels: of the tokens that close these, the last costs most.
+
+    Sets of levels whose closing tokens meet are walked, not tokens; each has one residue modulo one period.
+    """
+    meetings = {(1, 0)}
+    for level in work:
+        closing = (level.chunk, (-1 - level.offset) % level.chunk)
+        meetings |= {met for at in meetings if (met := meet(at, closing)) is not None and met[1] < length}
     worst = 0
-    for token in range(length - period, length):
+    for period, residue in meetings:
+        token = residue + (length - 1 - residue) // period * period
         flops = 0
         for level, (per_position, per_pair, _) in work.items():
             latents, open_members = divmod(token + level.offset + 1, level.chunk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from builder.ir import TOKEN_LEVEL, Attr, Graph, Level, Node
+from builder.ir import TOKEN_LEVEL, Attr, Graph, Level, Node, meet
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from searchspace.nodes import (
@@ -123,17 +123,18 @@ def _auto_offset(arch: ArchSpec, name: str, pairs: list[tuple[LevelUse, LevelUse
             if own.level == name and own.offset is None and other.level != name and offset is not None:
                 neighbours.add(Level(arch.levels[other.level].chunk, offset))
 
-    def nests(offset: int) -> bool:
-        level = Level(chunk, offset)
-        return all(level.nests_in(n) if n.chunk <= chunk else n.nests_in(level) for n in neighbours)
-
-    # Chunks that do not divide never nest: that is for the verifier to tell, at the node where it happens.
+    # Levels nest where their offsets are equal modulo the finer chunk. Chunks that do not divide never nest: that is
+    # for the verifier to tell, at the node where it happens.
     neighbours = {n for n in neighbours if max(n.chunk, chunk) % min(n.chunk, chunk) == 0}
-    fits = [offset for offset in range(chunk) if nests(offset)] if neighbours else [chunk // 2]
-    if not fits:
+    fits: tuple[int, int] | None = (1, 0)
+    for finer, offset in ((min(n.chunk, chunk), n.offset) for n in neighbours):
+        fits = None if fits is None else meet(fits, (finer, offset % finer))
+    if fits is None:
         shown = ", ".join(str(n) for n in sorted(neighbours))
         raise SpecError(f"levels.{name}.offset", f"no offset nests with all of {shown}", "give offsets that agree")
-    return min(fits, key=lambda offset: abs(offset - chunk // 2))
+    period, residue = fits
+    below = residue + max(0, chunk // 2 - residue) // period * period
+    return min((o for o in (below, below + period) if o < chunk), key=lambda offset: abs(offset - chunk // 2))
 
 
 @dataclass(frozen=True, slots=True)

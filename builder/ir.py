@@ -6,6 +6,7 @@ Passes make new graphs; `builder.ops` says what each operation means, `builder.v
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
@@ -39,6 +40,15 @@ class Level(NamedTuple):
 
 
 TOKEN_LEVEL = Level(1, 0)
+
+
+def meet(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int] | None:
+    """Where two (period, residue) classes of integers meet, by the Chinese remainder theorem; None if never."""
+    common = math.gcd(a[0], b[0])
+    if (b[1] - a[1]) % common:
+        return None
+    step = (b[1] - a[1]) // common * pow(a[0] // common, -1, b[0] // common) % (b[0] // common)
+    return math.lcm(a[0], b[0]), a[1] + a[0] * step
 
 
 @dataclass(frozen=True, slots=True)

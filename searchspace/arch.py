@@ -56,6 +56,9 @@ _JOIN_ARITY: dict[str, tuple[int, int]] = {
 }
 
 
+_MOST_ITERATIONS = 512
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelSpec:
     """A resolution level: how tokens become latents, and how updates come back."""
@@ -213,6 +216,9 @@ def _check_graph(arch: ArchSpec) -> None:
     embeds = [name for name, node in arch.graph.items() if isinstance(node, EmbedNode)]
     if not embeds:
         raise SpecError("graph", "has no embed", "give a node {embed: tokens}")
+    iterations = sum(len(node.schedule) for node in arch.graph.values() if isinstance(node, LoopNode))
+    if iterations > _MOST_ITERATIONS:
+        raise SpecError("graph", f"has {iterations} iterations in all its loops", f"keep to {_MOST_ITERATIONS}")
     for name, node in arch.graph.items():
         _check_node(arch, node, f"graph.{name}", embeds)
     _check_acyclic(arch)

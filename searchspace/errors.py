@@ -40,7 +40,10 @@ class ConstraintError(SpecError):
 
 def show(value: object, limit: int = 60) -> str:
     """A value as it is quoted in messages: YAML-like, on one line, at most ``limit`` characters."""
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # Python writes out no integer of thousands of digits
+        return "a number of thousands of digits"
     text = " ".join(text.split())
     text = text if len(text) <= limit else text[: limit - 3] + "..."
     return f"'{text}'" if isinstance(value, str) else text
@@ -48,8 +51,8 @@ def show(value: object, limit: int = 60) -> str:
 
 def one_of(known: Iterable[str], given: object = None) -> str:
     """The remedy for a wrong name: the nearest known one first, then all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(str(given), names, n=1) if given is not None else []
+    names = list(map(str, known))
+    near = difflib.get_close_matches(show(given).strip("'"), names, n=1) if given is not None else []
     hint = f"did you mean '{near[0]}'? " if near else ""
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"{hint}choose one of: {shown}" if names else f"{hint}there are none to choose from"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,15 +84,25 @@ def find_file(path: str | Path, *, folder: str = "", base: Path | None = None) -
     names = [given] if given.suffix else [given, given.with_suffix(".yaml")]
     for place in [*places, PACKAGE / given, PACKAGE / folder / given]:
         for candidate in (place, place.with_name(place.name + ".yaml")) if not given.suffix else (place,):
-            if candidate.is_file():
+            if _is_file(candidate):
                 return candidate
-    if any(place.is_dir() for place in places):
+    if any(os.path.isdir(place) for place in places):
         raise SpecError("", "is a folder", "name a YAML file", file=str(names[0]))
     shipped = sorted(p.stem for p in (PACKAGE / folder).glob("*.yaml")) if folder else []
     near = difflib.get_close_matches(given.stem, shipped, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     more = f"; `spiralformer list` names the shipped {folder}" if shipped else ""
     raise SpecError("", "no such file", f"{hint}check the path{more}", file=str(names[0]))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+_UNCLOSED = re.compile(r"(\$\{[^}\n]*){4}")
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -112,6 +123,8 @@ def read_file(file: Path) -> dict[str, Any]:
 def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
     """YAML text as plain data."""
     too_deep = SpecError("", f"is nested deeper than {_MAX_DEPTH} levels", "flatten it", file=file)
+    if _UNCLOSED.search(text):  # OmegaConf takes a time that grows with their square
+        raise SpecError("", "holds references within references", "references are written ${path.to.value}", file)
     try:
         loaded = OmegaConf.load(io.StringIO(text))
         data = OmegaConf.to_container(loaded, resolve=False)
@@ -128,7 +141,8 @@ def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
         path = str(getattr(error, "full_key", "") or "")
         reason = str(error).splitlines()[0]
         raise SpecError(path, f"can't be read: {reason}", "references are written ${path.to.value}", file) from error
-    except (AssertionError, ValueError, TypeError, OSError) as error:
+    # PyYAML's constructors raise whatever Python does: `!!int ''`, `!!bool x`, `!!timestamp x`
+    except (AssertionError, ValueError, TypeError, OSError, LookupError, AttributeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else "its root is not a mapping"
         raise SpecError(
             "", f"is not an architecture, space or study: {reason}", "start with 'key: value' lines", file

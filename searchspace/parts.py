@@ -20,6 +20,7 @@ _FAVOUR = {"low": 2.0, "medium": 4.0, "high": 8.0}
 _SPREAD = {"low": 0.5, "medium": 0.25, "high": 0.125}
 _MAX_OPTIONS = 1000
 _MAX_SEQUENCE = 64
+_MOST_STEPS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def _compile_alternatives(data: dict[str, Any], path: str) -> Choice:
 def _confidence(data: dict[str, Any], path: str) -> str | None:
     """How sure the author is of the prior; None where there is none."""
     confidence = data.get("confidence", "medium")
-    if confidence not in _FAVOUR:
+    if not isinstance(confidence, str) or confidence not in _FAVOUR:
         raise SpecError(f"{path}.confidence", f"unknown confidence {show(confidence)}", one_of(_FAVOUR, confidence))
     if "prior" in data:
         return str(confidence)
@@ -181,6 +182,8 @@ def _number(kind: str, data: dict[str, Any], path: str) -> Integer | Real:
         raise SpecError(where, f"a log range can't start at {low}", "start above 0")
     if step is not None and (type(step) not in wanted or not 0 < step < 1e18):
         raise SpecError(f"{path}.step", f"{show(step)} can't be a step", "use a number above 0")
+    if step is not None and high - low > _MOST_STEPS * step:
+        raise SpecError(f"{path}.step", f"{show(step)} gives too many values", f"at most {_MOST_STEPS:,}")
     if step is not None and log:
         raise SpecError(f"{path}.step", "log and step exclude each other", "keep one of them")
     decision: Integer | Real
@@ -290,7 +293,12 @@ def may_exist(part: Part, path: list[str]) -> bool:
 
 
 def size_of(part: Part) -> float:
-    """Number of ways to decide."""
+    """Number of ways to decide; infinite too where it is beyond what a float holds."""
+    size = _size_of(part)
+    return size if size < 1e300 else math.inf
+
+
+def _size_of(part: Part) -> float:
     if isinstance(part, Choice):
         return sum(size_of(alternative) for alternative in part.alternatives)
     if isinstance(part, Number):

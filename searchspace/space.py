@@ -111,7 +111,7 @@ class SpaceSpec:
                 last = error
             except SpecError:
                 contradictions += 1
-                if contradictions == _CONTRADICTIONS:
+                if contradictions == _CONTRADICTIONS or not self.decisions:
                     raise
         raise ConstraintError(
             "constraints", f"no draw of {_PATIENCE} satisfies them, last: {last.problem}", "loosen them"

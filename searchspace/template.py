@@ -31,6 +31,11 @@ from searchspace.parts import (
     size_of,
 )
 
+_MOST_CONSTRAINTS = 500
+_MOST_PENDING = 100
+_MOST_STEPS = 30_000
+_LONGEST_TEXT = 100_000
+
 
 @dataclass(frozen=True, slots=True)
 class Decided:
@@ -44,9 +49,14 @@ class Template:
     """Plain data in which any value may be an open choice or a ``${path}``."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
+        if not isinstance(data, Mapping):
+            raise SpecError("", f"expected a mapping, got {show(data)}", "write it as 'key: value' pairs")
         constraints = data.get("constraints", [])
         if not isinstance(constraints, list) or not all(isinstance(text, str) for text in constraints):
             raise SpecError("constraints", "expected a list of expressions", 'write - "d_model % 64 == 0"')
+        if len(constraints) > _MOST_CONSTRAINTS:
+            what = f"there are {len(constraints)} of them"
+            raise SpecError("constraints", what, f"keep to {_MOST_CONSTRAINTS}; join some with 'and'")
         self.constraints = tuple(Constraint(text, f"constraints.{i}") for i, text in enumerate(constraints))
         self._root = compile_part({k: v for k, v in data.items() if k != "constraints"}, "")
         self._check_references()
@@ -116,6 +126,8 @@ class _Resolution:
         self._chooser = chooser
         self._decided: dict[int, Any] = {}
         self._pending: list[str] = []
+        self._steps = 0
+        """References followed, which may double at each."""
         self.choices: dict[str, Scalar] = {}
 
     def value(self, part: Part) -> Any:
@@ -150,13 +162,19 @@ class _Resolution:
         values = [self._target(target, part.path) for target in part.pieces[1::2]]
         if len(values) == 1 and not part.pieces[0] and not part.pieces[2]:
             return values[0]
-        texts = [str(value) for value in values] + [""]
-        return "".join(text + value for text, value in zip(part.pieces[::2], texts, strict=True))
+        texts = [*map(_as_text, values), ""]
+        text = "".join(text + value for text, value in zip(part.pieces[::2], texts, strict=True))
+        if len(text) > _LONGEST_TEXT:
+            raise SpecError(part.path, f"grows to {len(text):,} characters", "refer to less")
+        return text
 
     def _target(self, target: str, path: str) -> Any:
         if target in self._pending:
             cycle = " -> ".join([*self._pending[self._pending.index(target) :], target])
             raise SpecError(path, f"references go in a circle: {cycle}", "make one of them a value")
+        self._steps += 1
+        if len(self._pending) >= _MOST_PENDING or self._steps > _MOST_STEPS:
+            raise SpecError(path, f"${{{show(target)}}} refers on and on", "refer to the value itself")
         self._pending.append(target)
         part, rest = self._root, target.split(".")
         while rest and not isinstance(part, Leaf | Reference | Number | Sequence):
@@ -209,13 +227,15 @@ class _Resolution:
         return [part.entries[i] for i in ranked for _ in range(counts[i])]
 
     def _chunk(self, entry: Any, path: str) -> int:
-        name = entry["level"] if isinstance(entry, dict) else entry
+        name = entry.get("level") if isinstance(entry, dict) else entry
+        if not isinstance(name, str):
+            raise SpecError(path, f"{show(entry)} names no level", "write a level's name, or {level: NAME, offset: 0}")
         levels = dict(self._root.items).get("levels") if isinstance(self._root, Map) else None
         known = (
             [k for k, _ in levels.items]
             if isinstance(levels, Map)
             else list(levels.value)
-            if isinstance(levels, Leaf)
+            if isinstance(levels, Leaf) and isinstance(levels.value, dict)
             else []
         )
         if known and name not in known:
@@ -224,3 +244,7 @@ class _Resolution:
         if type(chunk) is not int:
             raise SpecError(f"levels.{name}.chunk", f"expected a whole number, got {show(chunk)}", "write e.g. 4")
         return chunk
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else show(value, limit=_LONGEST_TEXT)

@@ -257,8 +257,7 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
 def decide_training(template: Template, chooser: Any) -> Decided:
     """Decide the open choices of ``training``; the names begin with ``training.``."""
     decided = template.decide(chooser)
-    tree: dict[str, Any] = decided.tree["training"]
-    return Decided(tree, decided.choices)
+    return Decided(expect_mapping(decided.tree["training"], "training"), decided.choices)
 
 
 def check_training(tree: Mapping[str, Any]) -> TrainingConfig:
