@@ -108,7 +108,7 @@ def _resolve_levels(arch: ArchSpec, order: list[str]) -> dict[str, Level]:
         if source is not None:
             pairs.extend((source, use) for _, use in level_uses(node))
     fixed = {name: spec.offset for name, spec in arch.levels.items() if spec.offset != "auto"}
-    for name in sorted(arch.levels.keys() - fixed.keys(), key=lambda level: arch.levels[level].chunk):
+    for name in sorted((n for n in arch.levels if n not in fixed), key=lambda level: arch.levels[level].chunk):
         fixed[name] = _auto_offset(arch, name, pairs, fixed)
     return {name: Level(spec.chunk, fixed[name]) for name, spec in arch.levels.items()}
 

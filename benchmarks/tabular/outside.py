@@ -139,7 +139,7 @@ class Neps:
 
     package = "neural-pipeline-search"
 
-    def __init__(self, table: Table, seed: int, algorithm: str, *, nested: bool, fidelity: bool) -> None:
+    def __init__(self, table: Table, seed: int, algorithm: str) -> None:
         import neps
         import numpy as np
         import torch
@@ -150,28 +150,26 @@ class Neps:
         np.random.seed(seed)
         torch.manual_seed(seed)
         choices = table.choices(seed)
-        steps = round(table.rungs[-1] / table.rungs[0])  # in integers, for NePS floors logarithms
         space: Any
-        if nested:
+        if algorithm == "bayesian_optimization":
+            # Flat, for it takes no other; a PipelineSpace's strings would go through a set, in an order of no seed's.
+            space = neps.SearchSpace({name: neps.HPOCategorical(values) for name, values in choices.items()})
+            self.key: Callable[..., Key] = lambda **config: key_of(config)
+        else:
             place = neps.Categorical(choices=tuple(choices["place0"]))
-            lengths = [tuple(neps.Resample(place) for _ in range(n)) for n in choices["length"]]
+            schedules = tuple(tuple(neps.Resample(place) for _ in range(n)) for n in choices["length"])
             members: dict[str, Any] = {
-                "place": place,
-                "schedule": neps.Categorical(choices=tuple(lengths)),
+                "_place": place,
+                "schedule": neps.Categorical(choices=schedules),
                 "topology": neps.Categorical(choices=tuple(choices["topology"])),
             }
-            if fidelity:
+            if algorithm == "hyperband":
+                steps = round(table.rungs[-1] / table.rungs[0])  # integers: it rounds logarithms down
                 members["steps"] = neps.IntegerFidelity(lower=1, upper=steps)
-            space = type("Space", (neps.PipelineSpace,), members)()  # NePS overlooks what a space inherits
-            self.key: Callable[..., Key] = adjust_evaluation_pipeline_for_neps_space(
+            space = type("Space", (neps.PipelineSpace,), members)()
+            self.key = adjust_evaluation_pipeline_for_neps_space(
                 lambda schedule, topology, **_: (tuple(schedule), topology), space
             )
-        else:
-            flat: dict[str, Any] = {name: neps.HPOCategorical(values) for name, values in choices.items()}
-            if fidelity:
-                flat["steps"] = neps.HPOInteger(1, steps, is_fidelity=True)
-            space = neps.SearchSpace(flat)  # a PipelineSpace's strings would go through a set, in an order of no seed's
-            self.key = lambda **config: key_of(config)
         self.optimiser = neps.AskAndTell(getattr(neps.algorithms, algorithm)(space))
 
     def ask(self) -> Ask:
@@ -186,3 +184,99 @@ class Neps:
     def tell(self, ask: Ask, loss: float | None) -> None:
         # An exception is how an evaluation fails in NePS: never promoted nor a parent; to the GP, the median loss.
         self.optimiser.tell(ask.trial, RuntimeError("over the budget") if loss is None else loss)
+
+
+METHODS: dict[str, tuple[str, str, Callable[[Table, int], Optimiser]]] = {
+    "ax": (Ax.package, Ax.options, Ax),
+    "neps": (
+        Neps.package,
+        "bayesian_optimization as it is; flat space, places beyond the length ignored; over the budget: an exception",
+        lambda table, seed: Neps(table, seed, "bayesian_optimization"),
+    ),
+    "neps-evolution": (
+        Neps.package,
+        "neps_regularized_evolution as it is; nested space; over the budget: an exception",
+        lambda table, seed: Neps(table, seed, "neps_regularized_evolution"),
+    ),
+    "neps-hyperband": (
+        Neps.package,
+        "hyperband as it is (eta 3) on the table's rungs; nested space; over the budget: an exception",
+        lambda table, seed: Neps(table, seed, "hyperband"),
+    ),
+}
+
+
+def quiet(package: str) -> None:
+    """Thousands of lines about each trial tell nothing here."""
+    for name in (package, *logging.root.manager.loggerDict):
+        if name.partition(".")[0] == package:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
+@dataclass
+class Run:
+    """One seed: the best within the budget whenever it improves, asks that the budget forbids, and repeated ones."""
+
+    trace: list[tuple[float, float]] = field(default_factory=list)
+    over_budget_asks: int = 0
+    repeats: int = 0
+    seconds: float = 0.0
+
+
+def play(optimiser: Optimiser, table: Table, max_flops_per_token: float, spend: float) -> Run:
+    """Look losses up until ``spend`` full trainings are spent."""
+    run, spent, best = Run(), 0.0, float("inf")
+    seen: set[str] = set()
+    start = time.process_time()
+    for _ in range(MAX_ASKS):
+        if spent >= spend - 1e-9:
+            break
+        ask = optimiser.ask()
+        row = table.rows[ask.key]
+        if row["flops_per_token"] > max_flops_per_token:
+            run.over_budget_asks += 1
+            optimiser.tell(ask, None)
+            continue
+        if ask.trained is None:
+            run.repeats += row["arch_id"] in seen  # two ways to decide can be one architecture
+            seen.add(row["arch_id"])
+        spent += table.rungs[ask.rung] - (0.0 if ask.trained is None else table.rungs[ask.trained])
+        loss = row["losses"]["0"][ask.rung]
+        if table.rungs[ask.rung] == table.rungs[-1] and loss < best:
+            best = loss
+            run.trace.append((round(spent, 6), best))
+        optimiser.tell(ask, loss)
+    run.seconds = round(time.process_time() - start, 2)
+    return run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=Path(__file__).parent / "table.json")
+    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument("--budget-flops-per-token", type=float, required=True)
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--spend", type=float, default=60.0, help="full trainings")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: these matrices are small
+    table = Table(args.table)
+    package, options, make = METHODS[args.method]
+    runs: list[Run] = []
+    for seed in range(args.seeds):
+        runs.append(play(make(table, seed), table, args.budget_flops_per_token, args.spend))
+        print(f"{args.method} {seed}: {runs[-1].trace[-1:]}, {runs[-1].seconds} s", flush=True)
+        columns = [asdict(run) for run in runs]
+        found = {
+            "method": args.method,
+            "version": version(package),
+            "options": options,
+            "traces": [run["trace"] for run in columns],
+            **{name: [run[name] for run in columns] for name in ("over_budget_asks", "repeats", "seconds")},
+        }
+        args.out.write_text(json.dumps(found) + "\n", encoding="utf-8")  # after each seed: it can be cut short
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,9 @@
 """Frontend and passes: expansion, offsets, canonical form, and that rewrites keep the numbers."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -158,3 +161,23 @@ def test_a_pass_that_breaks_the_graph_is_named():
 
     with pytest.raises(AssertionError, match="bad_pass broke the graph"):
         run_passes(lower_arch(tiny_arch()), (bad_pass,))
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2", "3"])
+def test_automatic_offsets_do_not_depend_on_pythons_hashes(hash_seed):
+    """Two levels of one chunk, both automatic, beside one that is given."""
+    code = (
+        "from searchspace.loading import arch_from_data\nfrom builder import compile_arch\n"
+        "levels = {'a': {'chunk': 16, 'offset': 4}, 'b': {'chunk': 16}, 'c': {'chunk': 16}, 'token': {'chunk': 1}}\n"
+        "pools = {'p': {'pool': 'a', 'in': 'x'}, 'q': {'pool': 'b', 'in': 'p'}, 'r': {'pool': 'c', 'in': 'q'}}\n"
+        "graph = {'x': {'embed': 'tokens'}, **pools, 'u': {'upscale': 'token', 'in': 'r'},\n"
+        "         'h': {'join': 'residual', 'in': ['x', 'u']}, 'logits': {'head': 'lm', 'in': 'h'}}\n"
+        "data = {'vocab_size': 8, 'seq_len': 64, 'd_model': 8, 'levels': levels, 'blocks': {}, 'graph': graph}\n"
+        "print(compile_arch(arch_from_data(data)).arch_id)\n"
+    )
+    command = [sys.executable, "-c", code]
+    ids = {
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        for seed in ("0", hash_seed)
+    }  # fmt: skip
+    assert len(ids) == 1
