@@ -115,7 +115,7 @@ def main() -> None:
         for sampler in args.samplers.split(","):
             launches = {"random": args.random_launches, "gp": args.gp}.get(sampler, args.launches)
             for name, budget, narrow in (("tight", TIGHT, True), ("tight", TIGHT, False), ("loose", LOOSE, True)):
-                if sampler == "random" and name == "loose":
+                if sampler == "random" and (name == "loose" or not narrow):  # narrows after 200 rejections only
                     continue
                 folder = Path(scratch) / f"{sampler}-{name}-{narrow}"
                 folder.mkdir()

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from builder.budget import Budget, metric_of
-from builder.compiler import compile_arch
 from builder.cost import Cost, estimate
+from builder.frontend import lower_arch
+from builder.passes import simplify
 from searchspace.choices import Categorical, Chooser, Decision, Integer, RandomChooser, Real, Scalar
 from searchspace.errors import SpecError
 from searchspace.space import SpaceSpec
@@ -73,6 +74,7 @@ class Narrower:
         metrics = sorted({metric for metric, _, _ in self._sides})
         self._effects = _learn(space, metrics) if metrics else {}
         self._corners: dict[tuple[object, ...], _Corner | None] = {}
+        self._sides = [side for side in self._sides if self._binds(*side)]
 
     def wrap(self, chooser: Chooser) -> Chooser:
         """A chooser that asks ``chooser`` and takes the nearest thing to its answer that can still fit."""
@@ -91,8 +93,15 @@ class Narrower:
         place = sum(_before(option, value, options) for option in options)
         return fitting[place * len(fitting) // len(options)]  # by rank: the nearest would pile up at the border
 
+    def _binds(self, metric: str, side: Side, limit: float) -> bool:
+        """Whether some candidate may be on the wrong side of a limit at all."""
+        worst = self._price({}, metric, "most" if side == "least" else "least")
+        return worst is None or (worst.bound > limit if side == "least" else worst.bound < limit)
+
     def _fits(self, name: str, value: Scalar, taken: _Taken) -> bool:
         for metric, side, limit in self._sides:
+            if name not in self._effects[metric]:
+                continue
             corner = self._corner(metric, side, taken, name, value)
             if corner is None:
                 continue
@@ -246,7 +255,7 @@ def _before(option: Scalar, value: Scalar, options: Sequence[Scalar]) -> bool:
 
 def _cost(space: SpaceSpec, chooser: Chooser) -> Cost | None:
     try:
-        return estimate(compile_arch(space.build(chooser)))
+        return estimate(simplify(lower_arch(space.build(chooser))))
     except SpecError:
         return None
 
