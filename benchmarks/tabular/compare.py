@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--spend", type=float, default=40.0)
     parser.add_argument("--share", type=float, default=0.6, help="of candidates that are within the budget")
     parser.add_argument("--methods", help="part of the names, separated by |; default: all")
+    parser.add_argument("--reuse", type=Path, help="traces of an earlier run, instead of searching again")
     parser.add_argument("--outside", nargs="*", type=Path, default=())
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
     args = parser.parse_args()
@@ -61,7 +62,9 @@ def main() -> None:
     optimum, data = table.best(limit), corpus()
     feasible = sorted(table.loss(i, -1) for i, row in table.rows.items() if row["flops_per_token"] <= limit)
     traces: dict[str, list[Trace]] = {}
-    for name, search in METHODS.items():
+    if args.reuse:
+        traces = json.loads(args.reuse.read_text(encoding="utf-8"))
+    for name, search in METHODS.items() if not args.reuse else ():
         if args.methods and not any(part in name for part in args.methods.split("|")):
             continue
         start = time.perf_counter()
@@ -73,7 +76,8 @@ def main() -> None:
         print(f"{name}: {(time.perf_counter() - start) / args.seeds:.1f} s per search", flush=True)
     for file in args.outside:
         found = json.loads(file.read_text(encoding="utf-8"))
-        traces[f"{found['method']} {found['version']}"] = [[(a, b) for a, b in trace] for trace in found["traces"]]
+        runs = [[(at, loss) for at, loss in trace] for trace in found["traces"]]
+        traces[f"{found['method']} {found['version']}, {len(runs)} seeds"] = runs
     report(traces, optimum, feasible, args)
 
 
