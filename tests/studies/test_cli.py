@@ -59,6 +59,27 @@ def test_count_and_sample(tmp_path):
         assert run("check", tmp_path / f"{i}.yaml").strip() == "ok: architecture"
 
 
+def test_draw(tmp_path):
+    assert "core × 3" in run("draw", "spiralformer_small")
+    out = tmp_path / "new" / "ladder.svg"
+    assert f"drew {out}" in run("draw", "spiralformer_small", "-o", str(out)).replace("\n", "")
+    assert out.read_text().startswith("<svg")
+    assert "end the name in .svg" in run("draw", "spiralformer_small", "-o", "x.pdf", code=2)
+
+
+def test_halted_studies_say_so_and_exit_with_3(tmp_path, monkeypatch):
+    from studies.training import DivergedError, Trainer
+
+    def diverge(self, *args, **kwargs):
+        raise DivergedError("the training loss is nan at step 1")
+
+    monkeypatch.setattr(Trainer, "train", diverge)
+    file = tiny_study(tmp_path, {"search": {"max_failures": 2}})
+    output = run("search", str(file), "--dir", str(tmp_path / "run"), "--serial", code=3)
+    assert "halted: 2 trials in a row failed, the last with: the training loss is nan" in " ".join(output.split())
+    assert "the same command goes on" in " ".join(output.split())
+
+
 def test_count_within_a_budget():
     exact = run("count", "quickstart", "--budget", "params=90% of baseline", "--baseline", "plain_4")
     assert re.fullmatch(r"2,340 candidates, \d+ within the budget \(\d+\.\d+%\)\n", exact), exact
