@@ -85,7 +85,7 @@ class StudyView:
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
     def _line(self, record: TrialRecord) -> str:
-        who = "baseline" if record.purpose == "baseline" else "trial"
+        who = {"baseline": "baseline", "search": "trial", "promotion": "again"}[record.purpose]
         bits = f"{self._corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else "no result"
         end = {
             "complete": bits,

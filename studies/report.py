@@ -168,13 +168,23 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
     for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
         lines.append(f"{count} failed: {reason or 'unknown reason'}.")
     best, baseline = best_of(records), best_of(records, purpose="baseline")
-    if best is not None and baseline is not None:
+    again = promotions(records)
+    first_again = next((group for group in again if not group.is_baseline), None)
+    baseline_again = next((group for group in again if group.is_baseline), None)
+    if first_again is not None and baseline_again is not None:
+        gap = corpus.bits_per_byte(baseline_again.mean) - corpus.bits_per_byte(first_again.mean)
+        lines.append(
+            f"Trained again with {len(first_again.runs)} other seeds, the best found is {abs(gap):.3f} bits/byte "
+            f"{'better' if gap > 0 else 'worse'} than the baseline on average."
+        )
+    elif best is not None and baseline is not None:
         gap = corpus.bits_per_byte(baseline.rungs[-1].loss) - corpus.bits_per_byte(best.rungs[-1].loss)
         verdict = "better" if gap > 0 else "worse"
         lines.append(
             f"The best found is {abs(gap):.3f} bits/byte {verdict} than the baseline; one seed each, so mind the "
-            "spread between seeds."
+            "spread between seeds (search.promote measures it)."
         )
+    if best is not None and baseline is not None:
         settings = [name for name in best.choices if name.startswith("training.")]
         for name in settings:
             key = name.removeprefix("training.")

@@ -8,9 +8,10 @@ import torch
 from helpers import end_all, make_driver
 
 from searchspace import SpecError
+from studies.data import Corpus
 from studies.execution import run_serial
 from studies.journal import JOURNAL, SUMS, Journal, mend, open_for_reading
-from studies.report import best_of, front, promotions
+from studies.report import best_of, front, notes, promotion_table, promotions
 from studies.trial import Report, Rung, _memory_asked, _reason
 
 OK = (Rung(flops=0.5, tokens=1, loss=2.0), Rung(flops=1.0, tokens=1, loss=1.0))
@@ -170,6 +171,8 @@ def test_promotion_trains_the_best_again_with_other_seeds(tmp_path):
     best = best_of(driver.records)
     assert best.purpose == "promotion"
     assert best.seed == 1
+    assert any("Trained again with 3 other seeds" in line for line in notes(driver.records, Corpus(driver.corpus)))
+    assert promotion_table(driver.records, Corpus(driver.corpus)).row_count == 3
     again = make_driver(tmp_path, None, promote, "search.num_trials=5", "search.stopper=none")
     assert again.finished
     assert again.next_trial() is None
