@@ -201,9 +201,9 @@ def check(
         return
     space.check()
     compiled = sum(_compiles(space.sample(seed).arch) for seed in range(100))
-    print(f"ok: space, {space.count()} candidates, {len(space.decisions)} decisions, {compiled} of 100 samples compile")
     if not compiled:
         compile_arch(space.sample(0).arch)
+    print(f"ok: space, {space.count()} candidates, {len(space.decisions)} decisions, {compiled} of 100 samples compile")
 
 
 def _compiles(arch: Any) -> bool:
@@ -289,8 +289,8 @@ def train(
     folder = out.with_name(f".{out.name}-run")  # an interrupted run goes on from here
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
-        check_settings(settings, folder)
         mend(folder)
+        check_settings(settings, folder)
         corpus = prepare_data(settings, folder)
         keep_settings(settings, folder)
         driver = StudyDriver(settings, folder, corpus, device)

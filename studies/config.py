@@ -119,6 +119,10 @@ class PromoteConfig:
 
     @staticmethod
     def __decode__(data: object, path: str) -> PromoteConfig:
+        if not isinstance(data, int | dict) or isinstance(data, bool):
+            raise SpecError(
+                path, f"can't read {show(data)}", "write how many of the best, e.g. 3, or {trials: 3, seeds: 2}"
+            )
         decoded: PromoteConfig = _decode_promote({"trials": data} if isinstance(data, int) else data, path)
         return decoded
 

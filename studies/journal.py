@@ -270,7 +270,10 @@ def open_for_reading(folder: Path) -> list[TrialRecord]:
         raise SpecError(
             "", "is not a study folder (no journal.log)", "give the folder that search made", file=str(folder)
         )
-    return [record for _, record in Journal(folder, create=False).launched()]
+    try:
+        return [record for _, record in Journal(folder, create=False).launched()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpecError("", "is damaged", "the search command says where, and goes on", file=str(path)) from error
 
 
 def revive(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:

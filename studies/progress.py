@@ -94,4 +94,5 @@ class StudyView:
         }[record.state]
         what = summarize(record.arch_spec())
         what = f"{record.name}: {what}" if record.purpose == "baseline" else what
+        what = f"{what}, seed {record.seed}" if record.purpose == "promotion" else what
         return f"{who:>8} {record.number:>4}  {what:<31} {end}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from searchspace.choices import (
     FixedChooser,
     Integer,
     RandomChooser,
+    Real,
     Scalar,
     check_value,
 )
@@ -118,7 +118,7 @@ class Proposer:
         """Why it gave up, if it has."""
         search = study.search
         self._narrower = Narrower(study.space, budget) if search.narrow and search.sampler != "grid" else None
-        self._grid = iter(self._list()) if search.sampler == "grid" else None
+        self._grid = iter(list_candidates(study)) if search.sampler == "grid" else None
         self._learns = search.sampler not in ("random", "grid")
 
     @property
@@ -199,20 +199,6 @@ class Proposer:
         proposal, _, _ = self._draw(HintedChooser(given, seed))
         return None if proposal is None else proposal.choices
 
-    def _list(self) -> list[dict[str, Scalar]]:
-        """Every way to decide, in one shuffled order for all seeds, so that the first n are a fair sample of all."""
-        size = self.study.space.count().high * self.study.training.size()
-        if size > _MOST_LISTED:
-            raise SpecError(
-                "search.sampler",
-                f"a grid of {size:,.0f} candidates is too many to list" if size < math.inf else "a range is continuous",
-                f"narrow the space to {_MOST_LISTED:,}, give ranges a step, or use another sampler",
-            )
-        trainings = list(assignments(self.study.training))
-        choices = [{**a, **t} for a in assignments(self.study.space.template) for t in trainings]
-        random.Random("grid").shuffle(choices)
-        return choices
-
     def _draw(self, chooser: Chooser, *, narrow: bool = True) -> tuple[Proposal | None, str, dict[str, float]]:
         """One candidate, priced; or why not, and by how much it exceeds each limit."""
         self.counts["drawn"] += 1
@@ -248,6 +234,30 @@ class Proposer:
             trial.set_constraint(metric, excess)
         state = OptunaState.PRUNED if any(e > 0 for e in excesses.values()) else OptunaState.FAIL
         trial.study.tell(trial, state=state)
+
+
+def list_candidates(study: StudyConfig) -> list[dict[str, Scalar]]:
+    """Every way to decide a study, in one shuffled order for all seeds, so that the first n are a fair sample of all.
+
+    Raises:
+        SpecError: if a range is continuous, or there are more than 20,000.
+    """
+    for decision in (*study.space.decisions, *study.training.decisions()):
+        if isinstance(decision, Real) and decision.step is None and decision.low < decision.high:
+            raise SpecError(
+                decision.name, "is continuous, so a grid can't list it", "give it a step, or use another sampler"
+            )
+    size = study.space.count().high * study.training.size()
+    if size > _MOST_LISTED:
+        raise SpecError(
+            "search.sampler",
+            f"a grid of {size:,.0f} candidates (with the open choices of training) is too many to list",
+            f"narrow it to {_MOST_LISTED:,}, or use another sampler",
+        )
+    trainings = list(assignments(study.training))
+    choices = [{**a, **t} for a in assignments(study.space.template) for t in trainings]
+    random.Random("grid").shuffle(choices)
+    return choices
 
 
 def _seed_of(study_seed: int, number: int, attempt: int) -> int:

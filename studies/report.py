@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,8 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
             lines.append(f"{name} is {best.training[key]} for the best, {baseline.training[key]} for the baseline.")
         if settings:
             lines.append("The baseline takes the middle of every open training choice: the gap may be partly tuning.")
+    if best is not None and best.rungs[-1].loss > math.log(best.arch_spec().vocab_size):
+        lines.append("The best is worse than guessing evenly: lower the learning rate, or train longer.")
     first = [record for record in records if record.rungs]
     if len(first) >= _MIN_FOR_NOTE:
         rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].loss for r in first])

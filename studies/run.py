@@ -23,8 +23,9 @@ from studies.config import MiddleChooser, StudyConfig, check_training, decide_tr
 from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus, source_files
 from studies.execution import run_on_ray, run_serial
 from studies.export import export_trial
-from studies.journal import JOURNAL, exclusive, mend, open_for_reading
+from studies.journal import JOURNAL, SUMS, exclusive, mend, open_for_reading
 from studies.progress import StudyView
+from studies.proposer import list_candidates
 from studies.report import best_of, notes, promotion_table, ranking_table, write_plots
 from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_share
@@ -50,9 +51,9 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         raise SpecError("", "exists and holds no study", "use another --dir", file=str(folder))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with exclusive(folder):
-        check_settings(settings, folder)
         if damage := mend(folder):
             console.print(damage, highlight=False)
+        check_settings(settings, folder)
         found = survey_study(settings)
         console.print(
             f"[bold]{settings.name}[/]: {found.size} candidates, {found.share:.1%} of {found.looked_at} looked at "
@@ -197,6 +198,8 @@ def _duration(seconds: float) -> str:
 def check_study(settings: StudyConfig) -> None:
     """What can be told without running: the data is there, and every baseline lasts for a step. Raises `SpecError`."""
     list(source_files(settings.data))
+    if settings.search.sampler == "grid":
+        list_candidates(settings)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
     for arch in settings.baselines or (settings.space.sample(0).arch,):
         make_plan(training, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
@@ -254,6 +257,8 @@ def check_settings(settings: StudyConfig, folder: Path) -> None:
     file = folder / _STUDY
     if not file.is_file() or not (folder / JOURNAL).is_file():
         return
+    if not open_for_reading(folder):  # nothing was launched: these settings may have been what was wrong
+        return
     before = read_file(file)
     if differing := _first_difference(before, settings.plain):
         old, new = (show(_at(data, differing)) for data in (before, settings.plain))
@@ -263,7 +268,10 @@ def check_settings(settings: StudyConfig, folder: Path) -> None:
 
 
 def keep_settings(settings: StudyConfig, folder: Path) -> None:
-    """Write the study's settings into its folder, whole."""
+    """Write the study's settings into its folder, whole. A journal in which nothing was launched begins anew."""
+    if (folder / JOURNAL).is_file() and not open_for_reading(folder):
+        for name in (JOURNAL, SUMS):
+            (folder / name).unlink(missing_ok=True)
     write_durably(folder / _STUDY, settings.to_yaml().encode())
 
 

@@ -99,6 +99,7 @@ def report(traces: dict[str, list[Trace]], optimum: float, feasible: Sequence[fl
     print("| method | regret after half (mean, milli-nats) | regret at the end | to random's end | to the top 1 % |")
     print("|---|---|---|---|---|")
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2])
     for name, runs in traces.items():
         regrets = regret_at(runs, spent, optimum, feasible[-1])
         mean, error = regrets.mean(0), regrets.std(0) / len(runs) ** 0.5
@@ -111,13 +112,15 @@ def report(traces: dict[str, list[Trace]], optimum: float, feasible: Sequence[fl
             f"| {name} | {at_half:.1f} | {at_end:.1f} | {spent_to_reach(runs, target):.1f} | "
             f"{spent_to_reach(runs, top):.1f} |"
         )
-    axes.set(xlabel="full trainings spent", ylabel="mean simple regret, nats per token", yscale="log")
+    axes.set(
+        xlabel="full trainings spent", ylabel="mean simple regret, nats per token", yscale="log", ylim=(5e-5, None)
+    )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     args.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out / "tabular_regret.png", dpi=130)
+    figure.savefig(args.out / "regret.png", dpi=130)
     (args.out / "tabular_traces.json").write_text(json.dumps(traces) + "\n", encoding="utf-8")
-    print(f"\nwrote {args.out / 'tabular_regret.png'}")
+    print(f"\nwrote {args.out / 'regret.png'}")
 
 
 if __name__ == "__main__":

@@ -25,34 +25,48 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-LONGEST = 3
 MAX_ASKS = 3000
+ABSENT = "absent"
 
 Key = tuple[tuple[str, ...], str]
 """A schedule and its topology."""
 
 
 class Table:
-    """Losses by candidate and rung, and the choices that the candidates are made of."""
+    """Losses by candidate and rung, and what candidates are made of.
+
+    The names are in an order of the seed's: some designs begin with whatever is named first.
+    """
 
     def __init__(self, file: Path) -> None:
         data = json.loads(file.read_text(encoding="utf-8"))
         self.rungs: list[float] = data["rungs"]
         self.rows: dict[Key, dict[str, Any]] = {(tuple(row["schedule"]), row["topology"]): row for row in data["rows"]}
 
-    def choices(self, seed: int) -> dict[str, list[Any]]:
-        """The flat space, its choices in an order of the seed's: some designs begin with whatever is named first."""
+    def names(self, seed: int) -> tuple[list[int], list[str], list[str]]:
+        """The lengths, the levels and the topologies."""
         shuffled = random.Random(seed)
-        places = sorted({name for names, _ in self.rows for name in names})
-        values: dict[str, list[Any]] = {"length": list(range(1, LONGEST + 1))}
-        values |= {f"place{i}": places for i in range(LONGEST)}
-        values |= {"topology": sorted({topology for _, topology in self.rows})}
-        return {name: shuffled.sample(options, len(options)) for name, options in values.items()}
+        lengths = sorted({len(names) for names, _ in self.rows})
+        levels = sorted({name for names, _ in self.rows for name in names})
+        topologies = sorted({topology for _, topology in self.rows})
+        return tuple(shuffled.sample(values, len(values)) for values in (lengths, levels, topologies))  # type: ignore
+
+    def choices(self, seed: int) -> dict[str, list[str]]:
+        """The flat space: as many places as the longest schedule has, all but the first of which can be absent.
+
+        A length beside the places would leave those beyond it without a meaning, and a GP that cannot know this asks
+        for one candidate again and again: for half of Ax's first 40 trainings.
+        """
+        lengths, levels, topologies = self.names(seed)
+        later = random.Random(seed).sample([ABSENT, *levels], len(levels) + 1)
+        places = {f"place{i}": later if i else levels for i in range(max(lengths))}
+        return {**places, "topology": topologies}
 
 
 def key_of(config: Mapping[str, Any]) -> Key:
-    """A candidate of the flat space: places beyond its length mean nothing."""
-    return tuple(config[f"place{i}"] for i in range(config["length"])), config["topology"]
+    """A candidate of the flat space; the places that are there close up."""
+    places = (config[name] for name in sorted(config) if name != "topology")
+    return tuple(level for level in places if level != ABSENT), config["topology"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class Ax:
     package = "ax-platform"
     options = (
         "Client, Sobol until 10 trials have a loss, then BO_MIXED (a GP with Hamming distances, log noisy EI over all "
-        "choices), deduplicated; flat space, places beyond the length ignored; over the budget: mark_trial_abandoned"
+        "choices), deduplicated; flat space with absent places; over the budget: mark_trial_abandoned"
     )
 
     def __init__(self, table: Table, seed: int) -> None:
@@ -95,13 +109,7 @@ class Ax:
         self.client = Client(random_seed=seed)
         self.client.configure_experiment(
             parameters=[
-                # The length alone has an order. Ax sorts numbers itself.
-                ChoiceParameterConfig(
-                    name=name,
-                    values=values,
-                    parameter_type="int" if name == "length" else "str",
-                    is_ordered=name == "length",
-                )
+                ChoiceParameterConfig(name=name, values=values, parameter_type="str", is_ordered=False)
                 for name, values in table.choices(seed).items()
             ]
         )
@@ -149,19 +157,21 @@ class Neps:
         random.seed(seed)  # NePS has no seed of its own
         np.random.seed(seed)
         torch.manual_seed(seed)
-        choices = table.choices(seed)
         space: Any
         if algorithm == "bayesian_optimization":
             # Flat, for it takes no other; a PipelineSpace's strings would go through a set, in an order of no seed's.
-            space = neps.SearchSpace({name: neps.HPOCategorical(values) for name, values in choices.items()})
+            space = neps.SearchSpace(
+                {name: neps.HPOCategorical(values) for name, values in table.choices(seed).items()}
+            )
             self.key: Callable[..., Key] = lambda **config: key_of(config)
         else:
-            place = neps.Categorical(choices=tuple(choices["place0"]))
-            schedules = tuple(tuple(neps.Resample(place) for _ in range(n)) for n in choices["length"])
+            lengths, levels, topologies = table.names(seed)
+            place = neps.Categorical(choices=tuple(levels))
+            schedules = tuple(tuple(neps.Resample(place) for _ in range(length)) for length in lengths)
             members: dict[str, Any] = {
                 "_place": place,
                 "schedule": neps.Categorical(choices=schedules),
-                "topology": neps.Categorical(choices=tuple(choices["topology"])),
+                "topology": neps.Categorical(choices=tuple(topologies)),
             }
             if algorithm == "hyperband":
                 steps = round(table.rungs[-1] / table.rungs[0])  # integers: it rounds logarithms down
@@ -190,7 +200,7 @@ METHODS: dict[str, tuple[str, str, Callable[[Table, int], Optimiser]]] = {
     "ax": (Ax.package, Ax.options, Ax),
     "neps": (
         Neps.package,
-        "bayesian_optimization as it is; flat space, places beyond the length ignored; over the budget: an exception",
+        "bayesian_optimization as it is; flat space with absent places; over the budget: an exception",
         lambda table, seed: Neps(table, seed, "bayesian_optimization"),
     ),
     "neps-evolution": (

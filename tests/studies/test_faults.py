@@ -5,13 +5,15 @@ import os
 
 import pytest
 import torch
-from helpers import end_all, make_driver
+from helpers import end_all, make_driver, tiny_study
 
 from searchspace import SpecError
+from studies.config import load_study
 from studies.data import Corpus
 from studies.execution import run_serial
 from studies.journal import JOURNAL, SUMS, Journal, mend, open_for_reading
 from studies.report import best_of, front, notes, promotion_table, promotions
+from studies.run import check_settings, keep_settings
 from studies.trial import Report, Rung, _memory_asked, _reason
 
 OK = (Rung(flops=0.5, tokens=1, loss=2.0), Rung(flops=1.0, tokens=1, loss=1.0))
@@ -198,3 +200,28 @@ def test_the_front_holds_what_no_other_beats(tmp_path):
         beaten = any((a <= loss and b < flops) or (a < loss and b <= flops) for a, b in points.values())
         assert (number in {r.number for r in found}) == (not beaten)
     assert found
+
+
+def test_a_damaged_journal_is_no_traceback_for_readers(tmp_path):
+    driver = end_all(make_driver(tmp_path))
+    path = driver.folder / JOURNAL
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + b"\x00{" + data[len(data) // 2 + 2 :])
+    with pytest.raises(SpecError, match="is damaged"):
+        open_for_reading(driver.folder)
+
+
+def test_a_study_that_never_launched_leaves_its_folder_free(tmp_path):
+    """What was refused before anything ran must not stand in the way of what corrects it."""
+    first = make_driver(tmp_path)
+    keep_settings(first.study, first.folder)
+    other = load_study(tiny_study(tmp_path), ["training.lr=0.02"])
+    check_settings(other, first.folder)
+    keep_settings(other, first.folder)
+    assert not (first.folder / JOURNAL).exists()
+    driver = make_driver(tmp_path, None, "training.lr=0.02")
+    driver.next_trial()
+    keep_settings(driver.study, driver.folder)
+    assert (driver.folder / JOURNAL).exists()
+    with pytest.raises(SpecError, match=r"training\.lr"):
+        check_settings(first.study, first.folder)
