@@ -2,8 +2,8 @@
 
     python benchmarks/tabular/outside.py --method ax --budget-flops-per-token X [--seeds 50] [--spend 60] --out FILE
 
-They are no dependencies of this project and exclude one another, so each needs an environment of its own, which
-needs nothing of the project: `pip install ax-platform==1.3.1`, or `pip install neural-pipeline-search==0.17.0`.
+They are no dependencies of this project, and need different versions of BoTorch. Each has an environment of its own,
+without the project: `pip install torch==2.13.0 ax-platform==1.3.1`, or `... neural-pipeline-search==0.17.0`.
 
 Sequential: one trial at a time. A training costs its share of a full one, a continued one only the difference, and a
 configuration that is asked for again is charged again, for that is what the optimiser would cost. A candidate over
@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,8 +55,8 @@ class Table:
     def choices(self, seed: int) -> dict[str, list[str]]:
         """The flat space: as many places as the longest schedule has, all but the first of which can be absent.
 
-        A length beside the places would leave those beyond it without a meaning, and a GP that cannot know this asks
-        for one candidate again and again: for half of Ax's first 40 trainings.
+        With a length beside the places, those beyond it would mean nothing, which a GP cannot know: half of Ax's
+        first 40 trainings were then repeated ones.
         """
         lengths, levels, topologies = self.names(seed)
         later = random.Random(seed).sample([ABSENT, *levels], len(levels) + 1)
@@ -90,12 +91,6 @@ class Optimiser(Protocol):
 class Ax:
     """Ax's Bayesian optimisation for categorical spaces, Sobol first."""
 
-    package = "ax-platform"
-    options = (
-        "Client, Sobol until 10 trials have a loss, then BO_MIXED (a GP with Hamming distances, log noisy EI over all "
-        "choices), deduplicated; flat space with absent places; over the budget: mark_trial_abandoned"
-    )
-
     def __init__(self, table: Table, seed: int) -> None:
         from ax.adapter.registry import Generators
         from ax.api.client import Client
@@ -119,11 +114,7 @@ class Ax:
         sobol = GenerationNode(
             name="Sobol",
             generator_specs=[GeneratorSpec(generator_enum=Generators.SOBOL, generator_kwargs={"seed": seed})],
-            transition_criteria=[
-                MinTrials(
-                    threshold=10, transition_to="MBM", use_all_trials_in_exp=True, count_only_trials_with_data=True
-                )
-            ],
+            transition_criteria=[MinTrials(threshold=10, transition_to="MBM", count_only_trials_with_data=True)],
             should_deduplicate=True,
         )
         mixed = GenerationNode(
@@ -145,8 +136,6 @@ class Ax:
 class Neps:
     """One of NePS's algorithms."""
 
-    package = "neural-pipeline-search"
-
     def __init__(self, table: Table, seed: int, algorithm: str) -> None:
         import neps
         import numpy as np
@@ -160,9 +149,8 @@ class Neps:
         space: Any
         if algorithm == "bayesian_optimization":
             # Flat, for it takes no other; a PipelineSpace's strings would go through a set, in an order of no seed's.
-            space = neps.SearchSpace(
-                {name: neps.HPOCategorical(values) for name, values in table.choices(seed).items()}
-            )
+            flat = table.choices(seed)
+            space = neps.SearchSpace({name: neps.HPOCategorical(values) for name, values in flat.items()})
             self.key: Callable[..., Key] = lambda **config: key_of(config)
         else:
             lengths, levels, topologies = table.names(seed)
@@ -184,34 +172,37 @@ class Neps:
 
     def ask(self) -> Ask:
         trial = self.optimiser.ask()
-        rung, before = (
-            int(name.partition("_rung_")[2] or -1) if name else None
-            for name in (trial.id, trial.metadata.previous_trial_id)
-        )
-        assert rung is not None
-        return Ask(self.key(**trial.config), trial, rung, before)
+        rung = int(trial.id.partition("_rung_")[2] or -1)
+        before = trial.metadata.previous_trial_id
+        return Ask(self.key(**trial.config), trial, rung, int(before.partition("_rung_")[2]) if before else None)
 
     def tell(self, ask: Ask, loss: float | None) -> None:
-        # An exception is how an evaluation fails in NePS: never promoted nor a parent; to the GP, the median loss.
+        # An exception is how an evaluation fails in NePS: promoted last, no parent, and the median loss to the GP.
         self.optimiser.tell(ask.trial, RuntimeError("over the budget") if loss is None else loss)
 
 
+NEPS = "neural-pipeline-search"
 METHODS: dict[str, tuple[str, str, Callable[[Table, int], Optimiser]]] = {
-    "ax": (Ax.package, Ax.options, Ax),
+    "ax": (
+        "ax-platform",
+        "Client, Sobol until 10 trials have a loss, then BO_MIXED (a GP with Hamming distances, log noisy EI over all "
+        "choices), deduplicated; flat space with absent places; over the budget: mark_trial_abandoned",
+        Ax,
+    ),
     "neps": (
-        Neps.package,
+        NEPS,
         "bayesian_optimization as it is; flat space with absent places; over the budget: an exception",
-        lambda table, seed: Neps(table, seed, "bayesian_optimization"),
+        partial(Neps, algorithm="bayesian_optimization"),
     ),
     "neps-evolution": (
-        Neps.package,
+        NEPS,
         "neps_regularized_evolution as it is; nested space; over the budget: an exception",
-        lambda table, seed: Neps(table, seed, "neps_regularized_evolution"),
+        partial(Neps, algorithm="neps_regularized_evolution"),
     ),
     "neps-hyperband": (
-        Neps.package,
+        NEPS,
         "hyperband as it is (eta 3) on the table's rungs; nested space; over the budget: an exception",
-        lambda table, seed: Neps(table, seed, "hyperband"),
+        partial(Neps, algorithm="hyperband"),
     ),
 }
 

@@ -185,7 +185,7 @@ def test_dry_run_starts_nothing(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, file, _ = study
     output = run("search", file, "--dry-run")
-    for part in ("candidates", "trials: 5, and 1 baselines", "training FLOPs: about", "time: about"):
+    for part in ("candidates", "trials: 5, and 1 baseline in full", "training FLOPs: about", "time: about"):
         assert part in output
     assert not list(tmp_path.iterdir())
 
