@@ -89,7 +89,7 @@ def plain(trials: int) -> float:
         tune.report({"loss": config["a"]})
 
     space = {name: tune.uniform(0, 1) for name in "abcdefghijkl"}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             tune.Tuner(
