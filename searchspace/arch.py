@@ -42,6 +42,7 @@ from searchspace.nodes import (
 )
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
+_MOST_LEVELS = 24
 _ARCH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -131,6 +132,8 @@ class ArchSpec:
 
     def __post_init__(self) -> None:
         _check_names(self)
+        if len(self.levels) > _MOST_LEVELS:
+            raise SpecError("levels", f"there are {len(self.levels)} of them", f"use at most {_MOST_LEVELS}")
         for name, level in self.levels.items():
             if isinstance(level.offset, int) and not 0 <= level.offset < level.chunk:
                 raise SpecError(

@@ -102,7 +102,10 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-_UNCLOSED = re.compile(r"(\$\{[^}\n]*){4}")
+_DOLLAR, _BRACE = (
+    rf"(?:{re.escape(sign)}|\\(?:x|u00|U000000){code})" for sign, code in (("$", "24"), ("{", "7[bB]"))
+)  # double-quoted YAML may write them as escapes
+_UNCLOSED = re.compile(rf"({_DOLLAR}{_BRACE}[^}}\n]*){{4}}")
 
 
 def read_file(file: Path) -> dict[str, Any]:

@@ -294,7 +294,10 @@ def may_exist(part: Part, path: list[str]) -> bool:
 
 def size_of(part: Part) -> float:
     """Number of ways to decide; infinite too where it is beyond what a float holds."""
-    size = _size_of(part)
+    try:
+        size = _size_of(part)
+    except OverflowError:
+        return math.inf
     return size if size < 1e300 else math.inf
 
 

@@ -16,7 +16,10 @@ from searchspace.parts import Sequence as ScheduleChoice
 from searchspace.template import Template
 
 _ENUMERABLE = 20_000
+_ENUMERATION_STEPS = 500_000
 _PATIENCE = 1000
+_LEAST_PATIENCE = 20
+_DRAWN_VALUES = 100_000
 _CONTRADICTIONS = 100
 
 
@@ -97,24 +100,25 @@ class SpaceSpec:
         """One random candidate that satisfies the constraints and is an architecture.
 
         Raises:
-            SpecError: if none of 1,000 draws in a row does, or 100 give no architecture.
+            SpecError: if none of 1,000 draws in a row does (fewer for a large file), or 100 give no architecture.
         """
         return self._first_valid(RandomChooser(seed))
 
     def _first_valid(self, chooser: Chooser) -> Candidate:
         """Draw until a candidate holds; decisions that contradict each other are drawn again."""
         contradictions = 0
-        for _ in range(_PATIENCE):
+        patience = max(_LEAST_PATIENCE, min(_PATIENCE, _DRAWN_VALUES // self.template.weight))
+        for _ in range(patience):
             try:
                 return self.draw(chooser)
             except ConstraintError as error:
                 last = error
             except SpecError:
                 contradictions += 1
-                if contradictions == _CONTRADICTIONS or not self.decisions:
+                if contradictions in (_CONTRADICTIONS, patience) or not self.decisions:
                     raise
         raise ConstraintError(
-            "constraints", f"no draw of {_PATIENCE} satisfies them, last: {last.problem}", "loosen them"
+            "constraints", f"no draw of {patience} satisfies them, last: {last.problem}", "loosen them"
         )
 
     def enumerate(self) -> Iterator[Candidate]:
@@ -126,14 +130,15 @@ class SpaceSpec:
                 continue
 
     def count(self) -> SpaceSize:
-        """How many candidates there are: exact up to 20,000 ways to decide, else bounds."""
+        """How many candidates there are: exact up to 20,000 ways to decide (fewer for a large file), else bounds."""
         ways = self.template.size()
         if not self.template.constraints:
             return SpaceSize(ways, ways)
         if ways > _ENUMERABLE:
             return SpaceSize(0, ways)
-        valid = sum(1 for _ in assignments(self.template))
-        return SpaceSize(valid, valid)
+        last = self.template.work + _ENUMERATION_STEPS
+        valid = sum(1 for _ in assignments(self.template, last))
+        return SpaceSize(valid, valid if self.template.work <= last else ways)
 
     def check(self) -> None:
         """Decide every choice each way at least once; raise `SpecError` at the first that can't be read."""
@@ -144,13 +149,16 @@ class SpaceSpec:
         self.sample(seed=0)
 
 
-def assignments(template: Template) -> Iterator[dict[str, Scalar]]:
-    """Every set of decisions that satisfies the constraints, depth first. Raises `SpecError` on a continuous range.
+def assignments(template: Template, last_step: float = math.inf) -> Iterator[dict[str, Scalar]]:
+    """Every set of decisions that satisfies the constraints, depth first, until ``template.work`` is past the last.
 
     Replays a prefix of decisions and takes the first value of all behind it; then steps the last.
+
+    Raises:
+        SpecError: on a continuous range.
     """
     prefix: list[Scalar] = []
-    while True:
+    while template.work <= last_step:
         chooser = _Scripted(prefix)
         with contextlib.suppress(ConstraintError):
             yield template.decide(chooser).choices

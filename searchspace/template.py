@@ -33,7 +33,8 @@ from searchspace.parts import (
 
 _MOST_CONSTRAINTS = 500
 _MOST_PENDING = 100
-_MOST_STEPS = 30_000
+_MOST_STEPS = 150_000
+_REFERENCE_STEPS = 5
 _LONGEST_TEXT = 100_000
 
 
@@ -60,6 +61,11 @@ class Template:
         self.constraints = tuple(Constraint(text, f"constraints.{i}") for i, text in enumerate(constraints))
         self._root = compile_part({k: v for k, v in data.items() if k != "constraints"}, "")
         self._check_references()
+        self._constraint_steps = sum(len(constraint.text) for constraint in self.constraints) // 4
+        self.weight = _count_values(data) + self._constraint_steps
+        """Values in the file, and its constraints: what one candidate costs."""
+        self.work = 0
+        """Steps taken by all decisions so far: what listing candidates has cost."""
 
     def decide(self, chooser: Chooser, build: Callable[[dict[str, Any]], object] | None = None) -> Decided:
         """Take every decision.
@@ -73,7 +79,10 @@ class Template:
             SpecError: if a reference leads nowhere under these decisions.
         """
         resolution = _Resolution(self._root, chooser)
-        tree: dict[str, Any] = resolution.value(self._root)
+        try:
+            tree: dict[str, Any] = resolution.value(self._root)
+        finally:
+            self.work += resolution.steps + self._constraint_steps
         if build is not None:
             build({name: value for name, value in tree.items() if name != "vars"})
         for constraint in self.constraints:
@@ -126,16 +135,18 @@ class _Resolution:
         self._chooser = chooser
         self._decided: dict[int, Any] = {}
         self._pending: list[str] = []
-        self._steps = 0
-        """References followed, which may double at each."""
+        self.steps = 0
+        """Values walked, which references may double at each."""
         self.choices: dict[str, Scalar] = {}
 
     def value(self, part: Part) -> Any:
         if isinstance(part, Leaf):
             return part.value
         if isinstance(part, Map):
+            self.steps += len(part.items)
             return {name: self.value(child) for name, child in part.items}
         if isinstance(part, List):
+            self.steps += len(part.items)
             return [self.value(item) for item in part.items]
         if isinstance(part, Reference):
             return self._reference(part)
@@ -172,8 +183,8 @@ class _Resolution:
         if target in self._pending:
             cycle = " -> ".join([*self._pending[self._pending.index(target) :], target])
             raise SpecError(path, f"references go in a circle: {cycle}", "make one of them a value")
-        self._steps += 1
-        if len(self._pending) >= _MOST_PENDING or self._steps > _MOST_STEPS:
+        self.steps += _REFERENCE_STEPS
+        if len(self._pending) >= _MOST_PENDING or self.steps > _MOST_STEPS:
             raise SpecError(path, f"${{{show(target)}}} refers on and on", "refer to the value itself")
         self._pending.append(target)
         part, rest = self._root, target.split(".")
@@ -244,6 +255,11 @@ class _Resolution:
         if type(chunk) is not int:
             raise SpecError(f"levels.{name}.chunk", f"expected a whole number, got {show(chunk)}", "write e.g. 4")
         return chunk
+
+
+def _count_values(data: object) -> int:
+    inner = data.values() if isinstance(data, Mapping) else data if isinstance(data, list) else ()
+    return 1 + sum(map(_count_values, inner))
 
 
 def _as_text(value: object) -> str:
