@@ -29,6 +29,7 @@ from searchspace.template import Template
 
 PACKAGE = Path(__file__).parent
 _MAX_BYTES = 256 * 1024
+_MAX_VALUES = 5_000
 _MAX_DEPTH = 64
 _MAX_EXTENDS = 16
 
@@ -126,6 +127,8 @@ def read_file(file: Path) -> dict[str, Any]:
 def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
     """YAML text as plain data."""
     too_deep = SpecError("", f"is nested deeper than {_MAX_DEPTH} levels", "flatten it", file=file)
+    if (values := text.count("\n") + text.count(",")) > _MAX_VALUES:  # more than a second for OmegaConf
+        raise SpecError("", f"has {values:,} lines and commas", f"keep it under {_MAX_VALUES:,}", file)
     if _UNCLOSED.search(text):  # OmegaConf takes a time that grows with their square
         raise SpecError("", "holds references within references", "references are written ${path.to.value}", file)
     try:

@@ -16,10 +16,10 @@ from searchspace.parts import Sequence as ScheduleChoice
 from searchspace.template import Template
 
 _ENUMERABLE = 20_000
-_ENUMERATION_STEPS = 500_000
+_ENUMERATION_STEPS = 300_000
 _PATIENCE = 1000
 _LEAST_PATIENCE = 20
-_DRAWN_VALUES = 100_000
+_DRAWN_VALUES = 60_000
 _CONTRADICTIONS = 100
 
 

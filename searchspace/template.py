@@ -31,7 +31,7 @@ from searchspace.parts import (
     size_of,
 )
 
-_MOST_CONSTRAINTS = 500
+_MOST_CONSTRAINTS = 200
 _MOST_PENDING = 100
 _MOST_STEPS = 150_000
 _REFERENCE_STEPS = 5

@@ -238,10 +238,10 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     keys = decode(_StudyKeys, {k: v for k, v in data.items() if k not in open_parts})
     _check_objectives(keys.objectives)
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
-    baselines = tuple(
-        _rooted(f"baseline.{i}", lambda arch=arch: arch_from_data(arch))
-        for i, arch in enumerate(data.get("baseline", []))
-    )
+    listed = data.get("baseline", [])
+    if not isinstance(listed, list):
+        raise SpecError("baseline", f"expected a list, got {show(listed)}", "write a list of architectures")
+    baselines = tuple(_rooted(f"baseline.{i}", lambda arch=arch: arch_from_data(arch)) for i, arch in enumerate(listed))
     study = StudyConfig(
         name=keys.name,
         space=_rooted("space", lambda: SpaceSpec(data["space"])),
