@@ -19,7 +19,8 @@ from searchspace.loading import arch_from_data, dump_yaml, extend, find_file, lo
 from searchspace.space import SpaceSpec
 from searchspace.template import Decided, Template
 
-SamplerName: TypeAlias = Literal["tpe", "random", "nsga2", "gp", "evolution", "grid"]
+SamplerName: TypeAlias = Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "predictor"]
+LearnerName: TypeAlias = Literal["cost", "scaling_law", "tabular", "gnn"]
 COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "decode_flops_per_token")
 
 
@@ -135,6 +136,7 @@ class SearchConfig:
     """How candidates are proposed."""
 
     sampler: SamplerName = key("Who proposes.", default="tpe")
+    predictor: LearnerName = key("Of the sampler predictor: what it learns with.", default="tabular")
     num_trials: int = key("Trials to launch, baselines not counted.", default=16, low=1, high=1_000_000)
     stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(kind="asha"))
     seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)

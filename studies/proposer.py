@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -15,7 +14,6 @@ from optuna.trial import TrialState as OptunaState
 from builder.budget import Budget
 from builder.compiler import compile_arch
 from builder.cost import Cost, estimate
-from builder.ir import Graph
 from builder.narrowing import Narrower
 from searchspace.arch import ArchSpec
 from searchspace.choices import (
@@ -30,28 +28,17 @@ from searchspace.choices import (
     check_value,
 )
 from searchspace.errors import ConstraintError, SpecError
-from searchspace.space import Candidate, assignments
+from searchspace.space import assignments
 from studies.config import StudyConfig, check_training, decide_training
 from studies.data import CorpusFacts
-from studies.samplers import make_sampler, startup_trials
+from studies.samplers import Proposal, make_sampler, startup_trials
+from studies.surrogate import Surrogate
 from studies.training import check_fit, make_plan
 
 _JOURNALED_REJECTIONS = 2
 _PATIENCE = 1000
 _UNNARROWED = 200
 _MOST_LISTED = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A priced candidate with decided training settings."""
-
-    candidate: Candidate
-    graph: Graph
-    cost: Cost
-    training: dict[str, object]
-    choices: dict[str, Scalar]
-    """All decisions as decoded: the architecture's and the training's. What was asked for stays in Optuna's params."""
 
 
 class OptunaChooser:
@@ -120,6 +107,8 @@ class Proposer:
         self._narrower = Narrower(study.space, budget) if search.narrow and search.sampler != "grid" else None
         self._grid = iter(list_candidates(study)) if search.sampler == "grid" else None
         self._learns = search.sampler not in ("random", "grid")
+        self.surrogate = Surrogate(search.predictor, search.seed) if search.sampler == "predictor" else None
+        """What a sampler ``predictor`` has learned."""
 
     @property
     def rejected(self) -> int:
@@ -142,6 +131,8 @@ class Proposer:
             if found is not None:
                 return found
         if self._learns and launched >= startup_trials(self.study.search.num_trials):
+            if self.surrogate is not None:
+                self.surrogate.learn(study.get_trials(deepcopy=False))
             for attempt in range(_JOURNALED_REJECTIONS):
                 study.sampler = self._sampler(_seed_of(self.study.search.seed, number, attempt))
                 trial = study.ask()
@@ -192,12 +183,13 @@ class Proposer:
 
     def _sampler(self, seed: int) -> BaseSampler:
         search = self.study.search
-        return make_sampler(search.sampler, seed, search.num_trials, self.study.space.schedules, self._complete)
+        return make_sampler(
+            search.sampler, seed, search.num_trials, self.study.space.schedules, self.complete, self.surrogate
+        )
 
-    def _complete(self, given: Mapping[str, Scalar], seed: int) -> dict[str, Scalar] | None:
+    def complete(self, given: Mapping[str, Scalar], seed: int) -> Proposal | None:
         """A candidate that keeps the given decisions where it can; None if it may not be launched."""
-        proposal, _, _ = self._draw(HintedChooser(given, seed))
-        return None if proposal is None else proposal.choices
+        return self._draw(HintedChooser(given, seed))[0]
 
     def _draw(self, chooser: Chooser, *, narrow: bool = True) -> tuple[Proposal | None, str, dict[str, float]]:
         """One candidate, priced; or why not, and by how much it exceeds each limit."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -13,16 +14,37 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from builder.cost import Cost
+from builder.ir import Graph
 from searchspace.choices import Scalar
 from searchspace.parts import Sequence as ScheduleChoice
+from searchspace.space import Candidate
 from studies.config import SamplerName
 
-Complete: TypeAlias = Callable[[Mapping[str, Scalar], int], dict[str, Scalar] | None]
-"""All decisions of a candidate that keeps the given ones; the number seeds the others. None: it may not run."""
+if TYPE_CHECKING:
+    from studies.surrogate import Surrogate
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A priced candidate with decided training settings."""
+
+    candidate: Candidate
+    graph: Graph
+    cost: Cost
+    training: dict[str, object]
+    choices: dict[str, Scalar]
+    """All decisions as decoded: the architecture's and the training's. What was asked for stays in Optuna's params."""
+
+
+Complete: TypeAlias = Callable[[Mapping[str, Scalar], int], Proposal | None]
+"""A candidate that keeps the given decisions; the number seeds the others. None: it may not be launched."""
 
 _POPULATION = 32
 _TOURNAMENT = 8
 _TRIES = 30
+_POOL = 64
+_RANDOM_SHARE = 0.1
 
 
 def startup_trials(num_trials: int) -> int:
@@ -31,12 +53,22 @@ def startup_trials(num_trials: int) -> int:
 
 
 def make_sampler(
-    name: SamplerName, seed: int, num_trials: int, schedules: Sequence[ScheduleChoice], complete: Complete
+    name: SamplerName,
+    seed: int,
+    num_trials: int,
+    schedules: Sequence[ScheduleChoice],
+    complete: Complete,
+    surrogate: Surrogate | None = None,
 ) -> BaseSampler:
     """The sampler for one proposal, seeded for it alone: resuming needs no replay.
 
-    There is none for ``random`` and ``grid``, which learn nothing: the proposer draws for them.
+    There is none for ``random`` and ``grid``, which learn nothing: the proposer draws for them. While a predictor is
+    not worth following, TPE stands in for it.
     """
+    if name == "predictor":
+        if surrogate is not None and surrogate.trusted:
+            return PredictorSampler(schedules, seed, complete, surrogate)
+        name = "tpe"
     startup = startup_trials(num_trials)
     makers: dict[str, Callable[[], BaseSampler]] = {
         "tpe": lambda: TPESampler(
@@ -87,7 +119,7 @@ class EvolutionSampler(BaseSampler):
             mutant = mutate(_choices(parent), self._schedules, _chunks(parent), self._random)
             child = self._complete(mutant, self._random.getrandbits(32))
             if child is not None:
-                self._child = child
+                self._child = child.choices
                 return
 
     def sample_independent(
@@ -97,6 +129,42 @@ class EvolutionSampler(BaseSampler):
         if value is not ... and _contains(param_distribution, value):
             return value
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+
+class PredictorSampler(EvolutionSampler):
+    """Draws many candidates, half of them mutants of the best, and takes the one of greatest expected improvement.
+
+    One in ten is taken at random, so that the predictor does not only see what it likes.
+    """
+
+    def __init__(
+        self, schedules: Sequence[ScheduleChoice], seed: int, complete: Complete, surrogate: Surrogate
+    ) -> None:
+        super().__init__(schedules, seed, complete)
+        self._surrogate = surrogate
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._child = {}
+        parents = sorted(
+            (t for t in study.get_trials(deepcopy=False) if _fitness(t) is not None), key=lambda t: _fitness(t) or ()
+        )[:_TOURNAMENT]
+        pool: dict[str, Proposal] = {}
+        for i in range(_POOL):
+            given: Mapping[str, Scalar] = {}
+            if parents and i % 2:
+                parent = self._random.choice(parents)
+                given = mutate(_choices(parent), self._schedules, _chunks(parent), self._random)
+            proposal = self._complete(given, self._random.getrandbits(32))
+            if proposal is not None:
+                pool[f"{proposal.graph.arch_id} {proposal.training}"] = proposal
+        if not pool:
+            return
+        candidates = list(pool.values())
+        if self._random.random() < _RANDOM_SHARE:
+            self._child = self._random.choice(candidates).choices
+            return
+        gains = self._surrogate.expected_improvement(candidates)
+        self._child = candidates[max(range(len(candidates)), key=gains.__getitem__)].choices
 
 
 def mutate(

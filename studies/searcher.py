@@ -27,7 +27,8 @@ from studies.checkpoint import Store
 from studies.config import MiddleChooser, StudyConfig, decide_training
 from studies.data import Corpus
 from studies.journal import STATES, Journal, revive
-from studies.proposer import Proposal, Proposer, trial_key
+from studies.proposer import Proposer, trial_key
+from studies.samplers import Proposal
 from studies.stopper import rung_shares, should_stop
 from studies.trial import Purpose, Report, TrialRecord, TrialSpec, is_disk_full
 from studies.warm_start import warm_start

@@ -25,6 +25,7 @@ ONLY_IN = {  # package -> the only files that may import it
         "studies/journal.py",
         "studies/proposer.py",
         "studies/samplers.py",
+        "studies/surrogate.py",
         "studies/searcher.py",
         "studies/warm_start.py",
     },

@@ -28,6 +28,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "tpe, median": {"sampler": "tpe", "stopper": {"median": {"rungs": 3, "reduction": 3}}},
     "evolution, full training": {"sampler": "evolution", "stopper": "none"},
     "evolution, ASHA": {"sampler": "evolution", "stopper": ASHA},
+    "predictor (tabular), ASHA": {"sampler": "predictor", "stopper": ASHA},
+    "predictor (tabular), full training": {"sampler": "predictor", "stopper": "none"},
     "nsga2, ASHA": {"sampler": "nsga2", "stopper": ASHA},
 }
 
