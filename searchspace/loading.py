@@ -181,8 +181,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def merge(base: Any, over: Any, path: tuple[str, ...] = ()) -> Any:
     """Lay ``over`` on ``base``: mappings merge key by key, everything else is replaced.
 
-    A mapping that names an operation, a kind or a choice is replaced whole; null removes a named
-    level, block or node.
+    A mapping that names an operation, a kind (as `topology` and `stopper` do) or a choice is replaced whole; null
+    removes a named level, block or node.
     """
     if not isinstance(base, dict) or not isinstance(over, dict) or _is_whole(base, over, path):
         return over
@@ -237,6 +237,8 @@ def add_line(error: SpecError) -> None:
 def _is_whole(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...]) -> bool:
     if path and ("kind" in over or any(name in base or name in over for name in CHOICE_KEYS)):
         return True
+    if path[-1:] in (("topology",), ("stopper",)):  # named by their only key
+        return base.keys() != over.keys()
     if len(path) != 2 or path[0] != "graph":
         return False
     inner = ("norm", "recall", "step") if "loop" in base or "head" in base else ()

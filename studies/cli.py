@@ -393,6 +393,41 @@ def export(
 
 
 @_command
+def predict(
+    folder: StudyDir,
+    space: Annotated[str | None, typer.Argument(help="Space to rank; default: the study's own.")] = None,
+    overrides: Overrides = None,
+    top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 20,
+    candidates: Annotated[int, typer.Option(min=8, help="How many to draw and rank.")] = 1000,
+    learner: Annotated[str, typer.Option(help="cost, scaling_law, tabular, gnn; auto: what ranks best.")] = "auto",
+    source: Annotated[Path | None, typer.Option("--from", help="Learn from this study too; says what it adds.")] = None,
+    why: Annotated[bool, typer.Option("--why", help="Say which decisions matter.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Keep the predictor in this folder.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Use the predictor kept there, instead of fitting one.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="Write the best as YAML files into this folder.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Rank candidates that nobody trained, by what a study's trials teach."""
+    from studies.predict import run_predict
+
+    run_predict(
+        folder,
+        space,
+        overrides or (),
+        console,
+        top=top,
+        candidates=candidates,
+        learner=learner,
+        source=source,
+        why=why,
+        save=save,
+        load=load,
+        out=out,
+        seed=seed,
+    )
+
+
+@_command
 def import_hf(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a GPT-NeoX or Llama model.")],
     out: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")] = Path("imported"),

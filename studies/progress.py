@@ -38,6 +38,7 @@ class StudyView:
         self._start = time.monotonic()
         self._ended_before = 0
         self._flops_before = 0.0
+        self._predictor = ""
 
     def __enter__(self) -> StudyView:
         now = self._driver.progress()
@@ -62,6 +63,9 @@ class StudyView:
         now = self._driver.progress()
         for record in now.events:
             self._console.print(self._line(record), highlight=False)
+        if now.predictor != self._predictor:
+            self._predictor = now.predictor
+            self._console.print(now.predictor, highlight=False)
         ended = now.complete + now.stopped + now.failed
         best = (
             f"best {self._corpus.bits_per_byte(now.best.rungs[-1].loss):.3f} bits/byte" if now.best else "no result yet"

@@ -54,6 +54,7 @@ def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Ru
         watch()
         resources = driver.study.resources
         _check_resources(resources)
+        driver.learn_in_background()
         tuner = tune.Tuner(
             tune.with_resources(Worker, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
             tune_config=tune.TuneConfig(

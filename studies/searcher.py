@@ -65,6 +65,8 @@ class Progress:
     best: TrialRecord | None = None
     baseline: TrialRecord | None = None
     note: str = ""
+    predictor: str = ""
+    """What the sampler ``predictor`` says of itself."""
     events: list[TrialRecord] = field(default_factory=list)
     """Trials that ended since the last look."""
 
@@ -180,6 +182,7 @@ class StudyDriver:
             best=self._best.get("search"),
             baseline=self._best.get("baseline"),
             note=self._proposer.exhausted,
+            predictor=self._proposer.surrogate.note if self._proposer.surrogate else "",
             events=events,
         )
 
@@ -191,6 +194,11 @@ class StudyDriver:
     def records(self) -> list[TrialRecord]:
         """Every launched trial, by number."""
         return [self._records[number] for number in sorted(self._records)]
+
+    def learn_in_background(self) -> None:
+        """Let a sampler ``predictor`` fit beside the launches, not before them: for executors that run many at once."""
+        if self._proposer.surrogate is not None:
+            self._proposer.surrogate.background = True
 
     # -- launching -------------------------------------------------------------------------------
 

@@ -143,6 +143,19 @@ def end_all(driver: Any, loss: Callable[[Any], float] = lambda record: float(rec
     from studies.trial import Report, Rung
 
     while (spec := driver.next_trial()) is not None:
-        rungs = tuple(Rung(flops=share, tokens=1, loss=loss(driver.record(spec.number))) for share in spec.rungs)
+        record = driver.record(spec.number)
+        full = spec.training.get("flops", 1.0)
+        rungs = tuple(Rung(flops=share * full, tokens=1, loss=loss(record)) for share in spec.rungs)
         driver.report(spec.number, Report(kind="done", attempt=1, rungs=rungs))
     return driver
+
+
+def run_cli(*args: object, code: int = 0) -> str:
+    """The output of a command that must end with this exit code."""
+    from typer.testing import CliRunner
+
+    from studies.cli import app
+
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "80"})
+    assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
+    return result.output

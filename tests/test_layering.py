@@ -22,6 +22,7 @@ ONLY_IN = {  # package -> the only files that may import it
     "omegaconf": {"searchspace/loading.py"},
     "ray": {"studies/ray_execution.py"},
     "optuna": {
+        "studies/importance.py",
         "studies/journal.py",
         "studies/proposer.py",
         "studies/samplers.py",

@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "evolution, ASHA": {"sampler": "evolution", "stopper": ASHA},
     "predictor (tabular), ASHA": {"sampler": "predictor", "stopper": ASHA},
     "predictor (tabular), full training": {"sampler": "predictor", "stopper": "none"},
+    "predictor (tabular), median": {"sampler": "predictor", "stopper": {"median": {"rungs": 3, "reduction": 3}}},
     "nsga2, ASHA": {"sampler": "nsga2", "stopper": ASHA},
 }
 

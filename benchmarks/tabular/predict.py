@@ -110,7 +110,8 @@ def main() -> None:
                 recalls.append(recall)
             spread = [stdev(values) if len(values) > 1 else 0.0 for values in (taus, recalls)]
             print(
-                f"| {name} | {size} | {mean(taus):.3f} ± {spread[0]:.3f} | {mean(own):.3f} | {mean(recalls):.2f} ± {spread[1]:.2f} | "
+                f"| {name} | {size} | {mean(taus):.3f} ± {spread[0]:.3f} | {mean(own):.3f} | "
+                f"{mean(recalls):.2f} ± {spread[1]:.2f} | "
                 f"{mean(fits):.2f} | {mean(queries):.3f} |",
                 flush=True,
             )

@@ -102,6 +102,11 @@ def test_override_reaches_into_a_node_that_it_does_not_name():
     data = merge(tiny_data(), {"graph": {"h": {"topology": "mesh"}}})
     assert data["graph"]["h"]["schedule"] == ["phrase", "word", "token"]
     assert merge({"a": {"choice": [1, 2]}}, {"a": {"b": 1}}) == {"a": {"b": 1}}
+    asha = {"search": {"stopper": {"asha": {"rungs": 3}}}}
+    assert merge({"search": {"stopper": {"none": {"rungs": 4}}}}, asha) == asha
+    assert merge(asha, {"search": {"stopper": {"asha": {"reduction": 2}}}}) == {
+        "search": {"stopper": {"asha": {"rungs": 3, "reduction": 2}}}
+    }
 
 
 def test_command_line_overrides(tmp_path):

@@ -5,15 +5,10 @@ import re
 
 import pytest
 from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, tiny_study
+from helpers import run_cli as run
 from typer.testing import CliRunner
 
 from studies.cli import app
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "80"})
-    assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
-    return result.output
 
 
 @pytest.fixture(scope="module")

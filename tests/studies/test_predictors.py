@@ -1,48 +1,250 @@
-"""Predictors learn what is there to be learned, and rank what they have not seen."""
+"""Predictors learn what is there to be learned, judge themselves, and are kept without pickle."""
+
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from helpers import end_all, run_cli, tiny_study
 
-from builder import compile_arch, estimate
-from searchspace import load_space
-from studies.predictors import GraphNetwork, make_example, make_predictor, rank_correlation
+from builder import estimate
+from builder.compiler import compile_arch
+from searchspace import SpecError, load_space
+from studies import predictors
+from studies.config import load_study
+from studies.data import CorpusFacts, prepare_corpus
+from studies.predictors import (
+    LEARNERS,
+    GraphNetwork,
+    Observation,
+    Predictor,
+    adjust,
+    fit_best,
+    observe,
+    rank_correlation,
+)
+from studies.ranking import Pool, explain, rank, transfer
+from studies.searcher import StudyDriver
+
+TRAINING = {"flops": 1e12, "batch_tokens": 2048}
+SHARES = (1 / 9, 1 / 3, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setitem(predictors.LEARNERS, "gnn", lambda: GraphNetwork(epochs=60))
+
+
+def made_up_loss(arch):
+    """Coarse first is good, and so are many calls."""
+    calls = [node for node in compile_arch(arch).nodes if node.op == "block"]
+    return (
+        -0.3 * np.log2(calls[min(1, len(calls) - 1)].level.chunk)
+        - 0.2 * len(calls)
+        + 0.05 * sum(1 / c.level.chunk for c in calls)
+    )
+
+
+def make_trials(number, study="", noise=0.0):
+    """Schedules of the quickstart space at three rungs."""
+    trials, seen = [], set()
+    for seed in range(3 * number):
+        arch = load_space("quickstart").sample(seed).arch
+        graph = compile_arch(arch)
+        if graph.arch_id in seen or len(trials) == number:
+            continue
+        seen.add(graph.arch_id)
+        loss = made_up_loss(arch) + noise * np.random.default_rng(seed).normal()
+        rungs = [(1e12 * share, 3 + loss - np.log(share)) for share in SHARES]
+        trials.append(observe(arch, estimate(graph), TRAINING, rungs, len(trials), study))
+    return trials
 
 
 @pytest.fixture(scope="module")
-def known():
-    """Schedules of the quickstart space with a loss made of their levels: coarse first is good, many calls are too."""
-    examples, losses, seen = [], [], set()
-    for seed in range(200):
-        graph = compile_arch(load_space("quickstart").sample(seed).arch)
-        if graph.arch_id in seen:
-            continue
-        seen.add(graph.arch_id)
-        calls = [node for node in graph.nodes if node.op == "block"]
-        loss = -0.3 * np.log2(calls[1].level.chunk) - 0.2 * len(calls) + 0.05 * sum(1 / c.level.chunk for c in calls)
-        examples.append(make_example(graph, estimate(graph)))
-        losses.append(float(loss))
-    return examples, losses
+def trials():
+    return make_trials(140)
+
+
+def of_last_rung(trials):
+    return [trial[-1] for trial in trials]
 
 
 @pytest.mark.parametrize(("name", "tau"), [("cost", 0.0), ("scaling_law", 0.1), ("tabular", 0.75), ("gnn", 0.7)])
-def test_held_out_schedules_are_ranked(name, tau, known):
-    torch.set_num_threads(1)
-    examples, losses = known
-    predictor = make_predictor(name) if name != "gnn" else GraphNetwork(members=2)
-    predictor.fit(examples[:80], losses[:80], seed=0)
-    mean, spread = predictor.predict(examples[80:])
-    assert mean.shape == spread.shape == (len(examples) - 80,)
+def test_held_out_schedules_are_ranked(name, tau, trials):
+    predictor = Predictor(name, members=3)
+    predictor.fit(of_last_rung(trials[:80]))
+    held_out = of_last_rung(trials[80:])
+    mean, spread = predictor.predict([o.example for o in held_out])
+    assert mean.shape == spread.shape == (len(held_out),)
     assert (spread > 0).all()
-    assert rank_correlation(mean, losses[80:]) > tau
+    true = rank_correlation(mean, [o.loss for o in held_out])
+    assert true > tau
+    assert abs(predictor.tau - true) < 0.25  # its own estimate
 
 
-@pytest.mark.parametrize("name", ["cost", "scaling_law", "tabular", "gnn"])
-def test_a_fit_is_repeatable(name, known):
-    examples, losses = known
-    found = []
-    for _ in range(2):
-        predictor = make_predictor(name) if name != "gnn" else GraphNetwork(members=1, epochs=20)
-        predictor.fit(examples[:30], losses[:30], seed=3)
-        found.append(predictor.predict(examples[30:40])[0])
-    assert np.array_equal(*found)
+def test_trials_that_were_stopped_teach_too(trials):
+    stopped = [o for trial in trials[:20] for o in trial] + [trial[0] for trial in trials[20:80]]
+    few = [o for trial in trials[:20] for o in trial]
+    held_out = of_last_rung(trials[80:])
+    taus = []
+    for seen in (stopped, few):
+        predictor = Predictor("tabular")
+        predictor.fit(seen)
+        taus.append(rank_correlation(predictor.predict([o.example for o in held_out])[0], [o.loss for o in held_out]))
+    assert taus[0] > taus[1]
+    assert taus[0] > 0.7
+
+
+def test_rungs_that_only_good_trials_reach_are_adjusted(trials):
+    by_loss = sorted(trials, key=lambda trial: trial[0].loss)
+    seen = [trial[0] for trial in by_loss] + [o for trial in by_loss[:20] for o in trial[1:]]
+    y, scales = adjust(seen)
+    true = np.array([made for o in seen for made in [by_loss[[t[0].trial for t in by_loss].index(o.trial)][-1].loss]])
+    assert np.allclose(y * scales[""].spread + scales[""].middle, true)
+
+
+def test_chance_is_told_from_skill(trials):
+    draw = np.random.default_rng(0)
+    noise = [Observation(o.example, float(draw.normal()), o.rung, o.trial) for o in of_last_rung(trials[:60])]
+    assert all(abs(predictor.tau) < 0.25 for predictor in fit_best(noise, names=("cost", "tabular")))
+    best = fit_best(of_last_rung(trials[:60]), names=("cost", "tabular"))[0]
+    assert (best.learner, best.tau > 0.7) == ("tabular", True)
+
+
+def test_few_trials_are_refused(trials):
+    with pytest.raises(SpecError, match="7 trials are too few"):
+        Predictor("cost").fit(of_last_rung(trials[:7]))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_kept_predictor_says_the_same(name, trials, tmp_path):
+    seen, others = of_last_rung(trials[:24]), [o.example for o in of_last_rung(trials[30:40])]
+    predictor, again = Predictor(name, members=2), Predictor(name, members=2)
+    predictor.fit(seen, seed=3)
+    again.fit(seen, seed=3)
+    assert np.array_equal(predictor.predict(others)[0], again.predict(others)[0])
+    predictor.save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["predictor.json", "predictor.safetensors"]
+    loaded = Predictor.load(tmp_path)
+    assert (loaded.tau, loaded.scales) == (predictor.tau, predictor.scales)
+    for mine, theirs in zip(predictor.predict(others), loaded.predict(others), strict=True):
+        assert np.allclose(mine, theirs, atol=1e-6)
+
+
+def spoil_json(folder, **facts):
+    file = folder / "predictor.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
+
+
+BROKEN = {
+    "no folder": (lambda folder: shutil.rmtree(folder), "can't be read"),
+    "torn weights": (lambda f: (f / "predictor.safetensors").write_bytes(b"\x01" * 20), "is damaged"),
+    "no weights": (lambda f: (f / "predictor.safetensors").unlink(), "is damaged"),
+    "torn facts": (lambda f: (f / "predictor.json").write_text('{"format": "spi'), "can't be read"),
+    "another format": (lambda f: spoil_json(f, format="pickle"), "is no predictor"),
+    "another version": (lambda f: spoil_json(f, version=99), "another version"),
+    "other features": (lambda f: spoil_json(f, features={"all": ["x"]}), "another version"),
+    "another learner": (lambda f: spoil_json(f, learner="gnn"), "is damaged"),
+    "unknown learner": (lambda f: spoil_json(f, learner="oracle"), "is damaged"),
+    "more members": (lambda f: spoil_json(f, members=9), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_damaged_files_are_refused(how, trials, tmp_path):
+    predictor = Predictor("cost", members=2)
+    predictor.fit(of_last_rung(trials[:10]))
+    predictor.save(tmp_path / "kept")
+    spoil, message = BROKEN[how]
+    spoil(tmp_path / "kept")
+    with pytest.raises(SpecError, match=message):
+        Predictor.load(tmp_path / "kept")
+
+
+def test_another_study_helps_before_there_are_trials(trials):
+    source = make_trials(80, "other")
+    source = [Observation(o.example, 2 * o.loss + 5, o.rung, o.trial, "other") for trial in source for o in trial]
+    target = of_last_rung(trials[:60])
+    found = {n: (tau, alone) for n, tau, alone in transfer(source, target, "tabular", after=(0, 16), seeds=1)}
+    assert found[0][0] > 0.7
+    assert found[0][1] is None
+    assert found[16][0] > found[16][1]
+
+
+@pytest.fixture(scope="module")
+def pool(corpus_facts):
+    return Pool(load_study("quickstart"), corpus_facts)
+
+
+@pytest.fixture(scope="module")
+def corpus_facts():
+    return CorpusFacts("python_source", 256, 1.0, "uint8", 1 << 20, 1 << 16, "", "")
+
+
+def test_ranking_and_reasons_follow_what_was_learned(trials, pool):
+    predictor = Predictor("tabular")
+    predictor.fit(of_last_rung(trials))
+    drawn = pool.draw(40)
+    assert len({p.graph.arch_id for p in drawn}) == len(drawn) == 40
+    ranked = rank(drawn, predictor)
+    losses = [made_up_loss(r.proposal.candidate.arch) + 3 for r in ranked]
+    assert rank_correlation([r.loss for r in ranked], losses) > 0.7
+    assert abs(np.mean(losses) - np.mean([r.loss for r in ranked])) < 0.1  # in nats again
+    why = explain(pool, predictor, candidates=60, swaps=10)
+    names = list(why.importance)
+    assert max(why.importance.values()) > 0
+    assert set(names) >= {name for p in drawn for name in p.choices}
+    coarse, fine = (why.effect.get((0, level)) for level in ("phrase", "token"))
+    if coarse is not None and fine is not None:
+        assert coarse < fine
+
+
+def drive(folder, num_trials, loss):
+    """A study whose losses are made up, by the sampler `predictor`."""
+    over = [f"search.num_trials={num_trials}", "search.sampler=predictor", "search.stopper=none"]
+    settings = load_study("quickstart", over)
+    return end_all(StudyDriver(settings, folder, prepare_corpus(settings.data, folder / "data")), loss)
+
+
+def test_the_sampler_follows_it_once_it_can_rank(tmp_path):
+    driver = drive(tmp_path, 48, lambda record: 3 + made_up_loss(record.arch_spec()))
+    assert "followed" in driver.progress().predictor
+    losses = [record.rungs[-1].loss for record in driver.records]
+    assert np.mean(losses[-16:]) < np.mean(losses[1:17]) - 0.2
+    assert len({record.arch_id for record in driver.records}) == len(driver.records)
+
+
+def test_without_skill_it_is_set_aside(tmp_path):
+    draw = np.random.default_rng(0)
+    driver = drive(tmp_path, 24, lambda record: 3 + float(draw.normal()))
+    assert "set aside" in driver.progress().predictor
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict")
+    schedule = {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 3]}}
+    over = {"space": {"graph": {"h": {"schedule": schedule}}}}
+    run_cli("search", tiny_study(folder, over), "--dir", folder / "run", "--serial", "search.num_trials=12")
+    return folder / "run"
+
+
+def test_predict_shows_ranking_reasons_and_files(study, tmp_path):
+    settings = ("--candidates", 12, "--top", 5, "--learner", "tabular")
+    output = run_cli("predict", study, *settings, "--why", "--save", tmp_path / "kept", "-o", tmp_path / "best")
+    assert "tabular" in output
+    assert "Decisions that matter" in output
+    assert "Effect of a level" in output
+    files = sorted((tmp_path / "best").glob("*.yaml"))
+    assert len(files) == 5
+    assert "ok: architecture" in run_cli("check", files[0])
+    assert "when it was fitted" in run_cli("predict", study, *settings, "--load", tmp_path / "kept")
+    assert "What the other study adds" in run_cli("predict", study, *settings, "--from", study)
+
+
+def test_predict_refuses_what_it_can_not_do(study, tmp_path):
+    assert "unknown learner" in run_cli("predict", study, "--learner", "oracle", code=2)
+    assert "is not a study folder" in run_cli("predict", tmp_path, code=2)
+    assert "can't be read" in run_cli("predict", study, "--load", tmp_path, code=2)
