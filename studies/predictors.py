@@ -199,6 +199,12 @@ def adjust(seen: Sequence[Observation]) -> tuple[Array, dict[str, Scale]]:
     return y, scales
 
 
+def last_rungs(seen: Sequence[Observation]) -> list[int]:
+    """Where in ``seen`` each trial's last rung stands."""
+    last = {(o.study, o.trial): i for i, o in sorted(enumerate(seen), key=lambda pair: pair[1].rung)}
+    return list(last.values())
+
+
 class Member(Protocol):
     """One fitted model."""
 
@@ -253,8 +259,7 @@ class Predictor:
             member.fit([seen[j].example for j in keep], y[keep], [groups[j] for j in keep], seed * 1000 + i)
             held_out[left] = member.predict([seen[j].example for j in left])
             self._fitted.append(member)
-        last = {(o.study, o.trial): i for i, o in sorted(enumerate(seen), key=lambda pair: pair[1].rung)}
-        judged = list(last.values())
+        judged = last_rungs(seen)
         self.tau = rank_correlation(held_out[judged], y[judged])
         self._error = float(np.sqrt(np.mean((held_out[judged] - y[judged]) ** 2)))
 
@@ -475,6 +480,14 @@ class GraphNetwork:
         self.epochs, self.width, self.rounds, self.sharing = epochs, width, rounds, sharing
 
     def fit(self, examples: Sequence[Example], y: Array, groups: Sequence[object], seed: int) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the graphs are small: threads would mostly wait for each other
+        try:
+            self._fit(examples, y, groups, seed)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _fit(self, examples: Sequence[Example], y: Array, groups: Sequence[object], seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._network = _Network(self.width, self.rounds, self.sharing).train()

@@ -15,7 +15,18 @@ from searchspace.nodes import LoopNode
 from searchspace.space import SpaceSpec
 from studies.config import LearnerName, StudyConfig
 from studies.data import CorpusFacts
-from studies.predictors import FEWEST, Array, Example, Observation, Predictor, make_example, observe, rank_correlation
+from studies.predictors import (
+    FEWEST,
+    Array,
+    Example,
+    Observation,
+    Predictor,
+    adjust,
+    last_rungs,
+    make_example,
+    observe,
+    rank_correlation,
+)
 from studies.proposer import Proposer
 from studies.run import resolve_budget
 from studies.samplers import Proposal
@@ -100,7 +111,7 @@ def transfer(
     target: Sequence[Observation],
     learner: LearnerName,
     after: Sequence[int] = (0, 8, 16, 32),
-    seeds: int = 3,
+    seeds: int = 5,
 ) -> Iterator[tuple[int, float, float | None]]:
     """How well the target's other trials are ranked after so many of its own: with the source's, and without.
 
@@ -116,7 +127,7 @@ def transfer(
         for seed in range(seeds):
             own = set(np.random.default_rng(seed).permutation(len(trials))[:number].tolist())
             known = [o for o in target if trials.index(o.trial) in own]
-            left = _last_rungs([o for o in target if trials.index(o.trial) not in own])
+            left = [o for o in target if trials.index(o.trial) not in own]
             with_source.append(_tau(learner, [*source, *known], left, seed))
             if number >= FEWEST:
                 alone.append(_tau(learner, known, left, seed))
@@ -124,17 +135,11 @@ def transfer(
 
 
 def _tau(learner: LearnerName, seen: Sequence[Observation], left: Sequence[Observation], seed: int) -> float:
+    """Over the others, each at its last rung."""
     predictor = Predictor(learner)
     predictor.fit(seen, seed)
-    return rank_correlation(predictor.predict([o.example for o in left])[0], [o.loss for o in left])
-
-
-def _last_rungs(seen: Sequence[Observation]) -> list[Observation]:
-    """Of the furthest rung that any reached: only losses of one rung compare."""
-    last = max(o.rung for o in seen)
-    while len(found := [o for o in seen if o.rung == last]) < FEWEST and last:
-        last -= 1
-    return found
+    y, last = adjust(left)[0], last_rungs(left)
+    return rank_correlation(predictor.predict([left[i].example for i in last])[0], y[last])
 
 
 @dataclass(frozen=True, slots=True)
