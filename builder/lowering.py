@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -57,37 +58,95 @@ def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.devic
     return model
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A module to be. Its text is the code that makes it."""
+
+    make: Callable[..., nn.Module]
+    args: tuple[object, ...]
+    settings: Mapping[str, object]
+
+    def build(self) -> nn.Module:
+        return self.make(*self.args, **self.settings)
+
+    def __str__(self) -> str:
+        settings = (f"{name}={value!r}" for name, value in self.settings.items())
+        home = "nn." if self.make.__module__.startswith("torch.") else ""
+        return f"{home}{self.make.__name__}({', '.join([*map(repr, self.args), *settings])})"
+
+
+def part(make: Callable[..., nn.Module], *args: object, **settings: object) -> Part:
+    """``make(*args, **settings)``, later."""
+    return Part(make, args, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a model's forward: ``label = self.target(*inputs, **settings)``, or a sum of the inputs."""
+
+    label: str
+    node: Node
+    target: str | None
+    """Dotted name of the module; None for a sum."""
+    part: Part | None
+    """How that module is made; the first step that uses it tells."""
+    inputs: tuple[str, ...]
+    """Labels of earlier steps, ``tokens``, or ``embed.weight``."""
+    settings: Mapping[str, int]
+    site: Site
+
+
+def steps_of(graph: Graph) -> list[Step]:
+    """A model's forward, line by line."""
+    labels: dict[str, str] = {}
+    levels = {node.name: node.level for node in graph.nodes}
+    made: set[str] = set()
+    taken = {"self", "tokens", "state", "token", "torch", "nn"}
+    steps = []
+    for node in graph.nodes:
+        inputs = ["tokens"] if node.op == "embed" else [labels[source] for source in node.inputs]
+        label = _attribute(node.name.replace(".", "_"))
+        while label in taken:
+            label += "_"
+        taken.add(label)
+        labels[node.name] = label
+        if node.op == "join.sum":
+            steps.append(Step(label, node, None, None, tuple(inputs), {}, _site(node, levels)))
+            continue
+        target = ".".join(map(_attribute, (node.owner or f"ops.{node.name}").split(".")))
+        module = None if target in made else MODULES[node.op](graph, node, [levels[source] for source in node.inputs])
+        made.add(target)
+        if node.op.startswith("upscale."):
+            inputs.append("tokens")
+        if node.op == "head" and graph.tie_embeddings:
+            inputs.append("embed.weight")
+        settings: dict[str, int] = {}
+        if node.op == "block" and any(name == "positions" for name, _ in node.attrs):
+            settings = {"stride": node.level.chunk, "first": node.level.chunk - node.level.offset - 1}
+        steps.append(Step(label, node, target, module, tuple(inputs), settings, _site(node, levels)))
+    return steps
+
+
 def _lower(graph: Graph) -> SpiralFormer:
     root = nn.Module()
     code = fx.Graph()
-    tokens = code.placeholder("tokens")
-    values: dict[str, fx.Node] = {}
-    levels = {node.name: node.level for node in graph.nodes}
-    for node in graph.nodes:
-        inputs = [values[source] for source in node.inputs]
-        if node.op == "embed":
-            inputs = [tokens]
-        label = _attribute(node.name.replace(".", "_")) if node.name != "self" else "self_"
-        if node.op == "join.sum":
+    values: dict[str, fx.Node] = {"tokens": code.placeholder("tokens")}
+    steps = steps_of(graph)
+    for step in steps:
+        inputs = [code.get_attr(name) if name == "embed.weight" else values[name] for name in step.inputs]
+        if step.target is None:
             value = inputs[0]
             for other in inputs[1:]:
-                value = code.create_node("call_function", operator.add, (value, other), name=label)
-                value.meta[SITE] = _site(node, levels)
+                value = code.create_node("call_function", operator.add, (value, other), name=step.label)
+                value.meta[SITE] = step.site
         else:
-            target = ".".join(map(_attribute, (node.owner or f"ops.{node.name}").split(".")))
-            if not _has(root, target):
-                _register(root, target, MODULES[node.op](graph, node, [levels[source] for source in node.inputs]))
-            if node.op.startswith("upscale."):
-                inputs.append(tokens)
-            if node.op == "head" and graph.tie_embeddings:
-                inputs.append(code.get_attr("embed.weight"))
-            settings: dict[str, fx.node.Argument] = {}
-            if node.op == "block" and any(name == "positions" for name, _ in node.attrs):
-                settings = {"stride": node.level.chunk, "first": node.level.chunk - node.level.offset - 1}
-            value = code.create_node("call_module", target, tuple(inputs), settings, name=label)
-        value.meta[SITE] = _site(node, levels)
-        values[node.name] = value
-    code.output(values[graph.output]).meta[UNDECODABLE] = _why_undecodable(graph)
+            if step.part is not None:
+                _register(root, step.target, step.part.build())
+            value = code.create_node("call_module", step.target, tuple(inputs), dict(step.settings), name=step.label)
+        value.meta[SITE] = step.site
+        values[step.label] = value
+    logits = next(step.label for step in steps if step.node.name == graph.output)
+    code.output(values[logits]).meta[UNDECODABLE] = why_undecodable(graph)
     return SpiralFormer(root, code)
 
 
@@ -98,8 +157,8 @@ def _site(node: Node, levels: Mapping[str, Level]) -> Site:
     return Site(kind, Clock(*node.level), Clock(*source))
 
 
-def _why_undecodable(graph: Graph) -> str:
-    """Levels as clocks need every latent to be known when it is read."""
+def why_undecodable(graph: Graph) -> str:
+    """Why a model can't decode, or nothing: levels as clocks need every latent to be known when it is read."""
     if not graph.causal:
         return "it sees its whole input (causal: false)"
     levels = {node.name: node.level for node in graph.nodes}
@@ -119,15 +178,6 @@ def _attribute(part: str) -> str:
     return f"{part}_" if keyword.iskeyword(part) or hasattr(_EMPTY, part) else part
 
 
-def _has(root: nn.Module, target: str) -> bool:
-    module: nn.Module | None = root
-    for part in target.split("."):
-        module = getattr(module, part, None)
-        if module is None:
-            return False
-    return True
-
-
 def _register(root: nn.Module, target: str, module: nn.Module) -> None:
     *parents, last = target.split(".")
     for part in parents:
@@ -137,12 +187,13 @@ def _register(root: nn.Module, target: str, module: nn.Module) -> None:
     root.add_module(last, module)
 
 
-ModuleRule = Callable[[Graph, Node, Sequence[Level]], nn.Module]
+ModuleRule = Callable[[Graph, Node, Sequence[Level]], Part]
 
 
-def _block(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
+def _block(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
     block, d_model = graph.block_of(node), graph.d_model
-    return Block(
+    return part(
+        Block,
         BlockConfig(
             d_model=d_model,
             layers=block.layers,
@@ -165,46 +216,46 @@ def _block(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
             causal=graph.is_causal_block(block),
             branch_scale=graph.branch_scale,
             max_len=graph.seq_len,
-        )
+        ),
     )
 
 
-def _head(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
+def _head(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
     norm = str(node.attr("norm"))
     if graph.tie_embeddings:
-        return TiedHead(graph.d_model, norm, graph.norm_eps)
-    return Head(graph.d_model, graph.vocab_size, norm, graph.norm_eps)
+        return part(TiedHead, graph.d_model, norm, graph.norm_eps)
+    return part(Head, graph.d_model, graph.vocab_size, norm, graph.norm_eps)
 
 
 def _pool(make: Callable[..., nn.Module], *, learned: bool = False) -> ModuleRule:
-    def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
+    def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
         chunk, offset = node.level.relative_to(levels[0])
-        return make(chunk, offset, graph.d_model) if learned else make(chunk, offset)
+        return part(make, chunk, offset, graph.d_model) if learned else part(make, chunk, offset)
 
     return rule
 
 
 def _upscale(make: Callable[..., nn.Module], *, learned: bool = False) -> ModuleRule:
-    def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
+    def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
         chunk, offset = levels[0].relative_to(node.level)
         extra = {"d_model": graph.d_model} if learned else {}
-        own_chunk = node.attr("reads") == "own_chunk"
-        return make(chunk, offset, delay=node.int_attr("delay"), own_chunk=own_chunk, target=node.level, **extra)
+        own_chunk, target = node.attr("reads") == "own_chunk", tuple(node.level)
+        return part(make, chunk, offset, delay=node.int_attr("delay"), own_chunk=own_chunk, target=target, **extra)
 
     return rule
 
 
-def _weighted(graph: Graph, node: Node, levels: Sequence[Level]) -> nn.Module:
+def _weighted(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
     factors = [float(text) for text in str(node.attr("factors")).split(",")]
-    return WeightedJoin(factors, learned=bool(node.attr("learned")))
+    return part(WeightedJoin, factors, learned=bool(node.attr("learned")))
 
 
 def _norm(kind: str) -> ModuleRule:
-    return lambda graph, node, levels: make_norm(kind, graph.d_model, graph.norm_eps)
+    return lambda graph, node, levels: part(make_norm, kind, graph.d_model, graph.norm_eps)
 
 
 MODULES: dict[str, ModuleRule] = {
-    "embed": lambda graph, node, levels: nn.Embedding(graph.vocab_size, graph.d_model),
+    "embed": lambda graph, node, levels: part(nn.Embedding, graph.vocab_size, graph.d_model),
     "block": _block,
     "pool.mean": _pool(MeanPool),
     "pool.last": _pool(LastPool),
@@ -214,17 +265,17 @@ MODULES: dict[str, ModuleRule] = {
     "upscale.uniform": _upscale(UniformUpscale),
     "upscale.learned": _upscale(LearnedUpscale, learned=True),
     "join.weighted": _weighted,
-    "join.mixture": lambda graph, node, levels: MixtureJoin(graph.d_model, len(levels) - 2),
-    "step.add": lambda graph, node, levels: AddStep(graph.d_model),
-    "step.scale": lambda graph, node, levels: ScaleStep(graph.d_model),
-    "memory": lambda graph, node, levels: OpenMemory(),
-    "write": lambda graph, node, levels: WriteMemory(graph.d_model, node.int_attr("slots")),
-    "read": lambda graph, node, levels: ReadMemory(graph.d_model, node.int_attr("slots")),
+    "join.mixture": lambda graph, node, levels: part(MixtureJoin, graph.d_model, len(levels) - 2),
+    "step.add": lambda graph, node, levels: part(AddStep, graph.d_model),
+    "step.scale": lambda graph, node, levels: part(ScaleStep, graph.d_model),
+    "memory": lambda graph, node, levels: part(OpenMemory),
+    "write": lambda graph, node, levels: part(WriteMemory, graph.d_model, node.int_attr("slots")),
+    "read": lambda graph, node, levels: part(ReadMemory, graph.d_model, node.int_attr("slots")),
     "norm.rms": _norm("rms"),
     "norm.layer": _norm("layer"),
-    "recall.add": lambda graph, node, levels: make_recall("add", graph.d_model),
-    "recall.linear": lambda graph, node, levels: make_recall("linear", graph.d_model),
-    "recall.concat": lambda graph, node, levels: make_recall("concat", graph.d_model),
+    "recall.add": lambda graph, node, levels: part(make_recall, "add", graph.d_model),
+    "recall.linear": lambda graph, node, levels: part(make_recall, "linear", graph.d_model),
+    "recall.concat": lambda graph, node, levels: part(make_recall, "concat", graph.d_model),
     "head": _head,
 }
 """How each operation is built; `join.sum` is plain addition, `join.base` never reaches lowering."""

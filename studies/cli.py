@@ -428,6 +428,31 @@ def predict(
 
 
 @_command
+def tokenize(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders or globs; with --kind hf a dataset.")],
+    out: Annotated[Path, typer.Option("-o", help="Folder for train.bin, val.bin and what they are.")],
+    kind: Annotated[str, typer.Option(help="text, jsonl, parquet or hf.")] = "text",
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json; default: every byte a token.")] = None,
+    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.05,
+) -> None:
+    """Write token files once, for any number of studies: data: {kind: tokens, path: FOLDER}."""
+    from searchspace.decode import decode
+    from studies.config import DataConfig
+    from studies.data import prepare_corpus
+
+    settings = {"kind": kind, "path": paths if len(paths) > 1 else paths[0], "tokenizer": tokenizer}
+    config = decode(DataConfig, {**settings, "text_field": text_field, "held_out": held_out}, "data")
+    with console.status("tokenizing"):
+        facts = prepare_corpus(config, out).facts
+    console.print(
+        f"{facts.train_tokens:,} tokens to train on, {facts.val_tokens:,} held out, {facts.bytes_per_token:.2f} bytes "
+        f"each, {facts.vocab_size:,} different: {out}",
+        highlight=False,
+    )
+
+
+@_command
 def import_hf(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a GPT-NeoX or Llama model.")],
     out: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")] = Path("imported"),

@@ -28,11 +28,23 @@ COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "dec
 class DataConfig:
     """What to train on."""
 
-    kind: Literal["python_source", "text", "tokens"] = key("Source of the data.", default="python_source")
-    path: str | tuple[str, ...] | None = key(
-        "text: files, folders or globs. tokens: a folder with train.bin and val.bin.", default=None
+    kind: Literal["python_source", "text", "jsonl", "parquet", "hf", "tokens"] = key(
+        "Source: this Python's library, text, JSON lines, Parquet, a Hugging Face dataset, or tokens.",
+        default="python_source",
     )
-    held_out: float = key("Share of the files (or of the text) kept for evaluation.", default=0.05, low=0.001, high=0.5)
+    path: str | tuple[str, ...] | None = key(
+        "Files, folders or globs; hf: the dataset's name or folder; tokens: a folder with train.bin and val.bin.",
+        default=None,
+    )
+    text_field: str = key("jsonl, parquet, hf: the field that holds the text.", default="text")
+    subset: str | None = key("hf: configuration of the dataset.", default=None)
+    split: str = key("hf: what to train on.", default="train")
+    held_out_split: str | None = key("hf: what to evaluate on, instead of a share of split.", default=None)
+    max_bytes: int | None = key("Bytes of text to take at most.", default=None, low=1)
+    tokenizer: str | None = key("A tokenizer.json, or a folder with one; default: every byte a token.", default=None)
+    held_out: float = key(
+        "Share of the documents (of one, its end) kept for evaluation.", default=0.05, low=0.001, high=0.5
+    )
     dtype: Literal["uint16", "uint32"] = key("Of the token files.", default="uint16")
     vocab_size: int | None = key("Of the token files.", default=None, low=2)
     bytes_per_token: float | None = key("Of the token files, for bits per byte.", default=None, low=0.01)

@@ -7,13 +7,10 @@ Shape legend: B batch, L tokens.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import math
-import os
 import shutil
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,8 +23,9 @@ from numpy.typing import NDArray
 
 from searchspace.errors import SpecError, show
 from studies.config import DataConfig
+from studies.documents import documents
+from studies.text import TOKENIZER, Bytes, Codec, codec_of
 
-_SEPARATOR = b"\n\x00\n"
 _FACTS = "corpus.json"
 
 
@@ -84,6 +82,11 @@ class Corpus:
                 "give more text, or lower seq_len",
             )
 
+    @property
+    def codec(self) -> Codec:
+        """What its tokens stand for."""
+        return codec_of(self.folder)
+
     def bits_per_byte(self, loss: float) -> float:
         """Nats per token to bits per byte of text."""
         return loss / math.log(2) / self.facts.bytes_per_token
@@ -96,18 +99,18 @@ def prepare_corpus(config: DataConfig, folder: str | Path) -> Corpus:
         SpecError: if there is nothing to read, or the folder holds data of other settings.
     """
     folder = Path(folder)
-    digest = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()
+    given = {name: value for name, value in asdict(config).items() if value != getattr(DataConfig(), name)}
+    digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()
     if (folder / _FACTS).is_file():
         corpus = Corpus(folder)
         if corpus.facts.digest != digest:
             raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
         return corpus
-    files = list(source_files(config))
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        make = _link_tokens if config.kind == "tokens" else _write_bytes
-        facts = make(config, files, work, digest)
+        make = _link_tokens if config.kind == "tokens" else _write_tokens
+        facts = make(config, work, digest)
         if not facts.train_tokens or not facts.val_tokens:
             raise SpecError("data", "leaves nothing to train on or to hold out", "give more files, or another held_out")
         (work / _FACTS).write_text(json.dumps(asdict(facts), indent=2), encoding="utf-8")
@@ -123,98 +126,100 @@ def decode_bytes(tokens: list[int]) -> str:
     return bytes(token for token in tokens if token < 256).decode("utf-8", errors="replace")
 
 
-def encode_bytes(text: str) -> list[int]:
-    """Text as byte tokens."""
-    return list(text.encode("utf-8"))
-
-
 def _windows(tokens: NDArray[Any], starts: NDArray[Any], seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
     window = torch.from_numpy(rows)
     return window[:, :-1], window[:, 1:]
 
 
-def source_files(config: DataConfig) -> Iterator[Path]:
-    """The files that ``config`` names, in a stable order."""
-    if config.kind == "python_source":
-        root = Path(sysconfig.get_path("stdlib"))
-        yield from (p for p in sorted(root.rglob("*.py")) if "site-packages" not in p.parts and p.stat().st_size)
-        return
-    if config.path is None:
-        raise SpecError("data.path", f"data of kind {config.kind} needs a path", "give a file, folder or glob")
-    if config.kind == "tokens":
-        folder = Path(config.path if isinstance(config.path, str) else config.path[0])
-        for part in ("train.bin", "val.bin"):
-            if not (folder / part).is_file():
-                raise SpecError(
-                    "data.path",
-                    f"there is no {part} in {show(str(folder))}",
-                    "give a folder with train.bin and val.bin",
-                )
-            yield folder / part
-        return
-    found = 0
-    for pattern in (config.path,) if isinstance(config.path, str) else config.path:
-        path = Path(pattern)
-        matches = sorted(path.rglob("*")) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-        for match in matches:
-            if match.is_file() and match.stat().st_size:
-                found += 1
-                yield match
-    if not found:
-        raise SpecError("data.path", f"no file matches {show(config.path)}", "give files, folders or globs that exist")
-
-
 def _is_held_out(name: str, share: float) -> bool:
-    """By a hash of the name, so that adding files moves none from one side to the other."""
+    """By a hash of the name, so that adding documents moves none from one side to the other."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < share * 2**32
 
 
-def _write_bytes(config: DataConfig, files: list[Path], folder: Path, digest: str) -> CorpusFacts:
-    library = Path(sysconfig.get_path("stdlib"))
-    root = library if config.kind == "python_source" else Path(os.path.commonpath(files)) if len(files) > 1 else None
-    parts: dict[bool, list[bytes]] = {False: [], True: []}
-    if len(files) == 1:  # one file: its end is held out
-        text = files[0].read_bytes()
-        border = int(len(text) * (1 - config.held_out))
-        parts = {False: [text[:border]], True: [text[border:]]}
-    else:
-        for file in files:
-            name = str(file.relative_to(root)) if root else file.name
-            parts[_is_held_out(name, config.held_out)].append(file.read_bytes())
-        for side in (True, False):  # few files may all hash to one side
-            if not parts[side]:
-                parts[side].append(parts[not side].pop())
-    arrays = {part: _SEPARATOR.join(texts) for part, texts in (("train", parts[False]), ("val", parts[True]))}
-    for part, data in arrays.items():
-        (folder / f"{part}.bin").write_bytes(data)
-    source = "standard library of this Python" if root == library else show(config.path)
+def _write_tokens(config: DataConfig, folder: Path, digest: str) -> CorpusFacts:
+    """Documents as they come, so that any number of them fits in memory."""
+    if config.tokenizer is not None:
+        shutil.copyfile(_tokenizer_file(config.tokenizer), folder / TOKENIZER)
+    codec = codec_of(folder)
+    dtype = np.dtype("uint8" if codec.vocab_size <= 1 << 8 else "uint16" if codec.vocab_size <= 1 << 16 else "uint32")
+    separator = np.array(codec.separator, dtype)
+    tokens, text_bytes, count = {False: 0, True: 0}, 0, 0
+    with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
+        for document in documents(config):
+            held_out = document.held_out
+            if held_out is None:
+                held_out = _is_held_out(document.name, config.held_out)
+            raw = isinstance(codec, Bytes)
+            ids = np.frombuffer(document.text, dtype) if raw else np.array(codec.encode(document.text), dtype)
+            file = val if held_out else train
+            if tokens[held_out]:
+                file.write(separator.tobytes())
+                tokens[held_out] += len(separator)
+            file.write(ids.tobytes())
+            tokens[held_out] += len(ids)
+            text_bytes += len(document.text)
+            count += 1
+    if count and not (tokens[True] and tokens[False]):  # one document, or few: the end is held out
+        tokens = _split_end(folder, sum(tokens.values()), config.held_out, dtype.itemsize)
+    total = tokens[False] + tokens[True]
+    source = "standard library of this Python" if config.kind == "python_source" else show(config.path)
     return CorpusFacts(
         kind=config.kind,
-        vocab_size=256,
-        bytes_per_token=1.0,
-        dtype="uint8",
-        train_tokens=len(arrays["train"]),
-        val_tokens=len(arrays["val"]),
-        source=f"{source}, {len(files)} files",
+        vocab_size=codec.vocab_size,
+        bytes_per_token=1.0 if isinstance(codec, Bytes) else text_bytes / max(total, 1),
+        dtype=dtype.name,
+        train_tokens=tokens[False],
+        val_tokens=tokens[True],
+        source=f"{source}, {count} {'files' if config.kind in ('python_source', 'text') else 'documents'}",
         digest=digest,
     )
 
 
-def _link_tokens(config: DataConfig, files: list[Path], folder: Path, digest: str) -> CorpusFacts:
+def _split_end(folder: Path, total: int, share: float, itemsize: int) -> dict[bool, int]:
+    """Move the end of what was written to the held-out side."""
+    train, val = folder / "train.bin", folder / "val.bin"
+    if not train.stat().st_size:
+        val.replace(train)
+    border = int(total * (1 - share))
+    with train.open("r+b") as file, val.open("wb") as end:
+        file.seek(border * itemsize)
+        shutil.copyfileobj(file, end)
+        file.truncate(border * itemsize)
+    return {False: border, True: total - border}
+
+
+def _tokenizer_file(name: str) -> Path:
+    path = Path(name)
+    return path / TOKENIZER if path.is_dir() else path
+
+
+def _link_tokens(config: DataConfig, folder: Path, digest: str) -> CorpusFacts:
+    """Token files of somebody's own, or of ``spiralformer tokenize``, which says what they are."""
+    if config.path is None:
+        raise SpecError("data.path", "data of kind tokens needs a path", "give a folder with train.bin and val.bin")
+    source = Path(config.path if isinstance(config.path, str) else config.path[0])
+    known: dict[str, Any] = {}
+    if (source / _FACTS).is_file():
+        known = json.loads((source / _FACTS).read_text(encoding="utf-8"))
+    dtype = str(known.get("dtype", config.dtype))
     sizes = []
-    for file in files:
-        link = folder / file.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(file.resolve())
-        sizes.append(file.stat().st_size // np.dtype(config.dtype).itemsize)
-    if config.vocab_size is None:
+    for name in ("train.bin", "val.bin"):
+        if not (source / name).is_file():
+            what = f"there is no {name} in {show(str(source))}"
+            raise SpecError("data.path", what, "give a folder with train.bin and val.bin")
+        (folder / name).symlink_to((source / name).resolve())
+        sizes.append((source / name).stat().st_size // np.dtype(dtype).itemsize)
+    if (source / TOKENIZER).is_file():
+        shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
+    vocab_size = config.vocab_size or known.get("vocab_size")
+    if vocab_size is None:
         raise SpecError("data.vocab_size", "token files do not say how large their vocabulary is", "give vocab_size")
     return CorpusFacts(
-        kind="tokens",
-        vocab_size=config.vocab_size,
-        bytes_per_token=config.bytes_per_token or 1.0,
-        dtype=config.dtype,
+        kind=str(known.get("kind", "tokens")),
+        vocab_size=vocab_size,
+        bytes_per_token=config.bytes_per_token or known.get("bytes_per_token", 1.0),
+        dtype=dtype,
         train_tokens=sizes[0],
         val_tokens=sizes[1],
         source=show(config.path),

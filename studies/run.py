@@ -20,7 +20,8 @@ from searchspace.errors import SpecError, show
 from searchspace.loading import read_file
 from studies.checkpoint import write_durably
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training, study_from_data
-from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus, source_files
+from studies.data import Corpus, prepare_corpus
+from studies.documents import source_files
 from studies.execution import run_on_ray, run_serial
 from studies.export import export_trial
 from studies.journal import JOURNAL, SUMS, exclusive, mend, open_for_reading
@@ -30,6 +31,7 @@ from studies.report import best_of, notes, promotion_table, ranking_table, write
 from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_share
 from studies.survey import Survey, measure_speed, survey
+from studies.text import TOKENIZER, codec_of
 from studies.training import make_plan
 from studies.trial import TrialRecord
 
@@ -197,7 +199,8 @@ def _duration(seconds: float) -> str:
 
 def check_study(settings: StudyConfig) -> None:
     """What can be told without running: the data is there, and every baseline lasts for a step. Raises `SpecError`."""
-    list(source_files(settings.data))
+    if settings.data.kind != "tokens":
+        source_files(settings.data)
     if settings.search.sampler == "grid":
         list_candidates(settings)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
@@ -237,19 +240,16 @@ def device_of(settings: StudyConfig, *, here: bool = True) -> str:
 def print_sample(bundle: Path, prompt: str, tokens: int, console: Console, *, temperature: float, seed: int) -> None:
     """Continue a text with a bundle's model. Raises `SpecError` if it was not trained on bytes."""
     loaded = load_bundle(bundle)
-    if loaded.manifest.get("data", {}).get("kind") == "tokens":
-        raise SpecError(
-            "",
-            "was trained on token files, so text can't be encoded",
-            "call model.generate with token ids",
-            file=str(bundle),
-        )
+    if loaded.manifest.get("data", {}).get("kind") == "tokens" and not (bundle / TOKENIZER).is_file():
+        what = "was trained on token files, so text can't be encoded"
+        raise SpecError("", what, f"call model.generate with token ids, or put a {TOKENIZER} into it", file=str(bundle))
+    codec = codec_of(bundle)
     if not prompt:
         raise SpecError("--prompt", "is empty", "give at least one character")
-    start = torch.tensor([encode_bytes(prompt)])
+    start = torch.tensor([codec.encode(prompt.encode())])
     out = loaded.model.generate(start, tokens, temperature=temperature, seed=seed)
     console.print(f"a sample at temperature {temperature}:", highlight=False)
-    console.print(decode_bytes(out[0].tolist()), markup=False, highlight=False)
+    console.print(codec.decode(out[0].tolist()), markup=False, highlight=False)
 
 
 def check_settings(settings: StudyConfig, folder: Path) -> None:

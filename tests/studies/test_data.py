@@ -1,3 +1,4 @@
+import json
 import math
 import sysconfig
 from pathlib import Path
@@ -5,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import run_cli
 
 from searchspace import SpecError
 from studies.config import DataConfig
-from studies.data import Corpus, decode_bytes, encode_bytes, prepare_corpus
+from studies.data import Corpus, prepare_corpus
+from studies.text import Bytes, Tokenizer, byte_tokenizer, codec_of
 
 
 @pytest.fixture
@@ -101,4 +104,113 @@ def test_python_source_is_the_real_standard_library(tmp_path):
 
 
 def test_bytes_round_trip():
-    assert decode_bytes(encode_bytes("naïve → text")) == "naïve → text"
+    assert Bytes().decode(Bytes().encode("naïve → text".encode())) == "naïve → text"
+
+
+def prepare(folder, **settings):
+    return prepare_corpus(DataConfig(**settings), folder / "data")
+
+
+def texts_of(corpus):
+    """All documents of both sides."""
+    found = []
+    for part in ("train", "val"):
+        tokens = np.fromfile(corpus.folder / f"{part}.bin", corpus.facts.dtype).tolist()
+        found += corpus.codec.decode(tokens).split("\n\0\n")
+    return sorted(found)
+
+
+def write_rows(folder, kind, rows):
+    if kind == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+        return folder / "rows.parquet"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_are_documents(kind, tmp_path):
+    rows = [{"id": i, "body": f"row {i} é"} for i in range(60)]
+    file = write_rows(tmp_path, kind, [*rows, {"id": 60, "body": None}])
+    corpus = prepare(tmp_path, kind=kind, path=str(file), text_field="body", held_out=0.2)
+    assert texts_of(corpus) == sorted(row["body"] for row in rows)
+    assert 0 < corpus.facts.val_tokens < corpus.facts.train_tokens
+    with pytest.raises(SpecError, match=r"data\.text_field.*there (are|is no).*(id|text)"):
+        prepare(tmp_path / "other", kind=kind, path=str(file))
+
+
+def test_hugging_face_datasets_are_streamed(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    for split, count in (("train", 30), ("validation", 5)):
+        rows = "".join(json.dumps({"text": f"{split} {i}"}) + "\n" for i in range(count))
+        (tmp_path / "set" / f"{split}.jsonl").write_text(rows)
+    settings = {"kind": "hf", "path": str(tmp_path / "set")}
+    corpus = prepare(tmp_path, **settings, held_out_split="validation")
+    assert Bytes().decode((corpus.folder / "val.bin").read_bytes()).split("\n\0\n") == [
+        f"validation {i}" for i in range(5)
+    ]
+    assert len(texts_of(corpus)) == 35
+    with pytest.raises(SpecError, match="split nope"):
+        prepare(tmp_path / "other", **settings, split="nope")
+
+
+def test_at_most_so_many_bytes(tmp_path):
+    for i in range(10):
+        (tmp_path / f"{i}.txt").write_text("x" * 100)
+    corpus = prepare(tmp_path, kind="text", path=str(tmp_path / "*.txt"), max_bytes=350, held_out=0.5)
+    texts = texts_of(corpus)
+    assert sum(map(len, texts)) == 350
+
+
+def make_tokenizer(folder):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["some text about lines and squares"] * 3, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def test_a_tokenizer_file(tmp_path):
+    file = make_tokenizer(tmp_path)
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"some text about line {i} é")
+    corpus = prepare(tmp_path, kind="text", path=str(tmp_path / "*.txt"), tokenizer=str(file), held_out=0.3)
+    facts = corpus.facts
+    assert (facts.dtype, facts.vocab_size) == ("uint16", Tokenizer(file).vocab_size)
+    train = np.fromfile(corpus.folder / "train.bin", np.uint16).tolist()
+    texts = codec_of(corpus.folder).decode(train).split("<|endoftext|>")
+    assert all(text.startswith("some text about line") and text.endswith("é") for text in texts)
+    assert facts.bytes_per_token > 1.5
+    with pytest.raises(SpecError, match="is no tokenizer"):
+        prepare(tmp_path / "other", kind="text", path=str(tmp_path / "*.txt"), tokenizer=str(tmp_path / "0.txt"))
+
+
+def test_tokenized_once_used_by_all(tmp_path):
+    file = make_tokenizer(tmp_path)
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"some text about line {i}")
+    run_cli("tokenize", tmp_path / "*.txt", "--tokenizer", file, "--held-out", "0.3", "-o", tmp_path / "tokens")
+    corpus = prepare(tmp_path, kind="tokens", path=str(tmp_path / "tokens"))
+    assert corpus.facts.vocab_size == Tokenizer(file).vocab_size
+    assert corpus.facts.bytes_per_token > 1.5
+    assert (corpus.folder / "train.bin").is_symlink()
+    assert corpus.codec.encode(b"line") == Tokenizer(file).encode(b"line")
+    assert "differs from the data" in run_cli("tokenize", tmp_path / "0.txt", "-o", tmp_path / "tokens", code=2)
+
+
+def test_bytes_as_a_tokenizer_file(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(byte_tokenizer())
+    text = "naïve → text\twith \x00 zeros\n" + "".join(map(chr, range(300)))
+    codec = codec_of(tmp_path)
+    assert codec.encode(text.encode()) == list(text.encode())
+    assert codec.decode(codec.encode(text.encode())) == text

@@ -1,0 +1,484 @@
+"""A model for Hugging Face: a folder that loads with torch and transformers alone.
+
+``modeling_spiralformer.py`` is generated: the parts that this one model uses, as they stand in `spiralformer`, and the
+compiled graph as straight-line code, once in parallel and once token by token.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from builder.compiler import compile_arch
+from builder.ir import Graph
+from builder.lowering import Step, steps_of, why_undecodable
+from searchspace.arch import ArchSpec
+from searchspace.decode import encode
+from searchspace.errors import SpecError
+from spiralformer.decoding import Clock
+from spiralformer.model import SpiralFormer
+
+MODELING = "modeling_spiralformer.py"
+_PARTS = (
+    *("norm", "rope", "attention", "recall", "block", "pooling", "upscale", "joins", "topology", "embedding"),
+    "decoding",
+)
+_TOLERANCE = 1e-5
+_CHECKED_TOKENS = 16
+
+
+def export_hf(
+    folder: Path,
+    arch: ArchSpec,
+    model: SpiralFormer,
+    *,
+    files: dict[str, str] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Path:
+    """Write config, weights and code, then load them again and compare with the model.
+
+    Args:
+        folder: where to; made if need be.
+        arch: of the model.
+        model: to be exported, on the CPU.
+        files: further text files by name (README.md, tokenizer.json, ...).
+        facts: JSON-able, kept in ``config.json`` under ``training``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SpecError: if transformers is missing, or what was written does not compute what the model does.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise SpecError("--format hf", "needs transformers", "pip install 'spiralformer[hf]'")
+    graph = compile_arch(arch)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODELING).write_text(modeling_code(graph), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(_config(graph, arch, model, facts or {}), indent=2) + "\n")
+    weights = {f"model.{name}": value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    _prove(folder, model, graph)
+    return folder
+
+
+def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: dict[str, Any]) -> dict[str, Any]:
+    module = MODELING.removesuffix(".py")
+    return {
+        "model_type": "spiralformer",
+        "architectures": ["SpiralFormerForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"{module}.SpiralFormerConfig",
+            "AutoModelForCausalLM": f"{module}.SpiralFormerForCausalLM",
+        },
+        "arch_id": graph.arch_id,
+        "vocab_size": graph.vocab_size,
+        "hidden_size": graph.d_model,
+        "num_hidden_layers": graph.num_layers,
+        "max_position_embeddings": graph.seq_len,
+        "tie_word_embeddings": graph.tie_embeddings,
+        "is_causal": graph.causal,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "architecture": encode(arch),
+        **({"training": facts} if facts else {}),
+    }
+
+
+def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
+    """Load what was written as anybody would, and compare logits and greedy continuations."""
+    from transformers import AutoModelForCausalLM
+
+    was_training = model.training
+    model.eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    loaded.eval()
+    length = min(graph.seq_len, 192)
+    generator = torch.Generator().manual_seed(0)
+    tokens_BL = torch.randint(0, graph.vocab_size, (2, length), generator=generator)
+    with torch.no_grad():
+        ours, theirs = model(tokens_BL), loaded(tokens_BL).logits
+    model.train(was_training)
+    gap = float((ours - theirs).abs().max())
+    if not gap <= _TOLERANCE * max(1.0, float(ours.abs().max())):
+        raise SpecError("", f"the exported model's logits differ by {gap:.2g}", "report this as a bug", str(folder))
+    if why_undecodable(graph):
+        return
+    prompt_BL = tokens_BL[:, : max(1, length // 2)]
+    mine = model.generate(prompt_BL, _CHECKED_TOKENS, temperature=0.0)
+    yours = loaded.generate(
+        prompt_BL, attention_mask=torch.ones_like(prompt_BL), max_new_tokens=_CHECKED_TOKENS, do_sample=False
+    )
+    if not torch.equal(mine, yours):
+        raise SpecError("", "the exported model continues a text otherwise", "report this as a bug", str(folder))
+
+
+def modeling_code(graph: Graph) -> str:
+    """The generated module: self-contained, for torch and transformers."""
+    steps = steps_of(graph)
+    modules = {step.target: step.part for step in steps if step.target is not None and step.part is not None}
+    undecodable = why_undecodable(graph)
+    body = "\n\n".join(_model_class(graph, steps, undecodable))
+    roots = [name for part in modules.values() for name in _names(str(part))]
+    parts = _sources([*roots, "_PoolState", "_UpscaleState"] if not undecodable else roots)
+    head = _HEAD.format(name=graph.name, arch_id=graph.arch_id)
+    tail = _TAIL.format(arch_id=graph.arch_id, undecodable=undecodable)
+    return "\n\n".join([head, _imports(f"{parts}\n\n{body}"), *([parts] if parts else []), _STATE, body, tail]) + "\n"
+
+
+def _model_class(graph: Graph, steps: Sequence[Step], undecodable: str) -> Iterator[str]:
+    made = {step.target: step.part for step in steps if step.target is not None and step.part is not None}
+    holders = sorted({".".join(target.split(".")[:i]) for target in made for i in range(1, len(target.split(".")))})
+    makers = [f"        self.{name} = nn.Module()" for name in holders]
+    makers += [_wrap(f"        self.{target} = {part}") for target, part in made.items()]
+    logits = next(step.label for step in steps if step.node.name == graph.output)
+    yield (
+        "class SpiralFormerModel(nn.Module):\n"
+        f'    """The compiled graph of {graph.name}: tokens (B, L) to logits (B, L, V)."""\n\n'
+        "    def __init__(self):\n        super().__init__()\n" + "\n".join(makers)
+    )
+    yield (
+        "    def forward(self, tokens):\n"
+        '        """All positions at once."""\n' + "\n".join(_lines(steps)) + f"\n        return {logits}"
+    )
+    if undecodable:
+        return
+    blocks = {step.label: graph.block_of(step.node).layers for step in steps if step.node.op == "block"}
+    yield from _new_state(steps, blocks)
+    yield (
+        "    def prefill(self, tokens, state, keep=0):\n"
+        '        """A prompt at once into an empty state; logits of the last ``keep`` tokens, or of all for 0."""\n'
+        + "\n".join(_lines(steps, prefill=True))
+        + f"\n        state.position = tokens.shape[1]\n        return {logits}"
+    )
+    yield (
+        "    def decode(self, tokens, state):\n"
+        '        """One more token (B, 1); its logits (B, V). A level\'s lines run when a chunk of it closes."""\n'
+        "        token = state.position\n"
+        + "\n".join(_decode_lines(steps))
+        + f"\n        state.position += 1\n        return {logits}[:, -1]"
+    )
+
+
+def _wrap(line: str) -> str:
+    """A block's settings one below the other."""
+    head, opening, settings = line.partition("BlockConfig(")
+    if not opening:
+        return line
+    rows = "".join(f"                {setting},\n" for setting in settings.removesuffix("))").split(", "))
+    return f"{head}\n            BlockConfig(\n{rows}            )\n        )"
+
+
+def _new_state(steps: Sequence[Step], layers: Mapping[str, int]) -> Iterator[str]:
+    def rows(kind: str, value: Callable[[Step], str]) -> str:
+        lines = "".join(f'                "{s.label}": {value(s)},\n' for s in steps if s.site.kind == kind)
+        return "{\n" + lines + "            }" if lines else "{}"
+
+    yield (
+        "    def new_state(self):\n"
+        '        """Nothing decoded yet."""\n'
+        "        return DecodeState(\n"
+        f"            caches={rows('block', lambda s: f'[KeyValueCache() for _ in range({layers[s.label]})]')},\n"
+        f"            pools={rows('pool', lambda s: f'_PoolState(self.{s.target})')},\n"
+        f"            upscales={rows('upscale', lambda s: f'_UpscaleState(self.{s.target})')},\n"
+        "        )"
+    )
+
+
+def _lines(steps: Sequence[Step], *, prefill: bool = False) -> Iterator[str]:
+    heading = ""
+    for step in steps:
+        place = _place(step)
+        if place != heading:
+            yield f"        # {place}"
+            heading = place
+        yield f"        {step.label} = {_call(step, 'prefill' if prefill else 'forward')}"
+
+
+def _place(step: Step) -> str:
+    chunk, offset = step.site.clock
+    where = "tokens" if chunk == 1 else f"chunks of {chunk}" + (f", offset {offset}" if offset else "")
+    loop, _, rest = step.node.name.partition(".t")
+    number = rest.partition(".")[0]
+    return f"{loop}, iteration {int(number) + 1}: {where}" if number.isdigit() else where
+
+
+def _call(step: Step, mode: str) -> str:
+    """The right-hand side of one line."""
+    inputs = [f"self.{name}" if name == "embed.weight" else name for name in step.inputs]
+    if step.target is None:
+        return " + ".join(inputs)
+    settings = [f"{name}={value}" for name, value in step.settings.items()]
+    if mode != "forward" and step.site.kind == "block":
+        settings.append(f'caches=state.caches["{step.label}"]')
+    if mode == "prefill" and step.site.kind in ("pool", "upscale"):
+        return f'state.{step.site.kind}s["{step.label}"].prefill({", ".join(inputs)})'
+    if mode == "prefill" and step.site.kind == "head":
+        inputs[0] = f"{inputs[0]}[:, -keep:]"
+    return f"self.{step.target}({', '.join([*inputs, *settings])})"
+
+
+def _decode_lines(steps: Sequence[Step]) -> Iterator[str]:
+    """Lines under the clock of their level; neighbours share one ``if``."""
+    guard = ""
+    for step in steps:
+        for clock, line in _decode_step(step):
+            condition = _ticks(clock)
+            if condition != guard and condition:
+                yield f"        if {condition}:"
+            guard = condition
+            yield ("            " if condition else "        ") + line
+
+
+def _decode_step(step: Step) -> Iterator[tuple[Clock, str]]:
+    clock, source, label = step.site.clock, step.site.source, step.label
+    if step.site.kind == "pool":
+        yield source, f'state.pools["{label}"].push({step.inputs[0]})'
+        yield clock, f'{label} = state.pools["{label}"].close()'
+    elif step.site.kind == "upscale":
+        yield source, f'state.upscales["{label}"].receive({step.inputs[0]})'
+        position = f"(token + {clock.offset + 1}) // {clock.chunk} - 1" if clock != (1, 0) else "token"
+        like = "self.embed.weight.new_zeros(tokens.shape[0], self.embed.embedding_dim)"
+        yield clock, f'{label} = state.upscales["{label}"].read({position}, {like})'
+    else:
+        yield clock, f"{label} = {_call(step, 'decode')}"
+
+
+def _ticks(clock: Clock) -> str:
+    return "" if clock.chunk == 1 else f"(token + {clock.offset + 1}) % {clock.chunk} == 0"
+
+
+# -- the parts' own source -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    """A class, function or constant at the top of one of `spiralformer`'s modules."""
+
+    place: tuple[int, int]
+    source: str
+    uses: frozenset[str]
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[dict[str, _Definition], dict[str, str]]:
+    """What the parts' modules define, and what they import from elsewhere, by name."""
+    found: dict[str, _Definition] = {}
+    imports: dict[str, str] = {}
+    for number, name in enumerate(_PARTS):
+        module: ModuleType = importlib.import_module(f"spiralformer.{name}")
+        text = inspect.getsource(module)
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                if isinstance(node, ast.Import) or str(node.module).split(".")[0] not in ("spiralformer", "__future__"):
+                    for alias in node.names:
+                        single = type(node)(
+                            **{**{name: getattr(node, name) for name in node._fields}, "names": [alias]}
+                        )
+                        imports[alias.asname or alias.name.split(".")[0]] = ast.unparse(single)
+                continue
+            names = _defined(node)
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            source = "\n".join(lines[first - 1 : node.end_lineno])
+            uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+            for defined in names:
+                found[defined] = _Definition((number, first), source, uses)
+    return found, imports
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _names(code: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+
+
+def _sources(roots: Iterable[str]) -> str:
+    """The source of these definitions and of all they use, in the library's order."""
+    library, _ = _library()
+    wanted, waiting = set[str](), [name for name in roots if name in library]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted and name != "KeyValueCache":  # replaced by one that grows
+            wanted.add(name)
+            waiting.extend(used for used in library[name].uses if used in library)
+    kept = sorted({library[name] for name in wanted}, key=lambda definition: definition.place)
+    return "\n\n\n".join(definition.source for definition in kept)
+
+
+def _imports(code: str) -> str:
+    _, imports = _library()
+    used = _names(code) - {"torch", "nn", "F"}
+    lines = {imports[name] for name in used if name in imports}
+    standard = sorted(line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names)
+    return "\n".join([*standard, "", *sorted(_ALWAYS | (lines - set(standard)))])
+
+
+_ALWAYS = {
+    "import torch",
+    "import torch.nn.functional as F",
+    "from torch import Tensor, nn",
+    "from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel",
+    "from transformers.modeling_outputs import CausalLMOutputWithPast",
+}
+
+_HEAD = '''"""{name} ({arch_id}), generated by SpiralFormer search: the parts it uses, and its compiled graph.
+
+Shape legend: B batch, L tokens, M latents, G chunk, D model, V vocabulary.
+"""
+
+from __future__ import annotations'''
+
+_STATE = textwrap.dedent(
+    '''
+    class KeyValueCache:
+        """Keys and values (B, K, L, H) of one layer at one call site; grows."""
+
+        def __init__(self):
+            self.keys = self.values = None
+
+        @property
+        def length(self):
+            return 0 if self.keys is None else self.keys.shape[2]
+
+        def append(self, k_BKLH, v_BKLH):
+            if self.keys is not None:
+                k_BKLH = torch.cat((self.keys, k_BKLH), dim=2)
+                v_BKLH = torch.cat((self.values, v_BKLH), dim=2)
+            self.keys, self.values = k_BKLH, v_BKLH
+            return k_BKLH, v_BKLH
+
+
+    class DecodeState:
+        """What decoding remembers: caches by call site, open chunks by pool, updates to be read by up-scaling."""
+
+        def __init__(self, caches, pools, upscales):
+            self.position = 0
+            self.caches, self.pools, self.upscales = caches, pools, upscales
+
+        def get_seq_length(self, layer_idx=0):
+            return self.position
+
+        def reorder_cache(self, beams_B):
+            """Follow beam search."""
+            for cache in (cache for caches in self.caches.values() for cache in caches if cache.keys is not None):
+                cache.keys, cache.values = cache.keys[beams_B], cache.values[beams_B]
+            for pool in self.pools.values():
+                pool.parts = [[part[beams_B] for part in parts] for parts in pool.parts]
+            for upscale in self.upscales.values():
+                upscale.updates_BGD = {chunk: update[beams_B] for chunk, update in upscale.updates_BGD.items()}
+    '''
+).strip()
+
+_TAIL = '''
+class SpiralFormerConfig(PretrainedConfig):
+    """Facts of the model in this file; changing them does not change it."""
+
+    model_type = "spiralformer"
+
+    def __init__(self, arch_id="{arch_id}", is_causal=True, **settings):
+        super().__init__(**settings)
+        self.arch_id, self.is_causal = arch_id, is_causal
+
+
+class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
+    """The language model: logits, loss, and `generate` with a cache for each level."""
+
+    config_class = SpiralFormerConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    undecodable = {undecodable!r}
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.arch_id != "{arch_id}":
+            raise ValueError(f"config.json describes {{config.arch_id}}, this file {arch_id}")
+        self.model = SpiralFormerModel()
+        self.post_init()
+
+    def _init_weights(self, module):
+        if type(module).__name__ == "Rotary":  # its tables are computed, not loaded
+            module.reset()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls):
+        return False
+
+    def get_input_embeddings(self):
+        return self.model.embed
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        labels=None,
+        past_key_values=None,
+        use_cache=None,
+        logits_to_keep=0,
+        return_dict=True,
+        **unused,
+    ):
+        """Logits (B, L, V), and the mean loss of predicting ``labels`` (B, L) from what is before; -100 is left out."""
+        if attention_mask is not None and not attention_mask.bool().all():
+            tokens = attention_mask.bool().int()
+            if (tokens[:, 1:] > tokens[:, :-1]).any():
+                raise ValueError("padding on the left moves the chunk grid: pad on the right, or use batch size 1")
+            if use_cache:
+                raise ValueError("prompts of different lengths can't share one cache: use batch size 1")
+        state = past_key_values
+        if use_cache and state is None and not self.undecodable and not self.training:
+            state = self.new_state()
+        if state is None:
+            logits = self.model(input_ids)
+        elif state.position == 0:
+            logits = self.model.prefill(input_ids, state, logits_to_keep)
+        else:
+            each = [self.model.decode(input_ids[:, i : i + 1], state) for i in range(input_ids.shape[1])]
+            logits = torch.stack(each, dim=1)
+        loss = None
+        if labels is not None:
+            scores = logits[:, :-1].flatten(0, 1).float()
+            loss = F.cross_entropy(scores, labels[:, 1:].flatten().to(logits.device), ignore_index=-100)
+        if isinstance(logits_to_keep, int) and logits_to_keep:
+            logits = logits[:, -logits_to_keep:]
+        if not return_dict:
+            return tuple(value for value in (loss, logits, state) if value is not None)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
+
+    def new_state(self):
+        """An empty `DecodeState`."""
+        return self.model.new_state()
+
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, attention_mask=None, use_cache=True, **unused
+    ):
+        cached = use_cache and not self.undecodable
+        if cached and past_key_values is not None and past_key_values.position:
+            input_ids = input_ids[:, past_key_values.position :]
+        return {{
+            "input_ids": input_ids,
+            "past_key_values": past_key_values if cached else None,
+            "attention_mask": attention_mask,
+            "use_cache": cached,
+            "logits_to_keep": 1,
+        }}'''.strip()
