@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +47,13 @@ class Bundle:
 
 
 def save_bundle(
-    folder: str | Path, arch: ArchSpec, model: SpiralFormer, *, card: str = "", facts: dict[str, Any] | None = None
+    folder: str | Path,
+    arch: ArchSpec,
+    model: SpiralFormer,
+    *,
+    card: str = "",
+    facts: dict[str, Any] | None = None,
+    files: Sequence[Path] = (),
 ) -> Path:
     """Write a bundle; an existing folder is replaced only when the new one is complete.
 
@@ -56,6 +63,7 @@ def save_bundle(
         model: its weights are saved in their own dtype.
         card: text of the model card.
         facts: JSON-able facts for the manifest: choices, metrics, seeds, data.
+        files: copied into it, such as a tokenizer.json.
 
     Returns:
         The folder.
@@ -73,13 +81,15 @@ def save_bundle(
         (work / _ARCH).write_text(arch.to_yaml(), encoding="utf-8")
         save_file({k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}, work / _WEIGHTS)
         (work / _CARD).write_text(card or f"# {arch.name}\n", encoding="utf-8")
+        for file in files:
+            shutil.copyfile(file, work / file.name)
         manifest = {
             "format": FORMAT,
             "arch_id": graph.arch_id,
             "cost": _cost_facts(estimate(graph)),
             "versions": _versions(),
             **(facts or {}),
-            "sha256": {name: _sha256(work / name) for name in (_ARCH, _WEIGHTS, _CARD)},
+            "sha256": {name: _sha256(work / name) for name in (_ARCH, _WEIGHTS, _CARD, *(f.name for f in files))},
         }
         (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         work.chmod(0o755)

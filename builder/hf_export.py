@@ -47,7 +47,7 @@ def export_hf(
     model: SpiralFormer,
     *,
     files: dict[str, str] | None = None,
-    facts: dict[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write config, weights and code, then load them again and compare with the model.
 
@@ -66,19 +66,22 @@ def export_hf(
     """
     if importlib.util.find_spec("transformers") is None:
         raise SpecError("--format hf", "needs transformers", "pip install 'spiralformer[hf]'")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MODELING).is_file():
+        raise SpecError("", "exists and is no export", "choose another folder", file=str(folder))
     graph = compile_arch(arch)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODELING).write_text(modeling_code(graph), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(_config(graph, arch, model, facts or {}), indent=2) + "\n")
     weights = {f"model.{name}": value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     for name, text in (files or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
     _prove(folder, model, graph)
     return folder
 
 
-def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: dict[str, Any]) -> dict[str, Any]:
+def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[str, Any]) -> dict[str, Any]:
     module = MODELING.removesuffix(".py")
     return {
         "model_type": "spiralformer",
@@ -96,14 +99,16 @@ def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: dict[str, 
         "is_causal": graph.causal,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "architecture": encode(arch),
-        **({"training": facts} if facts else {}),
+        **({"training": dict(facts)} if facts else {}),
     }
 
 
 def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
     """Load what was written as anybody would, and compare logits and greedy continuations."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     was_training = model.training
     model.eval()
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)

@@ -341,55 +341,69 @@ def search(
 
 
 @_command
-def status(folder: StudyDir) -> None:
+def status(
+    folder: StudyDir, watch: Annotated[bool, typer.Option(help="Follow it until nothing drives it.")] = False
+) -> None:
     """How far a study is."""
-    from studies.describe import summarize
-    from studies.journal import is_driven
-    from studies.report import best_of, notes
-    from studies.run import open_study
+    from studies.watch import show_status, watch_status
 
-    records, corpus, settings = open_study(folder)
-    total = max(settings.search.num_trials + len(settings.baselines), len(records))
-    ended = sum(record.state != "running" for record in records)
-    console.print(f"[bold]{settings.name}[/]: {ended} of {total} trials ended", highlight=False)
-    for purpose in ("search", "baseline"):
-        if (best := best_of(records, purpose=purpose)) is not None:
-            bits = corpus.bits_per_byte(best.rungs[-1].loss)
-            label = "best" if purpose == "search" else "baseline"
-            console.print(
-                f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {bits:.3f} bits/byte", highlight=False
-            )
-    console.print(notes(records, corpus)[0], highlight=False)
-    if ended < total and not is_driven(folder):
-        console.print("nobody drives it now; the same search command goes on", highlight=False)
+    if watch:
+        watch_status(folder, console)
+    else:
+        show_status(folder, console)
 
 
 @_command
-def report(folder: StudyDir, top: Annotated[int, typer.Option(help="Rows of the ranking.")] = 20) -> None:
-    """Ranking, notes and plots of a study."""
+def report(
+    folder: StudyDir,
+    top: Annotated[int, typer.Option(help="Rows of the ranking.")] = 20,
+    watch: Annotated[bool, typer.Option(help="Write it again and again until nothing drives the study.")] = False,
+) -> None:
+    """Ranking and notes here; plots, diagrams and how to reproduce in DIR/report.html."""
     from studies.run import open_study, show_results
+    from studies.watch import watch_report
 
+    if watch:
+        watch_report(folder, console)
     records, corpus, settings = open_study(folder)
-    show_results(records, folder, corpus, console, objectives=settings.objectives, top=top)
+    show_results(records, folder, corpus, console, settings, top=top)
 
 
 @_command
 def export(
-    folder: StudyDir,
-    out: Annotated[Path | None, typer.Option("-o", help="Folder of the bundle; default DIR/export/trial-N.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder that search made, or a bundle.")],
+    out: Annotated[Path | None, typer.Option("-o", help="Where to; default DIR/export/trial-N.")] = None,
     trial: Annotated[int | None, typer.Option(help="Trial number; default: the best.")] = None,
+    form: Annotated[str, typer.Option("--format", help="bundle, hf (Hugging Face) or torch (.pt2).")] = "bundle",
 ) -> None:
-    """Export a trained trial as a bundle that anyone can load."""
-    from studies.export import export_trial
+    """Export a trained trial for use elsewhere; what is written is compared with the model before it says done."""
+    from typing import Literal, cast
+
+    from searchspace.errors import one_of, show
+    from studies.export import convert_bundle, export_trial
     from studies.run import open_study
     from studies.searcher import trials_store
 
-    records, corpus, settings = open_study(folder)
-    trials = trials_store(settings, folder.absolute())
-    bundle = export_trial(records, folder, corpus, trials=trials, number=trial, out=out)
-    facts = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    bits = facts["metrics"]["bits_per_byte"]
-    console.print(f"exported trial {facts['trial']}, {bits:.3f} bits/byte, to {bundle}", highlight=False)
+    if form not in ("bundle", "hf", "torch"):
+        raise SpecError("--format", f"unknown format {show(form)}", one_of(("bundle", "hf", "torch"), form))
+    if not (folder / "manifest.json").is_file():
+        records, corpus, settings = open_study(folder)
+        trials = trials_store(settings, folder.absolute())
+        place = out if form == "bundle" else None
+        bundle = export_trial(records, folder, corpus, trials=trials, number=trial, out=place)
+        facts = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+        bits = facts["metrics"]["bits_per_byte"]
+        console.print(f"exported trial {facts['trial']}, {bits:.3f} bits/byte, to {bundle}", highlight=False)
+    elif form == "bundle" or trial is not None:
+        raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
+    else:
+        bundle = folder
+    if form != "bundle":
+        suffix = "-hf" if form == "hf" else ".pt2"
+        target = out or bundle.with_name(bundle.name + suffix)
+        with console.status("writing, loading again and comparing"):
+            convert_bundle(bundle, cast(Literal["hf", "torch"], form), target)
+        console.print(f"wrote {target}; loaded again, it computes the same", highlight=False)
 
 
 @_command
@@ -425,6 +439,51 @@ def predict(
         out=out,
         seed=seed,
     )
+
+
+@_command
+def eval(
+    bundle: Annotated[Path, typer.Argument(help="Folder that export made.")],
+    data: Annotated[list[str], typer.Option(help="Text: files, folders or globs; may be repeated.")],
+    kind: Annotated[str, typer.Option(help="text, jsonl, parquet, hf or tokens.")] = "text",
+    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a bundle on text: bits per byte, perplexity, and loss by position."""
+    from rich.progress import Progress
+
+    from searchspace.decode import decode
+    from studies.config import DataConfig
+    from studies.evaluate import evaluate, position_bins
+
+    paths = data if len(data) > 1 else data[0]
+    config = decode(DataConfig, {"kind": kind, "path": paths, "text_field": text_field}, "data")
+    with Progress(console=console, transient=True, disable=as_json) as progress:
+        task = progress.add_task("windows", total=None)
+        found = evaluate(
+            bundle,
+            config,
+            most_tokens=tokens,
+            device=device,
+            tick=lambda done, of: progress.update(task, completed=done, total=of),
+        )
+    if as_json:
+        facts = {"bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}
+        print(json.dumps({**facts, **asdict(found)}, indent=2))
+        return
+    console.print(
+        f"{found.bits_per_byte:.4f} bits/byte, {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}, "
+        f"over {found.tokens:,} tokens",
+        highlight=False,
+    )
+    table = Table(title="By position in the window", title_justify="left", box=SIMPLE)
+    for name in ("position", "nats per token"):
+        table.add_column(name, justify="right")
+    for name, loss in position_bins(found.by_position):
+        table.add_row(name, f"{loss:.4f}")
+    console.print(table)
 
 
 @_command

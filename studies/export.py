@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
-from builder.bundle import save_bundle
+from builder.bundle import Bundle, load_bundle, save_bundle
 from builder.compiler import compile_arch
+from builder.hf_export import export_hf
 from builder.lowering import build_model
+from builder.torch_export import export_torch
 from searchspace.errors import SpecError
 from studies.checkpoint import Store, newest_checkpoint
 from studies.data import Corpus
 from studies.describe import cost_lines, draw_strip, summarize
+from studies.draw import draw_svg
 from studies.report import best_of
+from studies.text import ENDS, TOKENIZER, byte_tokenizer
 from studies.trial import TrialRecord
 
 
@@ -70,9 +76,98 @@ def export_trial(
         },
         "data": asdict(corpus.facts),
     }
+    files = [corpus.folder / TOKENIZER] if (corpus.folder / TOKENIZER).is_file() else []
     return save_bundle(
-        out or study_folder / "export" / f"trial-{record.number}", arch, model, card=_card(record, corpus), facts=facts
+        out or study_folder / "export" / f"trial-{record.number}",
+        arch,
+        model,
+        card=_card(record, corpus),
+        facts=facts,
+        files=files,
     )
+
+
+def convert_bundle(folder: Path, form: Literal["hf", "torch"], out: Path) -> Path:
+    """A bundle in another format.
+
+    Args:
+        folder: of the bundle.
+        form: ``hf``, a Hugging Face folder; ``torch``, one `torch.export` file.
+        out: folder or file to write.
+
+    Raises:
+        SpecError: if the bundle is damaged, or what was written does not compute the same.
+    """
+    loaded = load_bundle(folder)
+    if form == "torch":
+        return export_torch(out, loaded.arch, loaded.model)
+    facts = loaded.manifest
+    files = {"README.md": _hf_card(loaded, out.name), "architecture.svg": draw_svg(loaded.arch)}
+    if (folder / TOKENIZER).is_file():
+        files[TOKENIZER] = (folder / TOKENIZER).read_text(encoding="utf-8")
+    elif facts.get("data", {}).get("kind") != "tokens" and loaded.arch.vocab_size >= 256 and "data" in facts:
+        files[TOKENIZER] = byte_tokenizer()
+    if TOKENIZER in files:
+        files["tokenizer_config.json"] = json.dumps(_tokenizer_config(files[TOKENIZER], loaded.arch.seq_len), indent=2)
+    kept: dict[str, Any] = {n: facts[n] for n in ("trial", "metrics", "data", "seed", "training") if n in facts}
+    return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept)
+
+
+def _tokenizer_config(tokenizer: str, length: int) -> dict[str, Any]:
+    added = json.loads(tokenizer).get("added_tokens", [])
+    names = [str(token["content"]) for token in added if token.get("special")]
+    end = next((name for name in names if name in ENDS), None)
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), end) if end else {}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        "clean_up_tokenization_spaces": False,
+        **ends,
+    }
+
+
+def _hf_card(bundle: Bundle, name: str) -> str:
+    """The model card: front matter for the hub, use, picture, cost and metrics."""
+    arch, facts = bundle.arch, bundle.manifest
+    metrics = facts.get("metrics", {})
+    rows = "\n".join(f"| {what.strip()} | {value} |" for what, value in cost_lines(bundle.cost))
+    measured = ""
+    if metrics:
+        measured = (
+            f"Held-out loss {metrics['loss']:.4f} nats per token, {metrics['bits_per_byte']:.4f} bits per byte, after\n"
+            f"{metrics['training_flops']:.3g} training FLOPs on {facts['data']['source']}.\n\n"
+        )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [spiralformer, looped-transformer]
+---
+
+# {arch.name}
+
+`{summarize(arch)}`, found by SpiralFormer search.
+
+{measured}```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+ids = tokenizer("def ", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
+```
+
+`modeling_spiralformer.py` is generated: the forward pass is straight-line code, once in parallel and once token by
+token. Pad on the right only: padding on the left would move the borders of the chunks.
+
+![the architecture as a ladder: time across, resolution down](architecture.svg)
+
+| cost at {bundle.cost.seq_len} tokens | |
+|---|---|
+{rows}
+
+```yaml
+{arch.to_yaml()}```
+"""
 
 
 def _choose(records: Sequence[TrialRecord], number: int | None) -> TrialRecord:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
 
 from studies.config import StudyConfig
 from studies.trial import TrialRecord
+from studies.warm_start import distribution_of
 
 _FEWEST = 8
 
@@ -18,24 +20,45 @@ def measured_importance(records: Sequence[TrialRecord], settings: StudyConfig) -
 
     Only decisions that every trial took can be judged; empty where there are too few trials.
     """
-    from studies.warm_start import distribution_of
+    study = _study_of(records, settings)
+    if study is None:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
+
+def optuna_figures(records: Sequence[TrialRecord], settings: StudyConfig) -> dict[str, Any]:
+    """Optuna's own plots of the searched trials: how the best loss fell, and decisions against loss."""
+    study = _study_of(records, settings, prefix="graph.")
+    if study is None:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = optuna.visualization.plot_optimization_history(study, target_name="loss, nats per token")
+        parallel = optuna.visualization.plot_parallel_coordinate(study, target_name="loss")
+    for figure in (history, parallel):
+        figure.update_layout(title=None, margin={"l": 60, "r": 60, "t": 90, "b": 40})
+    history.update_layout(legend={"orientation": "h", "y": 1.15})
+    return {"history": history, "parallel": parallel}
+
+
+def _study_of(records: Sequence[TrialRecord], settings: StudyConfig, prefix: str = "") -> optuna.Study | None:
+    """Complete trials with the decisions that all took, a prefix cut off their names; None if there are too few."""
     complete = [r for r in records if r.purpose == "search" and r.state == "complete"]
     decisions = {d.name: d for d in (*settings.space.decisions, *settings.training.decisions())}
     shared = [name for name in decisions if all(name in record.choices for record in complete)]
     shared = [name for name in shared if len({str(record.choices[name]) for record in complete}) > 1]
     if len(complete) < _FEWEST or not shared:
-        return {}
+        return None
     study = optuna.create_study()
     for record in complete:
         study.add_trial(
             optuna.trial.create_trial(
                 value=record.rungs[-1].loss,
-                params={name: record.choices[name] for name in shared},
-                distributions={name: distribution_of(decisions[name]) for name in shared},
+                params={name.removeprefix(prefix): record.choices[name] for name in shared},
+                distributions={name.removeprefix(prefix): distribution_of(decisions[name]) for name in shared},
             )
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    return study

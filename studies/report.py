@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -203,80 +202,6 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
                 "more tokens matters more than the schedule. Narrow the budget's band, or train longer."
             )
     return lines
-
-
-def write_plots(records: Sequence[TrialRecord], corpus: Corpus, folder: Path) -> list[Path]:
-    """Loss against training FLOPs, and final loss against cost; returns the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
-
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = [record for record in records if record.rungs]
-    baseline, best = best_of(records, purpose="baseline"), best_of(records)
-
-    def style(record: TrialRecord) -> tuple[str, float, int]:
-        if record.purpose == "baseline":
-            return "black", 2.2, 3
-        if best is not None and record.number == best.number:
-            return "tab:green", 2.2, 4
-        return ("tab:blue", 1.0, 2) if record.state == "complete" else ("silver", 1.0, 1)
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for record in shown:
-        color, width, order = style(record)
-        bits = [corpus.bits_per_byte(rung.loss) for rung in record.rungs]
-        axes.plot([rung.flops for rung in record.rungs], bits, "o-", color=color, lw=width, ms=4, zorder=order)
-    for marked, text in ((baseline, "baseline"), (best, "best")):
-        if marked is not None:
-            point = (marked.rungs[-1].flops, corpus.bits_per_byte(marked.rungs[-1].loss))
-            axes.annotate(text, point, xytext=(6, 0), textcoords="offset points", va="center")
-    axes.set(
-        xscale="log",
-        xlabel="training FLOPs",
-        ylabel="held-out bits per byte",
-        title="Every trial at its rungs (blue: complete, grey: stopped early)",
-    )
-    axes.margins(x=0.2)
-    ticks = max((record.rungs for record in shown), key=len, default=())
-    axes.set_xticks([rung.flops for rung in ticks], [f"{rung.flops:.2g}" for rung in ticks])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    files = [folder / "loss_by_flops.png"]
-    figure.savefig(files[0], dpi=130)
-    plt.close(figure)
-
-    complete = [record for record in shown if record.state == "complete"]
-    if complete:
-        figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
-        values: tuple[tuple[str, Callable[[TrialRecord], float]], ...] = (
-            ("parameters", lambda r: r.cost.params),
-            ("forward FLOPs per token", lambda r: r.cost.flops_per_token),
-            ("KV cache bytes per token", lambda r: r.cost.kv_cache_bytes_per_token),
-        )
-        for axes, (label, value) in zip(panels, values, strict=True):
-            for record in complete:
-                color, _, order = style(record)
-                marker = "*" if record.purpose == "baseline" else "o"
-                axes.scatter(
-                    value(record),
-                    corpus.bits_per_byte(record.rungs[-1].loss),
-                    color=color,
-                    marker=marker,
-                    s=60,
-                    zorder=order,
-                )
-            axes.set(xlabel=label)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_formatter(EngFormatter())
-            axes.margins(x=0.15)
-        panels[0].set(ylabel="held-out bits per byte")
-        figure.suptitle("Full-budget trials: loss against cost (star: baseline, green: best)")
-        files.append(folder / "loss_by_cost.png")
-        figure.savefig(files[1], dpi=130)
-        plt.close(figure)
-    return files
 
 
 def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

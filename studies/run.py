@@ -24,10 +24,11 @@ from studies.data import Corpus, prepare_corpus
 from studies.documents import source_files
 from studies.execution import run_on_ray, run_serial
 from studies.export import export_trial
+from studies.html_report import write_html
 from studies.journal import JOURNAL, SUMS, exclusive, mend, open_for_reading
 from studies.progress import StudyView
 from studies.proposer import list_candidates
-from studies.report import best_of, notes, promotion_table, ranking_table, write_plots
+from studies.report import best_of, notes, promotion_table, ranking_table
 from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_share
 from studies.survey import Survey, measure_speed, survey
@@ -90,7 +91,7 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
             raise StudyHaltedError(driver.halted)
         if note := driver.progress().note:
             console.print(note, highlight=False)
-        show_results(driver.records, folder, corpus, console, objectives=settings.objectives)
+        show_results(driver.records, folder, corpus, console, settings)
         if best_of(driver.records) is not None:
             bundle = export_trial(driver.records, folder, corpus, trials=driver.trials, out=folder / "best")
             console.print(f"exported the best trial to {bundle}", highlight=False)
@@ -139,18 +140,19 @@ def show_results(
     folder: Path,
     corpus: Corpus,
     console: Console,
+    settings: StudyConfig,
     *,
-    objectives: Sequence[str] = ("loss",),
     top: int = 20,
 ) -> None:
-    """Ranking, promotions, notes and plots."""
-    console.print(ranking_table(records, corpus, objectives=objectives, top=top))
+    """Ranking, promotions and notes here; with plots and diagrams in ``report.html``."""
+    console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
     if (table := promotion_table(records, corpus)) is not None:
         console.print(table)
     for line in notes(records, corpus):
         console.print(line, highlight=False)
-    for file in write_plots(records, corpus, folder / "report"):
-        console.print(f"wrote {file}", highlight=False)
+    with console.status("writing the report"):
+        file = write_html(records, settings, corpus, folder / "report.html")
+    console.print(f"wrote {file}", highlight=False)
 
 
 def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:

@@ -12,7 +12,8 @@ from searchspace.errors import SpecError, show
 
 TOKENIZER = "tokenizer.json"
 _BYTE_SEPARATOR = b"\n\x00\n"
-_ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]", "<0x00>")
+"""Special tokens that end a document, by the names they have in common tokenizers."""
 
 
 class Codec(Protocol):
@@ -66,7 +67,7 @@ class Tokenizer:
                 "data.tokenizer", f"is no tokenizer: {error}", "give a tokenizer.json", str(file)
             ) from error
         self.vocab_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
-        end = next((i for name in _ENDS if (i := self._tokenizer.token_to_id(name)) is not None), None)
+        end = next((i for name in ENDS if (i := self._tokenizer.token_to_id(name)) is not None), None)
         self.separator = [] if end is None else [end]
 
     def encode(self, text: bytes) -> list[int]:

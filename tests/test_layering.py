@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "spiralformer": {"spiralformer", "torch"},
     "builder": {"builder", "searchspace", "spiralformer", "torch", "torch_geometric", "safetensors"},
     "studies": {
-        "studies", "builder", "searchspace", "spiralformer", "torch", "numpy", "optuna", "ray", "rich", "typer", "matplotlib",
+        "studies", "builder", "searchspace", "spiralformer", "torch", "numpy", "optuna", "ray", "rich", "typer", "plotly", "jinja2",
         "fsspec", "safetensors", "scipy", "sklearn", "torch_geometric",
     },
 }  # fmt: skip

@@ -1,0 +1,409 @@
+"""A study as one page of HTML: works offline, in light and dark, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.offline import get_plotlyjs
+
+from builder.compiler import compile_arch
+from builder.cost import estimate
+from searchspace.errors import show
+from searchspace.nodes import LoopNode
+from studies.checkpoint import write_durably
+from studies.config import StudyConfig
+from studies.data import Corpus
+from studies.describe import cost_lines, cost_rows, short, summarize
+from studies.draw import draw_svg
+from studies.importance import measured_importance, optuna_figures
+from studies.report import best_of, front, notes, promotions, ranked
+from studies.trial import TrialRecord
+
+Figures: TypeAlias = dict[str, go.Figure]
+
+_BEST = 5
+_MOST_SCHEDULES = 60
+_MOST_CURVES = 300
+_BLUE, _GREEN, _GREY = "#3b82c4", "#2da44e", "#9aa5b1"
+_INK = "#010203"
+"""Becomes the page's text colour."""
+
+_COSTS: dict[str, Callable[[TrialRecord], float | None]] = {
+    "FLOPs per token": lambda record: record.cost.flops_per_token,
+    "parameters": lambda record: record.cost.params,
+    "decode FLOPs per token": lambda record: record.cost.decode_flops_per_token,
+}
+
+
+def write_html(
+    records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus, file: Path, *, refresh_s: int = 0
+) -> Path:
+    """Write the report.
+
+    Args:
+        records: of the study.
+        settings: of the study.
+        corpus: its data, for bits per byte.
+        file: to be written, whole or not at all.
+        refresh_s: seconds after which a browser loads it again; 0 never.
+    """
+    figures = _figures(records, settings, corpus)
+    page = _template().render(
+        name=settings.name,
+        headline=_headline(records, corpus),
+        facts=_facts(records, settings, corpus),
+        notes=notes(records, corpus),
+        figures=figures,
+        figures_json=_json(figures),
+        why=(
+            "Left: share of the loss's variance that each decision explains (PED-ANOVA), over complete trials. Right: "
+            "mean loss of trials with a level at an iteration, against all that go so far; blue is better."
+        ),
+        again=_again(records, corpus),
+        failures=_failures(records),
+        best=_best(records, corpus),
+        ranking=_ranking(records, corpus),
+        study=settings.to_yaml(),
+        versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),
+        folder=file.parent.name,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        plotlyjs=get_plotlyjs(),
+        refresh_s=refresh_s,
+    )
+    write_durably(file, page.encode("utf-8"))
+    return file
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+
+
+def _json(figures: Figures) -> str:
+    """Nothing in it ends the script element it stands in."""
+    parts = {name: json.loads(pio.to_json(figure, validate=False)) for name, figure in figures.items()}
+    return json.dumps(parts).replace("<", "\\u003c")
+
+
+def _headline(records: Sequence[TrialRecord], corpus: Corpus) -> str:
+    best, baseline = best_of(records), best_of(records, purpose="baseline")
+    if best is None:
+        return "No searched trial has spent its full budget yet."
+    bits = corpus.bits_per_byte(best.rungs[-1].loss)
+    text = f"Best: {summarize(best.arch_spec())}, {bits:.3f} bits/byte at {short(best.flops)} training FLOPs"
+    if baseline is not None:
+        gap = bits - corpus.bits_per_byte(baseline.rungs[-1].loss)
+        text += f", {abs(gap):.3f} {'better' if gap < 0 else 'worse'} than the baseline {baseline.name}"
+    return f"{text}."
+
+
+def _facts(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> list[tuple[str, str]]:
+    training, search = settings.plain.get("training", {}), settings.search
+    budget = settings.plain.get("budget", {}) or {"none": ""}
+    states = Counter(record.state for record in records)
+    spent = sum(record.flops for record in records)
+    limits = "; ".join(
+        f"{name} {' to '.join(map(str, limit.values()))}"
+        if isinstance(limit, Mapping)
+        else f"{name} ≤ {limit}".rstrip(" ≤")
+        for name, limit in budget.items()
+    )
+    given = {name: training[name] for name in ("flops", "tokens", "batch_tokens", "lr") if name in training}
+    return [
+        ("space", f"{settings.space.count()} candidates, {len(settings.space.decisions)} decisions"),
+        ("budget", limits),
+        ("training", ", ".join(f"{name} {_plain(value)}" for name, value in given.items())),
+        ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
+        ("search", f"{search.sampler}, stopper {search.stopper.kind}, seed {search.seed}"),
+        ("trials", ", ".join(f"{count} {state}" for state, count in states.most_common()) or "none yet"),
+        ("training FLOPs spent", short(spent)),
+    ]
+
+
+def _plain(value: object) -> str:
+    """Large numbers in short."""
+    is_large = isinstance(value, int | float) and not isinstance(value, bool) and value >= 10_000
+    return short(value) if is_large else show(value)  # type: ignore[arg-type]
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> Figures:
+    figures: Figures = {}
+    shown = [record for record in records if record.rungs]
+    complete = [record for record in ranked(records) if record.state == "complete"]
+    figures["learning"] = _learning(shown, corpus)
+    if complete:
+        figures["front"] = _front(complete, corpus)
+    if any(_schedule(record) for record in complete):
+        figures["schedules"] = _schedules(records)
+    if measured := measured_importance(records, settings):
+        names = list(reversed(measured))
+        labels = [name.removeprefix("graph.") for name in names]
+        figures["importance"] = go.Figure(
+            go.Bar(x=[measured[n] for n in names], y=labels, orientation="h", marker_color=_BLUE),
+            {"xaxis": {"title": "share of variance", "tickformat": ".0%"}, "margin": _MARGIN},
+        )
+    if (effects := _effects(shown, corpus)) is not None:
+        figures["effects"] = effects
+    figures.update(optuna_figures(records, settings))
+    return figures
+
+
+_MARGIN = {"l": 50, "r": 20, "t": 30, "b": 50}
+
+
+def _hover(record: TrialRecord, corpus: Corpus) -> str:
+    bits = f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else ""
+    return (
+        f"{_who(record)}<br>{summarize(record.arch_spec())}<br>{bits}<br>{short(record.cost.params)} parameters, "
+        f"{short(record.cost.flops_per_token)} FLOPs per token"
+    )
+
+
+def _who(record: TrialRecord) -> str:
+    return f"{record.purpose} {record.number}" + (f" ({record.name})" if record.purpose == "baseline" else "")
+
+
+def _learning(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
+    """One line for each trial; of very many, the best."""
+    best = best_of(shown)
+    figure = go.Figure(layout={"xaxis": {"type": "log", "title": "training FLOPs"}, "margin": _MARGIN})
+    order = [*shown] if len(shown) <= _MOST_CURVES else ranked(shown)[:_MOST_CURVES]
+    groups: set[str] = set()
+    marked = {record.number for record in (best,) if record is not None}
+    for record in sorted(order, key=lambda r: (r.purpose == "baseline", r.number in marked)):
+        name, color, width = "complete", _BLUE, 1.2
+        if record.purpose == "baseline":
+            name, color, width = "baseline", _INK, 2.5
+        elif record.number in marked:
+            name, color, width = "best", _GREEN, 2.5
+        elif record.purpose == "promotion":
+            name, color = "trained again", "#b7791f"
+        elif record.state != "complete":
+            name, color, width = "stopped or failed", _GREY, 1.0
+        figure.add_scatter(
+            x=[rung.flops for rung in record.rungs],
+            y=[corpus.bits_per_byte(rung.loss) for rung in record.rungs],
+            mode="lines+markers",
+            line={"color": color, "width": width},
+            marker={"size": 6},
+            name=name,
+            legendgroup=name,
+            showlegend=name not in groups,
+            hovertext=_hover(record, corpus),
+            hoverinfo="text",
+        )
+        groups.add(name)
+    figure.update_yaxes(title="held-out bits per byte")
+    figure.update_layout(legend={"orientation": "h", "y": -0.25})
+    return figure
+
+
+def _front(complete: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
+    """Loss against one cost at a time; buttons choose which."""
+    figure = go.Figure()
+    searched = [record for record in complete if record.purpose == "search"]
+    baselines = [record for record in complete if record.purpose == "baseline"]
+    kinds = {name: cost for name, cost in _COSTS.items() if all(cost(record) for record in complete)}
+    objectives = {"FLOPs per token": "flops_per_token", "parameters": "params"}
+    objectives["decode FLOPs per token"] = "decode_flops_per_token"
+    for i, (name, cost) in enumerate(kinds.items()):
+        line = sorted(
+            front(complete, ("loss", objectives[name])), key=lambda record: record.objective(objectives[name])
+        )
+        rows = (
+            ("front", line, {"mode": "lines", "line": {"color": _GREEN, "width": 2}, "hoverinfo": "skip"}),
+            ("trial", searched, {"mode": "markers", "marker": {"color": _BLUE, "size": 9}}),
+            ("baseline", baselines, {"mode": "markers", "marker": {"color": _INK, "size": 14, "symbol": "star"}}),
+        )
+        for label, group, style in rows:
+            hover = {} if label == "front" else {"hovertext": [_hover(r, corpus) for r in group], "hoverinfo": "text"}
+            x, y = [cost(r) for r in group], [corpus.bits_per_byte(r.rungs[-1].loss) for r in group]
+            figure.add_scatter(x=x, y=y, name=label, visible=i == 0, **style, **hover)
+    buttons = [
+        {
+            "label": name.removesuffix(" per token"),
+            "method": "update",
+            "args": [{"visible": [j // 3 == i for j in range(3 * len(kinds))]}, {"xaxis.title.text": name}],
+        }
+        for i, name in enumerate(kinds)
+    ]
+    menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.18, "buttons": buttons}
+    menu["font"] = {"color": "#1f66a8"}
+    figure.update_layout(updatemenus=[menu], showlegend=True, legend={"orientation": "h", "y": -0.2}, margin=_MARGIN)
+    figure.update_xaxes(title=next(iter(kinds), ""))
+    figure.update_yaxes(title="held-out bits per byte")
+    return figure
+
+
+def _schedule(record: TrialRecord) -> list[tuple[str, int]]:
+    """Level and chunk of each iteration of its first loop."""
+    arch = record.arch_spec()
+    loop = next((node for node in arch.graph.values() if isinstance(node, LoopNode)), None)
+    return [] if loop is None else [(use.level, arch.levels[use.level].chunk) for use in loop.schedule]
+
+
+def _schedules(records: Sequence[TrialRecord]) -> go.Figure:
+    order = [(record, schedule) for record in ranked(records) if (schedule := _schedule(record))][:_MOST_SCHEDULES]
+    width = max(len(schedule) for _, schedule in order)
+    chunks = [[math.log2(s[i][1]) if i < len(s) else None for i in range(width)] for _, s in order]
+    names = [[s[i][0] if i < len(s) else "" for i in range(width)] for _, s in order]
+    labels = [f"{i + 1}. trial {record.number}" for i, (record, _) in enumerate(order)]
+    most = max(value for row in chunks for value in row if value is not None)
+    ticks = list(range(int(most) + 1))
+    figure = go.Figure(
+        go.Heatmap(
+            z=chunks,
+            x=[str(i + 1) for i in range(width)],
+            y=labels,
+            text=names,
+            texttemplate="%{text}" if len(order) <= 30 else None,
+            hovertemplate="%{y}, iteration %{x}: %{text}<extra></extra>",
+            colorscale="Blues",
+            zmin=-1,
+            zmax=max(most, 1),
+            xgap=1,
+            ygap=1,
+            colorbar={"title": "chunk", "tickvals": ticks, "ticktext": [str(2**t) for t in ticks]},
+        )
+    )
+    figure.update_layout(margin={**_MARGIN, "l": 90})
+    figure.update_xaxes(title="iteration", side="top", type="category")
+    figure.update_yaxes(autorange="reversed", showticklabels=len(order) <= 30)
+    return figure
+
+
+def _effects(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure | None:
+    """Mean adjusted loss with a level at a place, against all trials that have the place."""
+    from studies.predictors import FEWEST, adjust, last_rungs
+    from studies.ranking import observe_all
+
+    searched = [record for record in shown if record.purpose == "search"]
+    if len(searched) < FEWEST:
+        return None
+    seen = observe_all(searched)
+    y, scales = adjust(seen)
+    losses = {seen[i].trial: float(y[i]) * scales[""].spread for i in last_rungs(seen)}
+    at: dict[int, list[tuple[str, float]]] = {}
+    for record in searched:
+        for i, (level, _) in enumerate(_schedule(record)):
+            at.setdefault(i, []).append((level, losses[record.number]))
+    levels = sorted({level for entries in at.values() for level, _ in entries})
+    if len(levels) < 2:
+        return None
+    table = []
+    for level in levels:
+        row: list[float | None] = []
+        for i in sorted(at):
+            mine = [loss for name, loss in at[i] if name == level]
+            overall = sum(loss for _, loss in at[i]) / len(at[i])
+            row.append(corpus.bits_per_byte(sum(mine) / len(mine) - overall) if mine else None)
+        table.append(row)
+    figure = go.Figure(
+        go.Heatmap(
+            z=table,
+            x=[str(i + 1) for i in sorted(at)],
+            y=levels,
+            colorscale="RdBu_r",
+            zmid=0,
+            texttemplate="%{z:+.3f}",
+            hovertemplate="%{y} at iteration %{x}: %{z:+.3f} bits/byte<extra></extra>",
+            xgap=1,
+            ygap=1,
+            colorbar={"title": "bits/byte"},
+        )
+    )
+    figure.update_layout(margin={**_MARGIN, "l": 80})
+    figure.update_xaxes(title="iteration", type="category")
+    return figure
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _again(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": summarize(group.runs[0].arch_spec()) + (" (baseline)" if group.is_baseline else ""),
+            "runs": len(group.runs),
+            "bits": f"{corpus.bits_per_byte(group.mean):.3f}",
+            "spread": "" if group.spread is None else f"{corpus.bits_per_byte(group.spread):.3f}",
+            "is_baseline": group.is_baseline,
+        }
+        for group in promotions(records)
+    ]
+
+
+def _failures(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    failed = [record for record in records if record.state == "failed"]
+    rows = []
+    for reason, count in Counter(record.reason or "unknown" for record in failed).most_common():
+        last = next(record for record in reversed(failed) if (record.reason or "unknown") == reason)
+        lines = last.error.strip().splitlines()
+        rows.append({"reason": reason, "count": count, "error": f"trial {last.number}: {lines[-1] if lines else ''}"})
+    return rows
+
+
+def _best(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+    complete = [r for r in ranked(records) if r.state == "complete" and r.purpose == "search"]
+    baseline = best_of(records, purpose="baseline")
+    rows = []
+    for record in complete[:_BEST]:
+        arch = record.arch_spec()
+        graph = compile_arch(arch)
+        rows.append(
+            {
+                "number": record.number,
+                "what": summarize(arch),
+                "bits": f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f}",
+                "versus": "" if baseline is None else f"{_versus(record, baseline, corpus)} against the baseline",
+                "svg": base64.b64encode(draw_svg(arch).encode()).decode(),
+                "parts": cost_rows(graph),
+                "totals": [(what.strip(), value) for what, value in cost_lines(estimate(graph))],
+                "yaml": arch.to_yaml(),
+            }
+        )
+    return rows
+
+
+def _versus(record: TrialRecord, baseline: TrialRecord, corpus: Corpus) -> str:
+    bits, base = (corpus.bits_per_byte(r.rungs[-1].loss) for r in (record, baseline))
+    return f"{round(bits, 3) - round(base, 3):+.3f}"
+
+
+def _ranking(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+    baseline = best_of(records, purpose="baseline")
+    full = max((record.flops for record in records), default=1.0) or 1.0
+    rows = []
+    for place, record in enumerate(ranked(records), start=1):
+        complete = record.state == "complete"
+        versus = f"stopped at {record.flops / full:.0%}"
+        if complete:
+            versus = "" if baseline is None or record is baseline else _versus(record, baseline, corpus)
+        is_baseline = record.purpose == "baseline"
+        rows.append(
+            {
+                "place": place if complete else "",
+                "number": record.number,
+                "what": (f"{record.name}: " if is_baseline else "") + summarize(record.arch_spec()),
+                "params": short(record.cost.params),
+                "flops": short(record.cost.flops_per_token),
+                "bits": f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f}",
+                "versus": versus,
+                "kind": "baseline" if is_baseline else "" if complete else "stopped",
+            }
+        )
+    return rows

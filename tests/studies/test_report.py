@@ -1,0 +1,131 @@
+"""The HTML report: whole, offline, and drawn by a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from helpers import end_all, make_driver, run_cli, tiny_study
+
+from studies.html_report import write_html
+from studies.trial import Report, Rung
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ORDER_ANY = {
+    "space": {"graph": {"h": {"schedule": {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 4]}}}}}
+}
+
+
+def made_up(record):
+    return 2.0 + 0.01 * (record.number * 7 % 13) + 1e-7 * record.cost.flops_per_token
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """Sixty trials with made-up losses, some of which failed."""
+    folder = tmp_path_factory.mktemp("report")
+    driver = make_driver(folder, ORDER_ANY, "search.num_trials=60", "search.stopper=none")
+    for number in range(3):
+        spec = driver.next_trial()
+        if number:
+            failed = Report(kind="failed", attempt=1, reason="diverged", error="a loss is not finite <b>")
+            driver.report(spec.number, failed)
+        else:
+            rung = Rung(flops=4e8, tokens=1, loss=2.5)
+            driver.report(spec.number, Report(kind="done", attempt=1, rungs=(rung,)))
+    return end_all(driver, made_up)
+
+
+@pytest.fixture(scope="module")
+def page(driver):
+    from studies.data import Corpus
+
+    return write_html(driver.records, driver.study, Corpus(driver.corpus), driver.folder / "report.html")
+
+
+def figures(page):
+    return json.loads(re.search(r"const FIGURES = (.*);\n", page.read_text())[1])
+
+
+def test_the_report_says_what_the_journal_says(driver, page):
+    text, drawn = page.read_text(), figures(page)
+    assert set(drawn) == {"front", "learning", "schedules", "importance", "effects", "history", "parallel"}
+    lines = [trace for trace in drawn["learning"]["data"] if trace["x"]]
+    assert len(lines) == sum(bool(record.rungs) for record in driver.records)
+    assert text.count("data:image/svg+xml;base64,") == 5
+    assert "diverged" in text
+    assert "a loss is not finite &lt;b&gt;" in text
+    for record in driver.records:
+        if record.rungs:
+            assert f"<td>{record.number}</td>" in text
+    front = next(trace for trace in drawn["front"]["data"] if trace["name"] == "front")
+    assert front["x"] == sorted(front["x"])
+
+
+def test_it_asks_nobody_for_anything(page):
+    text = re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.S)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", text)
+    assert "http-equiv" not in text
+
+
+def test_a_study_without_results_has_a_report_too(tmp_path):
+    from studies.data import Corpus
+
+    driver = make_driver(tmp_path)
+    page = write_html([], driver.study, Corpus(driver.corpus), tmp_path / "report.html")
+    assert "No searched trial has spent its full budget yet" in page.read_text()
+
+
+def test_status_of_a_study_that_was_cut_off(tmp_path):
+    driver = make_driver(tmp_path, None, "search.num_trials=3")
+    (driver.folder / "study.yaml").write_text(driver.study.to_yaml())
+    driver.next_trial()
+    output = run_cli("status", driver.folder)
+    assert "1 interrupted" in output
+    assert "nobody drives it now" in output
+    assert "0 of 4 trials ended" in run_cli("status", driver.folder, "--watch")
+
+
+def test_watching_ends_with_the_study(tmp_path):
+    run_cli("search", tiny_study(tmp_path), "--dir", tmp_path / "run", "--serial", "search.num_trials=2")
+    for command in ("status", "report"):
+        output = run_cli(command, tmp_path / "run", "--watch")
+        assert max(map(len, output.splitlines())) <= 80
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+PROBE = """<script>
+const asked = performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length;
+const errors = []; window.addEventListener('error', e => errors.push(e.message));
+setTimeout(() => {
+  const plots = [...document.querySelectorAll('.plot')];
+  const result = {
+    plots: plots.length, drawn: plots.filter(p => p.querySelector('.main-svg')).length, asked, errors,
+    wide: plots.filter(p => p.querySelector('.main-svg').getBoundingClientRect().width > innerWidth).length,
+    ink: getComputedStyle(document.body).color, overflow: document.documentElement.scrollWidth - innerWidth,
+  };
+  document.body.setAttribute('data-result', JSON.stringify(result));
+}, 2500);
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_draws_every_plot(page, dark, width, tmp_path):
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("</body>", PROBE))
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=9000",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--window-size={width},2000",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", f"file://{probed}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    result = json.loads(re.search(r'data-result="([^"]*)"', done.stdout)[1].replace("&quot;", '"'))
+    assert result["plots"] == result["drawn"] == 7
+    assert (result["asked"], result["errors"], result["wide"]) == (0, [], 0)
+    assert result["overflow"] <= 0
+    assert result["ink"] == ("rgb(228, 232, 237)" if dark else "rgb(28, 33, 40)")
+    assert "CONSOLE" not in done.stderr, done.stderr
