@@ -83,6 +83,17 @@ def keys() -> None:
 
 
 @_command
+def schema(language: Annotated[str, typer.Argument(help="architecture, space or study.")]) -> None:
+    """Print the JSON Schema of a YAML language (docs/schema), for editors."""
+    from searchspace.errors import one_of, show
+    from studies.schema import LANGUAGES, json_schema
+
+    if language not in LANGUAGES:
+        raise SpecError("", f"unknown language {show(language)}", one_of(LANGUAGES, language))
+    print(json.dumps(json_schema(language), indent=1))
+
+
+@_command
 def describe(
     arch: Arch,
     overrides: Overrides = None,

@@ -21,6 +21,7 @@ from searchspace.template import Decided, Template
 
 SamplerName: TypeAlias = Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "predictor"]
 LearnerName: TypeAlias = Literal["cost", "scaling_law", "tabular", "gnn"]
+TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "decode_flops_per_token")
 
 
@@ -184,6 +185,7 @@ class StudyConfig:
     objectives: tuple[str, ...]
     search: SearchConfig
     resources: ResourcesConfig
+    tracking: tuple[TrackerName, ...]
     plain: dict[str, Any] = field(repr=False)
     """Everything above as plain data, files inlined."""
 
@@ -202,6 +204,9 @@ class _StudyKeys:
     objectives: tuple[str, ...] = key("What to minimise; the first is loss.", default=("loss",))
     search: SearchConfig = key("How to propose.", default=SearchConfig())
     resources: ResourcesConfig = key("What a trial occupies.", default=ResourcesConfig())
+    tracking: TrackerName | tuple[TrackerName, ...] = key(
+        "Experiment trackers that are told of every trial.", default=("tensorboard",)
+    )
 
 
 _SECTIONS = {
@@ -266,6 +271,7 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         objectives=keys.objectives,
         search=keys.search,
         resources=keys.resources,
+        tracking=(keys.tracking,) if isinstance(keys.tracking, str) else tuple(dict.fromkeys(keys.tracking)),
         plain=dict(data),
     )
     check_training(decide_training(training, MiddleChooser()).tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -33,13 +34,14 @@ from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_share
 from studies.survey import Survey, measure_speed, survey
 from studies.text import TOKENIZER, codec_of
+from studies.tracking import Tracking
 from studies.training import make_plan
 from studies.trial import TrialRecord
 
 EXIT_TERMINATED = 143
 
 _STUDY = "study.yaml"
-_MAY_CHANGE = ("search.num_trials", "search.max_failures", "search.promote", "resources", "name")
+_MAY_CHANGE = ("search.num_trials", "search.max_failures", "search.promote", "resources", "name", "tracking")
 """Settings that may differ when a study goes on."""
 
 
@@ -77,7 +79,12 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         if ended < now.total:
             if not serial:
                 console.print("starting workers", highlight=False)
-            with StudyView(driver, corpus, console) as view, _Signals() as signals:
+            driver.tracking = Tracking(settings, folder, corpus)
+            with (
+                contextlib.closing(driver.tracking),
+                StudyView(driver, corpus, console) as view,
+                _Signals() as signals,
+            ):
 
                 def watch() -> None:
                     signals.check()
@@ -87,6 +94,8 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
                     run_serial(driver, watch)
                 else:
                     run_on_ray(driver, watch, address=address)
+            if driver.tracking.note:
+                console.print(driver.tracking.note, highlight=False)
         if driver.halted:
             raise StudyHaltedError(driver.halted)
         if note := driver.progress().note:

@@ -30,6 +30,7 @@ from studies.journal import STATES, Journal, revive
 from studies.proposer import Proposer, trial_key
 from studies.samplers import Proposal
 from studies.stopper import rung_shares, should_stop
+from studies.tracking import Tracking
 from studies.trial import Purpose, Report, TrialRecord, TrialSpec, is_disk_full
 from studies.warm_start import warm_start
 
@@ -97,6 +98,8 @@ class StudyDriver:
         self.folder = folder.absolute()  # workers run in folders of their own
         self.journal = journal or Journal(folder, directions=len(study.objectives))
         self.trials = trials_store(study, self.folder)
+        self.tracking: Tracking | None = None
+        """Told of rungs and ends, once they are journaled."""
         self.halted = ""
         """Why the study can't go on now, if it can't."""
         self.shares = rung_shares(study.search.stopper)
@@ -343,6 +346,8 @@ class StudyDriver:
         for index in range(known, len(report.rungs)):
             self.journal.rung(running.trial, index, report.rungs[index])
             running.record = replace(running.record, rungs=report.rungs[: index + 1])
+            if self.tracking is not None:
+                self.tracking.rung(running.record, index)
         self._note_rungs(running.record)
         if report.kind == "done":
             self._finish(running, OptunaState.COMPLETE, report)
@@ -389,6 +394,8 @@ class StudyDriver:
         finished = replace(record, state="failed" if report.reason else STATES[state], **facts)
         self._note_end(finished)
         self._events.append(finished)
+        if self.tracking is not None:
+            self.tracking.end(finished)
         del self._running[record.number]
         if state != OptunaState.COMPLETE:
             self.trial_store(record.number).remove_all()
