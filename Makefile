@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: quickstart test test-all fuzz chaos lint bench clean
+.PHONY: quickstart test test-all fuzz chaos lint bench docs clean
 
 quickstart: $(READY)
 	$(BIN)/spiralformer search quickstart
@@ -16,6 +16,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-all: $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[tracking]"
 	$(BIN)/python -m pytest -m ""
 
 fuzz: $(READY)
@@ -33,6 +34,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/pricing.py
 	$(BIN)/python -W ignore benchmarks/speed.py --out benchmarks/results/speed_cpu.json
 
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
@@ -40,4 +44,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

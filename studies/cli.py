@@ -471,7 +471,7 @@ def eval(
 
     paths = data if len(data) > 1 else data[0]
     config = decode(DataConfig, {"kind": kind, "path": paths, "text_field": text_field}, "data")
-    with Progress(console=console, transient=True, disable=as_json) as progress:
+    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
         task = progress.add_task("windows", total=None)
         found = evaluate(
             bundle,

@@ -64,7 +64,7 @@ def run_predict(
         predictor.save(save)
         console.print(f"kept the predictor in {save}", highlight=False)
     over = settings if space is None else with_space(settings, load_space(space, overrides))
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         pool = Pool(over, corpus.facts)
         task = progress.add_task("drawing candidates", total=candidates)
         drawn = pool.draw(candidates, seed, lambda done, of: progress.update(task, completed=done, total=of))
@@ -73,7 +73,7 @@ def run_predict(
         ranked = rank(drawn, predictor)
     _show(ranked[:top], len(drawn), records, corpus, console)
     if why:
-        with Progress(console=console, transient=True) as progress:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("asking why", total=None)
             found = explain(
                 pool, predictor, seed=seed, tick=lambda done, of: progress.update(task, completed=done, total=of)

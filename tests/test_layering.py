@@ -12,7 +12,7 @@ STDLIB = set(sys.stdlib_module_names)
 MAY_IMPORT = {
     "searchspace": {"searchspace", "omegaconf", "yaml"},
     "spiralformer": {"spiralformer", "torch"},
-    "builder": {"builder", "searchspace", "spiralformer", "torch", "torch_geometric", "safetensors"},
+    "builder": {"builder", "searchspace", "spiralformer", "torch", "torch_geometric", "safetensors", "transformers"},
     "studies": {
         "studies", "builder", "searchspace", "spiralformer", "torch", "numpy", "optuna", "ray", "rich", "typer", "plotly", "jinja2",
         "fsspec", "safetensors", "scipy", "sklearn", "torch_geometric",
@@ -21,6 +21,7 @@ MAY_IMPORT = {
 ONLY_IN = {  # package -> the only files that may import it
     "omegaconf": {"searchspace/loading.py"},
     "ray": {"studies/ray_execution.py"},
+    "transformers": {"builder/hf_export.py"},
     "optuna": {
         "studies/importance.py",
         "studies/journal.py",

@@ -1,4 +1,4 @@
-"""Everything the README tells people to type is typed here."""
+"""Everything the README and the guides tell people to type is typed here, and the site builds."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from studies.cli import app
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.S)
-FASTER = ["search.num_trials=4", "search.stopper=none", "training.flops=1e10", "--serial"]
+FASTER = ["search.num_trials=8", "search.stopper=none", "training.flops=1e10", "--serial"]
 
 
 def blocks(language):
@@ -54,11 +54,37 @@ def test_python_blocks_run(folder):
 
 def test_what_to_do_after_a_search(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    (folder / "README.md").write_text(TEXT)
     (after,) = [text for text in blocks("") if "spiralformer status" in text]
     CliRunner().invoke(app, ["search", "quickstart", *FASTER])
     for command in after.strip().splitlines():
         run(command.replace('"', ""))
     assert (folder / "winner/model.safetensors").is_file()
+
+
+def test_from_an_idea_to_transformers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faster = " training.flops=2e9 training.eval_tokens=2048 search.stopper=none --serial"
+    text = (ROOT / "docs/own-search.md").read_text()
+    for language, block in re.findall(r"```(\w*)\n(.*?)```", text, flags=re.S):
+        if language == "yaml":
+            (tmp_path / re.match(r"# (\w+\.yaml)\n", block)[1]).write_text(block)
+        for part in re.split(r"^\$ ", block, flags=re.M)[1:] if language == "console" else ():
+            command, _, shown = part.partition("\n")
+            is_search = command.startswith("spiralformer search") and "--dry-run" not in command
+            assert shown.strip() in run(command + (faster if is_search else "")), command
+        if language == "python":
+            done = subprocess.run(
+                [sys.executable, "-c", block], check=True, cwd=tmp_path, capture_output=True, text=True
+            )
+            assert done.stdout.startswith("def ")
+
+
+def test_the_site_builds(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site/own-search/index.html").is_file()
 
 
 def test_the_shown_quickstart_is_of_the_shipped_study():
