@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -235,12 +235,14 @@ class Journal:
         ]
         return sorted(pairs, key=lambda pair: pair[1].number)
 
-    def launch(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Journal that ``trial`` is about to run."""
+    def launch(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
+        """Journal that ``trial`` is about to run; gives the record over the journal's own copy of what it holds."""
         plain = asdict(record)
         for name in ("state", "rungs", "tokens", "steps", "seconds", "reason", "error", "purpose"):
             del plain[name]
         trial.set_user_attr("launch", plain)
+        kept = trial.study._storage.get_trial(trial._trial_id).user_attrs["launch"]
+        return replace(record, arch=kept["arch"], choices=kept["choices"], training=kept["training"])
 
     def rung(self, trial: optuna.Trial, index: int, rung: Rung) -> None:
         """Journal one rung; Optuna's intermediate value too where there is one objective."""

@@ -298,7 +298,7 @@ class StudyDriver:
             seed=self.study.search.seed if seed is None else seed,
             cost=proposal.cost,
         )
-        self.journal.launch(trial, record)
+        record = self.journal.launch(trial, record)
         self._note_launch(record)
         self._running[number] = _Running(trial, record)
         return self._spec(record)
