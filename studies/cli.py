@@ -103,11 +103,12 @@ def describe(
     from builder import compile_arch, estimate
     from searchspace import load_arch
     from studies.describe import cost_lines, cost_rows, draw_strip, summarize
+    from studies.ladder import ladder_text
 
     spec = load_arch(arch, overrides or ())
     graph = compile_arch(spec)
     console.print(f"[bold]{spec.name}[/]  {summarize(spec)}", highlight=False, soft_wrap=True)
-    print(f"arch_id {graph.arch_id}")
+    print(f"arch_id {graph.arch_id}\n\n{ladder_text(graph)}")
     if strip := draw_strip(graph):
         console.print("\nlevels, chunks on the first tokens ('>' closes one):", highlight=False)
         print(strip)
@@ -239,7 +240,7 @@ def count(
 
     spec = load_space(space, overrides or ())
     if not budget:
-        print(f"{spec.count()}")
+        print(f"{spec.count()} candidates")
         return
     from builder import BudgetSpec, compile_arch, estimate
     from searchspace import load_arch

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from builder.budget import BudgetSpec
+from builder.budget import Budget, BudgetSpec
+from builder.compiler import compile_arch
+from builder.cost import estimate
 from searchspace.arch import ArchSpec
 from searchspace.choices import Categorical, Decision, Integer, Scalar, example
 from searchspace.decode import dataclass_decoder, decode, expect_mapping, join_path, key
@@ -188,6 +190,11 @@ class StudyConfig:
     tracking: tuple[TrackerName, ...]
     plain: dict[str, Any] = field(repr=False)
     """Everything above as plain data, files inlined."""
+
+    def absolute_budget(self) -> Budget:
+        """The budget with every limit absolute, relative to the first baseline. Raises `SpecError`."""
+        baseline = estimate(compile_arch(self.baselines[0])) if self.baselines else None
+        return self.budget.resolve(baseline)
 
     def to_yaml(self) -> str:
         """The study as one self-contained YAML text."""

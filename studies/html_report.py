@@ -19,20 +19,30 @@ from plotly.offline import get_plotlyjs
 
 from builder.compiler import compile_arch
 from builder.cost import estimate
-from searchspace.errors import show
-from searchspace.nodes import LoopNode
+from searchspace.errors import SpecError, show
 from studies.checkpoint import write_durably
 from studies.config import StudyConfig
 from studies.data import Corpus
 from studies.describe import cost_lines, cost_rows, short, summarize
 from studies.draw import draw_svg
 from studies.importance import measured_importance, optuna_figures
+from studies.predictors import FEWEST, Predictor, adjust, last_rungs
+from studies.ranking import (
+    Effects,
+    Pool,
+    effects_by_place,
+    observe_all,
+    predicted_effects,
+    schedule_of,
+    with_space,
+)
 from studies.report import best_of, front, notes, promotions, ranked
 from studies.trial import TrialRecord
 
 Figures: TypeAlias = dict[str, go.Figure]
 
 _BEST = 5
+_LEAST_TAU = 0.2
 _MOST_SCHEDULES = 60
 _MOST_CURVES = 300
 _BLUE, _GREEN, _GREY = "#3b82c4", "#2da44e", "#9aa5b1"
@@ -67,8 +77,9 @@ def write_html(
         figures=figures,
         figures_json=_json(figures),
         why=(
-            "Left: share of the loss's variance that each decision explains (PED-ANOVA), over complete trials. Right: "
-            "mean loss of trials with a level at an iteration, against all that go so far; blue is better."
+            "First: share of the loss's variance that each decision explains (PED-ANOVA), over complete trials. Then: "
+            "mean loss of trials with a level at an iteration, against all that go so far; blue is better. Last, where "
+            "it can rank: the same as a predictor sees it, over candidates that nobody trained."
         ),
         again=_again(records, corpus),
         failures=_failures(records),
@@ -156,8 +167,12 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
             go.Bar(x=[measured[n] for n in names], y=labels, orientation="h", marker_color=_BLUE),
             {"xaxis": {"title": "share of variance", "tickformat": ".0%"}, "margin": _MARGIN},
         )
-    if (effects := _effects(shown, corpus)) is not None:
-        figures["effects"] = effects
+    for name, effects in (
+        ("effects", _measured_effects(shown)),
+        ("predicted", _predicted_effects(shown, settings, corpus)),
+    ):
+        if (figure := _effects(effects, corpus)) is not None:
+            figures[name] = figure
     figures.update(optuna_figures(records, settings))
     return figures
 
@@ -252,8 +267,7 @@ def _front(complete: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
 def _schedule(record: TrialRecord) -> list[tuple[str, int]]:
     """Level and chunk of each iteration of its first loop."""
     arch = record.arch_spec()
-    loop = next((node for node in arch.graph.values() if isinstance(node, LoopNode)), None)
-    return [] if loop is None else [(use.level, arch.levels[use.level].chunk) for use in loop.schedule]
+    return [(level, arch.levels[level].chunk) for level in schedule_of(arch)]
 
 
 def _schedules(records: Sequence[TrialRecord]) -> go.Figure:
@@ -286,36 +300,43 @@ def _schedules(records: Sequence[TrialRecord]) -> go.Figure:
     return figure
 
 
-def _effects(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure | None:
-    """Mean adjusted loss with a level at a place, against all trials that have the place."""
-    from studies.predictors import FEWEST, adjust, last_rungs
-    from studies.ranking import observe_all
-
+def _measured_effects(shown: Sequence[TrialRecord]) -> Effects:
+    """Of searched trials, each at its last rung, brought to the level of the full budget."""
     searched = [record for record in shown if record.purpose == "search"]
     if len(searched) < FEWEST:
-        return None
+        return {}
     seen = observe_all(searched)
     y, scales = adjust(seen)
     losses = {seen[i].trial: float(y[i]) * scales[""].spread for i in last_rungs(seen)}
-    at: dict[int, list[tuple[str, float]]] = {}
-    for record in searched:
-        for i, (level, _) in enumerate(_schedule(record)):
-            at.setdefault(i, []).append((level, losses[record.number]))
-    levels = sorted({level for entries in at.values() for level, _ in entries})
+    schedules = [schedule_of(record.arch_spec()) for record in searched]
+    return effects_by_place(schedules, [losses[record.number] for record in searched])
+
+
+def _predicted_effects(shown: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> Effects:
+    """Of candidates that nobody trained; empty while the tabular predictor ranks no better than chance."""
+    seen = observe_all(shown)
+    predictor = Predictor("tabular")
+    try:
+        predictor.fit(seen)
+    except (SpecError, ImportError):  # too few trials, or no scikit-learn
+        return {}
+    if predictor.tau < _LEAST_TAU:
+        return {}
+    return predicted_effects(Pool(with_space(settings, settings.space), corpus.facts), predictor)
+
+
+def _effects(effects: Effects, corpus: Corpus) -> go.Figure | None:
+    places, levels = sorted({place for place, _ in effects}), sorted({level for _, level in effects})
     if len(levels) < 2:
         return None
-    table = []
-    for level in levels:
-        row: list[float | None] = []
-        for i in sorted(at):
-            mine = [loss for name, loss in at[i] if name == level]
-            overall = sum(loss for _, loss in at[i]) / len(at[i])
-            row.append(corpus.bits_per_byte(sum(mine) / len(mine) - overall) if mine else None)
-        table.append(row)
+    table = [
+        [None if (e := effects.get((place, level))) is None else corpus.bits_per_byte(e) for place in places]
+        for level in levels
+    ]
     figure = go.Figure(
         go.Heatmap(
             z=table,
-            x=[str(i + 1) for i in sorted(at)],
+            x=[str(place + 1) for place in places],
             y=levels,
             colorscale="RdBu_r",
             zmid=0,

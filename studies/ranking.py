@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TypeAlias
 
 import numpy as np
 
+from searchspace.arch import ArchSpec
 from searchspace.choices import Scalar
 from searchspace.errors import SpecError
 from searchspace.nodes import LoopNode
@@ -28,10 +29,10 @@ from studies.predictors import (
     rank_correlation,
 )
 from studies.proposer import Proposer
-from studies.run import resolve_budget
 from studies.samplers import Proposal
 from studies.trial import TrialRecord
 
+Effects: TypeAlias = dict[tuple[int, str], float]
 Tick: TypeAlias = Callable[[int, int], None]
 """Told how many of how many are done."""
 
@@ -55,7 +56,7 @@ class Pool:
     """
 
     def __init__(self, settings: StudyConfig, facts: CorpusFacts) -> None:
-        self._proposer = Proposer(settings, resolve_budget(settings), facts)
+        self._proposer = Proposer(settings, settings.absolute_budget(), facts)
 
     def draw(self, number: int, seed: int = 0, tick: Tick = lambda done, of: None) -> list[Proposal]:
         """Up to ``number`` different ones; fewer where 20 draws in a row bring nothing new."""
@@ -148,7 +149,7 @@ class Explanation:
 
     importance: dict[str, float]
     """By decision: mean change of the predicted loss when that decision alone is taken as in another candidate."""
-    effect: dict[tuple[int, str], float]
+    effect: Effects
     """By iteration and level: predicted loss of schedules that have the level there, against all that go so far."""
 
 
@@ -200,13 +201,32 @@ def explain(
     return Explanation(dict(sorted(importance.items(), key=lambda item: -item[1])), _effects(drawn, means * scale))
 
 
-def _effects(drawn: Sequence[Proposal], predicted: Array) -> dict[tuple[int, str], float]:
-    """Of the first loop of each candidate."""
+def predicted_effects(pool: Pool, predictor: Predictor, study: str = "", candidates: int = 150) -> Effects:
+    """`Explanation.effect` alone; empty where hardly a candidate is within the budget."""
+    drawn = pool.draw(candidates)
+    if len(drawn) < FEWEST:
+        return {}
+    means, _ = predictor.predict([_example(proposal) for proposal in drawn])
+    return _effects(drawn, means * predictor.scales[study].spread)
+
+
+def _effects(drawn: Sequence[Proposal], predicted: Array) -> Effects:
+    schedules = [schedule_of(proposal.candidate.arch) for proposal in drawn]
+    return effects_by_place(schedules, predicted.tolist())
+
+
+def schedule_of(arch: ArchSpec) -> list[str]:
+    """The level of each iteration of its first loop."""
+    loop = next((node for node in arch.graph.values() if isinstance(node, LoopNode)), None)
+    return [] if loop is None else [use.level for use in loop.schedule]
+
+
+def effects_by_place(schedules: Iterable[Sequence[str]], losses: Iterable[float]) -> Effects:
+    """By iteration and level: mean loss of schedules with it there, against all that go so far."""
     at: dict[int, list[tuple[str, float]]] = {}
-    for proposal, loss in zip(drawn, predicted, strict=True):
-        loops = [node for node in proposal.candidate.arch.graph.values() if isinstance(node, LoopNode)]
-        for i, use in enumerate(loops[0].schedule if loops else ()):
-            at.setdefault(i, []).append((use.level, float(loss)))
+    for schedule, loss in zip(schedules, losses, strict=True):
+        for i, level in enumerate(schedule):
+            at.setdefault(i, []).append((level, loss))
     effects = {}
     for i, entries in at.items():
         overall = mean(loss for _, loss in entries)

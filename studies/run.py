@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from builder.budget import Budget
 from builder.bundle import load_bundle
 from builder.compiler import compile_arch
 from builder.cost import estimate
@@ -59,7 +58,8 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         if damage := mend(folder):
             console.print(damage, highlight=False)
         check_settings(settings, folder)
-        found = survey_study(settings)
+        with console.status("looking at what is within the budget"):
+            found = survey_study(settings)
         console.print(
             f"[bold]{settings.name}[/]: {found.size} candidates, {found.share:.1%} of {found.looked_at} looked at "
             "are within the budget",
@@ -221,13 +221,7 @@ def check_study(settings: StudyConfig) -> None:
 
 def survey_study(settings: StudyConfig) -> Survey:
     """How much of a study's space is feasible. Raises `SpecError` if nothing is."""
-    return survey(settings.space, resolve_budget(settings))
-
-
-def resolve_budget(settings: StudyConfig) -> Budget:
-    """The study's budget with every limit absolute. Raises `SpecError`."""
-    baseline = estimate(compile_arch(settings.baselines[0])) if settings.baselines else None
-    return settings.budget.resolve(baseline)
+    return survey(settings.space, settings.absolute_budget())
 
 
 def prepare_data(settings: StudyConfig, folder: Path) -> Corpus:

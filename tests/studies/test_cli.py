@@ -46,7 +46,7 @@ def test_cost_as_json_is_the_cost():
 
 
 def test_count_and_sample(tmp_path):
-    assert run("count", "quickstart").strip() == "2,340"
+    assert run("count", "quickstart").strip() == "2,340 candidates"
     text = run("sample", "quickstart", "-n", "2", "--seed", "3")
     first, second = text.split("---\n")
     for i, document in enumerate((first, second)):

@@ -9,6 +9,7 @@ import pytest
 from helpers import end_all, make_driver, run_cli, tiny_study
 
 from studies.html_report import write_html
+from studies.ranking import schedule_of
 from studies.trial import Report, Rung
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -18,7 +19,9 @@ ORDER_ANY = {
 
 
 def made_up(record):
-    return 2.0 + 0.01 * (record.number * 7 % 13) + 1e-7 * record.cost.flops_per_token
+    """Fine levels early are bad; there is something to be learned."""
+    worth = {"phrase": 0.0, "word": 0.1, "token": 0.3}
+    return 2.0 + sum(worth[level] / (i + 1) for i, level in enumerate(schedule_of(record.arch_spec())))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def figures(page):
 
 def test_the_report_says_what_the_journal_says(driver, page):
     text, drawn = page.read_text(), figures(page)
-    assert set(drawn) == {"front", "learning", "schedules", "importance", "effects", "history", "parallel"}
+    assert set(drawn) == {"front", "learning", "schedules", "importance", "effects", "predicted", "history", "parallel"}
     lines = [trace for trace in drawn["learning"]["data"] if trace["x"]]
     assert len(lines) == sum(bool(record.rungs) for record in driver.records)
     assert text.count("data:image/svg+xml;base64,") == 5
@@ -124,7 +127,7 @@ def test_a_browser_draws_every_plot(page, dark, width, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     result = json.loads(re.search(r'data-result="([^"]*)"', done.stdout)[1].replace("&quot;", '"'))
-    assert result["plots"] == result["drawn"] == 7
+    assert result["plots"] == result["drawn"] == 8
     assert (result["asked"], result["errors"], result["wide"]) == (0, [], 0)
     assert result["overflow"] <= 0
     assert result["ink"] == ("rgb(228, 232, 237)" if dark else "rgb(28, 33, 40)")

@@ -15,7 +15,7 @@ from studies.data import Corpus
 from studies.execution import run_serial
 from studies.export import export_trial
 from studies.journal import JOURNAL, Journal, StudyLockedError, exclusive, open_for_reading, repair_tail
-from studies.run import resolve_budget, survey_study
+from studies.run import survey_study
 from studies.stopper import expected_share, rung_shares, should_stop
 from studies.trial import Report, Rung, TrialSpec, run_trial
 
@@ -38,7 +38,7 @@ def test_every_trial_ends_and_is_journaled(finished):
 
 
 def test_no_trial_is_over_budget_and_none_runs_twice(finished):
-    budget = resolve_budget(finished.study)
+    budget = finished.study.absolute_budget()
     searched = [record for record in finished.records if record.purpose == "search"]
     for record in searched:
         cost = estimate(compile_arch(record.arch_spec()))
