@@ -167,12 +167,13 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
             go.Bar(x=[measured[n] for n in names], y=labels, orientation="h", marker_color=_BLUE),
             {"xaxis": {"title": "share of variance", "tickformat": ".0%"}, "margin": _MARGIN},
         )
+    titles = {"effects": "measured, trials that were run", "predicted": "predicted, candidates nobody trained"}
     for name, effects in (
         ("effects", _measured_effects(shown)),
         ("predicted", _predicted_effects(shown, settings, corpus)),
     ):
         if (figure := _effects(effects, corpus)) is not None:
-            figures[name] = figure
+            figures[name] = figure.update_layout(title={"text": titles[name], "font": {"size": 14}})
     figures.update(optuna_figures(records, settings))
     return figures
 
