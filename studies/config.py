@@ -202,7 +202,7 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _StudyKeys:
+class StudyKeys:
     """The keys of a study file; parts that may hold open choices stay plain here."""
 
     name: str = key("What people call it.", default="study")
@@ -256,12 +256,12 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     open_parts = ("space", "training", "baseline")
     if "space" not in data:
         raise SpecError("", "the key 'space' is missing", "add 'space: FILE'")
-    known = [*open_parts, *(f.name for f in fields(_StudyKeys))]
+    known = [*open_parts, *(f.name for f in fields(StudyKeys))]
     for name in data:
         if name not in known:
             home = [f"{part}.{name}" for part, keys in _SECTIONS.items() if name in keys]
             raise SpecError(name, "unknown key", f"did you mean {home[0]}?" if home else one_of(known, name))
-    keys = decode(_StudyKeys, {k: v for k, v in data.items() if k not in open_parts})
+    keys = decode(StudyKeys, {k: v for k, v in data.items() if k not in open_parts})
     _check_objectives(keys.objectives)
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
     listed = data.get("baseline", [])

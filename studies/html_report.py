@@ -319,7 +319,7 @@ def _predicted_effects(shown: Sequence[TrialRecord], settings: StudyConfig, corp
     predictor = Predictor("tabular")
     try:
         predictor.fit(seen)
-    except (SpecError, ImportError):  # too few trials, or no scikit-learn
+    except SpecError:  # too few trials, or no scikit-learn
         return {}
     if predictor.tau < _LEAST_TAU:
         return {}

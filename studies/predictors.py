@@ -44,6 +44,7 @@ State = dict[str, NDArray[Any]]
 
 _CHUNKS = (1, 2, 4, 8, 16, 32)
 _FORMAT, _VERSION = "spiralformer-predictor", 1
+NEEDS_SKLEARN = "the tabular predictor needs scikit-learn"
 FEWEST = 8
 """Trials below which nothing is learned."""
 
@@ -241,8 +242,7 @@ class Predictor:
         """Learn from finished and stopped trials.
 
         Raises:
-            SpecError: if there are fewer than 8.
-            ImportError: if ``tabular`` finds no scikit-learn.
+            SpecError: if there are fewer than 8, or ``tabular`` finds no scikit-learn.
         """
         trials = sorted({(o.study, str(o.trial)) for o in seen})
         if len(trials) < FEWEST:
@@ -399,8 +399,7 @@ class _Tabular:
             from sklearn.pipeline import make_pipeline
             from sklearn.preprocessing import StandardScaler
         except ImportError as error:
-            what = "the tabular predictor needs scikit-learn"
-            raise ImportError(f"{what}: pip install 'spiralformer[predict]'") from error
+            raise SpecError("", NEEDS_SKLEARN, "pip install 'spiralformer[predict]'") from error
         self._x, self._y, self._seed = x, y, seed
         models = (
             make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 3, 11))),

@@ -24,13 +24,13 @@ from studies.data import Corpus, prepare_corpus
 from studies.documents import source_files
 from studies.execution import run_on_ray, run_serial
 from studies.export import export_trial
-from studies.html_report import write_html
 from studies.journal import JOURNAL, SUMS, exclusive, mend, open_for_reading
 from studies.progress import StudyView
 from studies.proposer import list_candidates
 from studies.report import best_of, notes, promotion_table, ranking_table
 from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_share
+from studies.surrogate import Surrogate
 from studies.survey import Survey, measure_speed, survey
 from studies.text import TOKENIZER, codec_of
 from studies.tracking import Tracking
@@ -154,6 +154,8 @@ def show_results(
     top: int = 20,
 ) -> None:
     """Ranking, promotions and notes here; with plots and diagrams in ``report.html``."""
+    from studies.html_report import write_html  # a second of imports that nothing else needs
+
     console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
     if (table := promotion_table(records, corpus)) is not None:
         console.print(table)
@@ -214,6 +216,8 @@ def check_study(settings: StudyConfig) -> None:
         source_files(settings.data)
     if settings.search.sampler == "grid":
         list_candidates(settings)
+    if settings.search.sampler == "predictor":
+        Surrogate(settings.search.predictor, settings.search.seed)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
     for arch in settings.baselines or (settings.space.sample(0).arch,):
         make_plan(training, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)

@@ -28,8 +28,8 @@ from studies.config import (
     COST_OBJECTIVES,
     PromoteConfig,
     StopperConfig,
+    StudyKeys,
     TrainingConfig,
-    _StudyKeys,
 )
 
 Language: TypeAlias = Literal["architecture", "space", "study"]
@@ -87,7 +87,7 @@ class _Writer:
 
     def study(self) -> Schema:
         space = self.architecture()
-        root = self._mapping_of(_StudyKeys, is_open=False)
+        root = self._mapping_of(StudyKeys, is_open=False)
         training = self._mapping_of(TrainingConfig)
         self.definitions["space"] = space
         named = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/space"}]}
@@ -104,7 +104,7 @@ class _Writer:
                     "items": {"enum": list(COST_OBJECTIVES)},
                     "minItems": 1,
                     "uniqueItems": True,
-                    **_described(_keys(_StudyKeys)["objectives"]),
+                    **_described(_keys(StudyKeys)["objectives"]),
                 },
                 "training": {**training, "description": "How one architecture is trained; baselines take the middle."},
                 "extends": {"type": "string", "description": "A file this one is laid over."},

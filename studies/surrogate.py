@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
@@ -13,6 +14,7 @@ from optuna.trial import FrozenTrial
 from builder.cost import Cost
 from searchspace.arch import ArchSpec
 from searchspace.decode import decode
+from searchspace.errors import SpecError
 from studies.config import LearnerName
 from studies.samplers import Proposal
 
@@ -45,9 +47,14 @@ class Surrogate:
             worse than ``tabular``.
         seed: of the study.
         background: fit in a thread, and go on with the last fit until it is done.
+
+    Raises:
+        SpecError: if scikit-learn is missing.
     """
 
     def __init__(self, learner: LearnerName, seed: int, *, background: bool = False) -> None:
+        if find_spec("sklearn") is None:
+            raise SpecError("search.sampler", "predictor needs scikit-learn", "pip install 'spiralformer[predict]'")
         self.learner, self.seed, self.background = learner, seed, background
         self.note = ""
         """Why it is not followed, or how well it ranks."""
@@ -65,21 +72,29 @@ class Surrogate:
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Fit again if enough trials have ended since."""
         if self._pending is not None and (self._pending.done() or not self.background):
-            self._take(self._pending.result())
+            self._take(self._pending)
         ended = [t for t in trials if t.state.is_finished() and "rung.0" in t.user_attrs]
         due = _last_step(len(ended))
         if due <= self._fitted_on or self._pending is not None:
             return
         ended.sort(key=lambda t: (t.datetime_complete, t.number))
-        seen = [o for trial in ended[:due][-_MOST_TRIALS:] for o in self._observe(trial)]
+        shown = ended[:due][-_MOST_TRIALS:]
+        seen = [o for trial in shown for o in self._observe(trial)]
+        kept = {trial.number for trial in shown}
+        self._examples = {number: found for number, found in self._examples.items() if number in kept}
         self._fitted_on = due
-        if self.background:
-            self._pending = self._threads.submit(self._fit_to, seen)
-        else:
-            self._take(self._fit_to(seen))
+        self._pending = self._threads.submit(self._fit_to, seen)
+        if not self.background:
+            self._take(self._pending)
 
-    def _take(self, fit: _Fit) -> None:
-        self._fit, self.note, self._pending = fit, fit.note, None
+    def _take(self, fitted: Future[_Fit]) -> None:
+        """A fit that fails stops no search."""
+        self._pending = None
+        try:
+            self._fit = fitted.result()
+            self.note = self._fit.note
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self._fit, self.note = None, f"predictor {self.learner} set aside for tpe: {error}"
 
     def _observe(self, trial: FrozenTrial) -> list[Observation]:
         from studies.predictors import observe

@@ -11,7 +11,6 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from studies.describe import short, summarize
-from studies.html_report import write_html
 from studies.journal import is_driven
 from studies.report import best_of, notes, ranking_table
 from studies.run import open_study
@@ -35,6 +34,8 @@ def watch_status(folder: Path, console: Console) -> None:
 
 def watch_report(folder: Path, console: Console) -> None:
     """Write ``report.html``, which loads itself again, until nothing drives the study."""
+    from studies.html_report import write_html
+
     while is_driven(folder):
         records, corpus, settings = open_study(folder)
         start = time.monotonic()

@@ -11,7 +11,7 @@ from helpers import end_all, run_cli, tiny_study
 from builder import estimate
 from builder.compiler import compile_arch
 from searchspace import SpecError, load_space
-from studies import predictors
+from studies import predictors, surrogate
 from studies.config import load_study
 from studies.data import CorpusFacts, prepare_corpus
 from studies.predictors import (
@@ -25,7 +25,9 @@ from studies.predictors import (
     rank_correlation,
 )
 from studies.ranking import Pool, explain, rank, transfer
+from studies.run import check_study
 from studies.searcher import StudyDriver
+from studies.trial import Report, Rung
 
 TRAINING = {"flops": 1e12, "batch_tokens": 2048}
 SHARES = (1 / 9, 1 / 3, 1.0)
@@ -201,11 +203,17 @@ def test_ranking_and_reasons_follow_what_was_learned(trials, pool):
         assert coarse < fine
 
 
-def drive(folder, num_trials, loss):
-    """A study whose losses are made up, by the sampler `predictor`."""
+def drive(folder, num_trials, loss, stop=None):
+    """A study whose losses are made up, by the sampler `predictor`; it may be broken off after some trials."""
     over = [f"search.num_trials={num_trials}", "search.sampler=predictor", "search.stopper=none"]
     settings = load_study("quickstart", over)
-    return end_all(StudyDriver(settings, folder, prepare_corpus(settings.data, folder / "data")), loss)
+    folder.mkdir(exist_ok=True)
+    driver = StudyDriver(settings, folder, prepare_corpus(settings.data, folder / "data"))
+    for _ in range(stop or 0):
+        spec = driver.next_trial()
+        rung = Rung(flops=4e11, tokens=1, loss=loss(driver.record(spec.number)))
+        driver.report(spec.number, Report(kind="done", attempt=1, rungs=(rung,)))
+    return driver if stop else end_all(driver, loss)
 
 
 def test_the_sampler_follows_it_once_it_can_rank(tmp_path):
@@ -220,6 +228,32 @@ def test_without_skill_it_is_set_aside(tmp_path):
     draw = np.random.default_rng(0)
     driver = drive(tmp_path, 24, lambda record: 3 + float(draw.normal()))
     assert "set aside" in driver.progress().predictor
+
+
+def test_a_fit_that_fails_stops_no_search(tmp_path, monkeypatch):
+    def fail(self, seen, seed=0):
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(Predictor, "fit", fail)
+    driver = drive(tmp_path, 14, lambda record: 3 + made_up_loss(record.arch_spec()))
+    assert driver.progress().predictor == "predictor tabular set aside for tpe: singular"
+    assert driver.progress().complete == 15
+
+
+def test_without_scikit_learn_it_is_told_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(surrogate, "find_spec", lambda name: None)
+    with pytest.raises(SpecError, match=r"search\.sampler: predictor needs scikit-learn"):
+        check_study(load_study("quickstart", ["search.sampler=predictor"]))
+
+
+def test_a_broken_off_search_proposes_what_it_would_have(tmp_path):
+    def loss(record):
+        return 3 + made_up_loss(record.arch_spec())
+
+    whole = drive(tmp_path / "whole", 20, loss)
+    drive(tmp_path / "part", 20, loss, stop=13)
+    again = drive(tmp_path / "part", 20, loss)
+    assert [r.arch_id for r in again.records] == [r.arch_id for r in whole.records]
 
 
 @pytest.fixture(scope="module")
