@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -184,31 +185,39 @@ def check(
     file: Annotated[str, typer.Argument(help="Architecture, space or study file.")], overrides: Overrides = None
 ) -> None:
     """Check a file: every choice decided each way, compiled, and for a study its budget."""
+    from searchspace.loading import find_file
+    from studies.config import find_study
+
+    found: list[Path] = []  # a shipped name may be that of a space and of a study
+    for folder in ("architectures", "spaces"):
+        with suppress(SpecError):
+            found.append(find_file(file, folder=folder))
+    if not found or not Path(file).is_file():
+        with suppress(SpecError):
+            found.append(find_study(file))
+    for place in dict.fromkeys(found or [find_study(file)]):
+        _check_file(place, overrides or ())
+
+
+def _check_file(file: Path, overrides: Sequence[str]) -> None:
     from builder import compile_arch
     from searchspace import load_arch, load_space
-    from searchspace.loading import find_file, read_data
-    from studies.config import find_study, load_study
+    from searchspace.loading import read_data
+    from studies.config import load_study
 
-    try:
-        found = find_file(file, folder="architectures")
-    except SpecError:
-        try:
-            found = find_file(file, folder="spaces")
-        except SpecError:
-            found = find_study(file)
-    data = read_data(found, overrides or ())
-    if "space" in data:
+    if "space" in read_data(file, overrides):
         from studies.run import check_study, survey_study
 
-        study = load_study(found, overrides or ())
+        study = load_study(file, overrides)
         check_study(study)
         study.space.check()
-        result = survey_study(study)
+        with console.status("looking at what is within the budget"):
+            result = survey_study(study)
         print(f"ok: study, {result.size} candidates, {result.share:.1%} of {result.looked_at} looked at are feasible")
         return
-    space = load_space(found, overrides or ())
+    space = load_space(file, overrides)
     if not space.decisions:
-        compile_arch(load_arch(found, overrides or ()))
+        compile_arch(load_arch(file, overrides))
         print("ok: architecture")
         return
     space.check()
