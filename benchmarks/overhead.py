@@ -1,6 +1,6 @@
 """What a trial costs besides training: no-op trials through Ray, against Ray Tune's own OptunaSearch in the same run.
 
-    python benchmarks/overhead.py [--trials 100] [--plain 40] [--long 2000] [--out FILE]
+    python benchmarks/overhead.py [--trials 100] [--plain 40] [--long 2000] [--samplers random,tpe] [--out FILE]
 
 The same space and number of workers for both. Start-up (Ray, the first worker) is left out of both: time is counted
 from the first finished trial to the last. With --long, one more study of many trials through Ray: memory of the
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--plain", type=int, default=40)
     parser.add_argument("--long", type=int, default=0)
+    parser.add_argument("--samplers", default="random,tpe", help="of the long studies")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     result: dict[str, Any] = {"ours": ours(args.trials, "tpe")}
@@ -121,7 +122,7 @@ def main() -> None:
         result["plain_s_per_trial"] = plain(args.plain)
         ratio = result["plain_s_per_trial"] / result["ours"]["s_per_trial"]
         print(f"plain Tuner and OptunaSearch: {result['plain_s_per_trial']:.3f} s per trial, {ratio:.1f} times ours")
-    for sampler in ("random", "tpe") if args.long else ():
+    for sampler in args.samplers.split(",") if args.long else ():
         row = result[f"long_{sampler}"] = ours(args.long, sampler)
         print(
             f"{sampler}, {row['trials']} trials: {row['s_per_trial']:.3f} s per trial, last 200 took "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -201,6 +202,7 @@ class Journal:
         self._file = None if folder is None else _JournalFile(folder)
         if self._file is not None:
             storage = JournalStorage(self._file)
+        self._distributions: dict[str, BaseDistribution] = {}
         known = {study.study_name for study in storage.get_all_studies()}
         purposes: tuple[Purpose, ...] = ("search", "baseline", "promotion")
         for purpose in purposes:
@@ -241,7 +243,10 @@ class Journal:
         for name in ("state", "rungs", "tokens", "steps", "seconds", "reason", "error", "purpose"):
             del plain[name]
         trial.set_user_attr("launch", plain)
-        kept = trial.study._storage.get_trial(trial._trial_id).user_attrs["launch"]
+        frozen = trial.study._storage.get_trial(trial._trial_id)
+        for name, distribution in frozen.distributions.items():  # one object for all trials, not one for each
+            frozen.distributions[name] = self._distributions.setdefault(repr(distribution), distribution)
+        kept = frozen.user_attrs["launch"]
         return replace(record, arch=kept["arch"], choices=kept["choices"], training=kept["training"])
 
     def rung(self, trial: optuna.Trial, index: int, rung: Rung) -> None:

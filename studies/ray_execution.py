@@ -200,6 +200,12 @@ class DrivenSearcher(_Driven, Searcher):  # type: ignore[misc]
         return None
 
 
+def _forget_statistics(trial: Any) -> None:
+    """Ray keeps running means of every number reported, 13 KiB for each trial that ever ran; nobody reads them."""
+    trial.run_metadata.metric_analysis = {}
+    trial.run_metadata.metric_n_steps = {}
+
+
 class DrivenScheduler(_Driven, FIFOScheduler):  # type: ignore[misc]
     """Asks the driver after each report whether the trial goes on."""
 
@@ -213,3 +219,7 @@ class DrivenScheduler(_Driven, FIFOScheduler):  # type: ignore[misc]
         self.watch()
         decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
         return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, trial, result)
+        _forget_statistics(trial)
