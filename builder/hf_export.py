@@ -6,18 +6,13 @@ compiled graph as straight-line code, once in parallel and once token by token.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
-import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,6 +21,7 @@ from safetensors.torch import save_file
 from builder.compiler import compile_arch
 from builder.ir import Graph
 from builder.lowering import Step, steps_of, why_undecodable
+from builder.part_sources import library, names_in, sources_of
 from searchspace.arch import ArchSpec
 from searchspace.decode import encode
 from searchspace.errors import SpecError
@@ -33,10 +29,6 @@ from spiralformer.decoding import Clock
 from spiralformer.model import SpiralFormer
 
 MODELING = "modeling_spiralformer.py"
-_PARTS = (
-    *("norm", "rope", "attention", "recall", "block", "pooling", "upscale", "joins", "topology", "embedding"),
-    "decoding",
-)
 _TOLERANCE = 1e-5
 _CHECKED_TOKENS = 16
 
@@ -139,8 +131,8 @@ def modeling_code(graph: Graph) -> str:
     modules = {step.target: step.part for step in steps if step.target is not None and step.part is not None}
     undecodable = why_undecodable(graph)
     body = "\n\n".join(_model_class(graph, steps, undecodable))
-    roots = [name for part in modules.values() for name in _names(str(part))]
-    parts = _sources([*roots, "_PoolState", "_UpscaleState"] if not undecodable else roots)
+    roots = [name for part in modules.values() for name in names_in(str(part))]
+    parts = sources_of([*roots, "_PoolState", "_UpscaleState"] if not undecodable else roots)
     head = _HEAD.format(name=graph.name, arch_id=graph.arch_id)
     tail = _TAIL.format(arch_id=graph.arch_id, undecodable=undecodable)
     return "\n\n".join([head, _imports(f"{parts}\n\n{body}"), *([parts] if parts else []), _STATE, body, tail]) + "\n"
@@ -268,72 +260,9 @@ def _ticks(clock: Clock) -> str:
     return "" if clock.chunk == 1 else f"(token + {clock.offset + 1}) % {clock.chunk} == 0"
 
 
-# -- the parts' own source -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Definition:
-    """A class, function or constant at the top of one of `spiralformer`'s modules."""
-
-    place: tuple[int, int]
-    source: str
-    uses: frozenset[str]
-
-
-@lru_cache(maxsize=1)
-def _library() -> tuple[dict[str, _Definition], dict[str, str]]:
-    """What the parts' modules define, and what they import from elsewhere, by name."""
-    found: dict[str, _Definition] = {}
-    imports: dict[str, str] = {}
-    for number, name in enumerate(_PARTS):
-        module: ModuleType = importlib.import_module(f"spiralformer.{name}")
-        text = inspect.getsource(module)
-        lines = text.splitlines()
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                if isinstance(node, ast.Import) or str(node.module).split(".")[0] not in ("spiralformer", "__future__"):
-                    for alias in node.names:
-                        single = type(node)(
-                            **{**{name: getattr(node, name) for name in node._fields}, "names": [alias]}
-                        )
-                        imports[alias.asname or alias.name.split(".")[0]] = ast.unparse(single)
-                continue
-            names = _defined(node)
-            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-            source = "\n".join(lines[first - 1 : node.end_lineno])
-            uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-            for defined in names:
-                found[defined] = _Definition((number, first), source, uses)
-    return found, imports
-
-
-def _defined(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.ClassDef | ast.FunctionDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _names(code: str) -> set[str]:
-    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
-
-
-def _sources(roots: Iterable[str]) -> str:
-    """The source of these definitions and of all they use, in the library's order."""
-    library, _ = _library()
-    wanted, waiting = set[str](), [name for name in roots if name in library]
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted and name != "KeyValueCache":  # replaced by one that grows
-            wanted.add(name)
-            waiting.extend(used for used in library[name].uses if used in library)
-    kept = sorted({library[name] for name in wanted}, key=lambda definition: definition.place)
-    return "\n\n\n".join(definition.source for definition in kept)
-
-
 def _imports(code: str) -> str:
-    _, imports = _library()
-    used = _names(code) - {"torch", "nn", "F"}
+    _, imports = library()
+    used = names_in(code) - {"torch", "nn", "F"}
     lines = {imports[name] for name in used if name in imports}
     standard = sorted(line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names)
     return "\n".join([*standard, "", *sorted(_ALWAYS | (lines - set(standard)))])

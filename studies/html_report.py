@@ -25,8 +25,9 @@ from studies.config import StudyConfig
 from studies.data import Corpus
 from studies.describe import cost_lines, cost_rows, short, summarize
 from studies.draw import draw_svg
+from studies.examples import adjust, last_rungs
 from studies.importance import measured_importance, optuna_figures
-from studies.predictors import FEWEST, Predictor, adjust, last_rungs
+from studies.predictors import FEWEST, Predictor
 from studies.ranking import (
     Effects,
     Pool,

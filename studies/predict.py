@@ -16,8 +16,10 @@ from searchspace.loading import dump_yaml, load_space
 from studies.config import LearnerName, StudyConfig
 from studies.data import Corpus
 from studies.describe import short, summarize
+from studies.examples import Observation
 from studies.importance import measured_importance
-from studies.predictors import LEARNERS, Observation, Predictor, fit_best
+from studies.learners import LEARNERS
+from studies.predictors import Predictor, fit_best
 from studies.ranking import Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
 from studies.run import open_study
 from studies.trial import TrialRecord

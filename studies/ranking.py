@@ -16,18 +16,8 @@ from searchspace.nodes import LoopNode
 from searchspace.space import SpaceSpec
 from studies.config import LearnerName, StudyConfig
 from studies.data import CorpusFacts
-from studies.predictors import (
-    FEWEST,
-    Array,
-    Example,
-    Observation,
-    Predictor,
-    adjust,
-    last_rungs,
-    make_example,
-    observe,
-    rank_correlation,
-)
+from studies.examples import Array, Example, Observation, adjust, last_rungs, make_example, observe
+from studies.predictors import FEWEST, Predictor, rank_correlation
 from studies.proposer import Proposer
 from studies.samplers import Proposal
 from studies.trial import TrialRecord

@@ -19,7 +19,8 @@ from studies.config import LearnerName
 from studies.samplers import Proposal
 
 if TYPE_CHECKING:
-    from studies.predictors import Example, Observation, Predictor
+    from studies.examples import Example, Observation
+    from studies.predictors import Predictor
 
 _MOST_TRIALS = 500
 _LEAST_TAU = 0.1
@@ -97,7 +98,7 @@ class Surrogate:
             self._fit, self.note = None, f"predictor {self.learner} set aside for tpe: {error}"
 
     def _observe(self, trial: FrozenTrial) -> list[Observation]:
-        from studies.predictors import observe
+        from studies.examples import observe
 
         if trial.number not in self._examples:
             launch = trial.user_attrs["launch"]
@@ -109,7 +110,8 @@ class Surrogate:
         return self._examples[trial.number]
 
     def _fit_to(self, seen: Sequence[Observation]) -> _Fit:
-        from studies.predictors import Predictor, adjust
+        from studies.examples import adjust
+        from studies.predictors import Predictor
 
         predictor = Predictor(self.learner)
         predictor.fit(seen, self.seed)
@@ -131,7 +133,7 @@ class Surrogate:
 
     def expected_improvement(self, candidates: Sequence[Proposal]) -> list[float]:
         """Of each over the best seen, in standard deviations of the losses."""
-        from studies.predictors import make_example
+        from studies.examples import make_example
 
         assert self._fit is not None
         examples: list[Example] = [make_example(c.graph, c.cost, c.training) for c in candidates]

@@ -25,8 +25,9 @@ from builder import compile_arch, estimate
 from searchspace import load_space
 from searchspace.choices import FixedChooser
 from searchspace.space import assignments
-from studies import predictors
-from studies.predictors import Observation, Predictor, observe, rank_correlation
+from studies import learners
+from studies.examples import Observation, observe
+from studies.predictors import Predictor, rank_correlation
 
 NAMES = ("cost", "scaling_law", "tabular", "gnn", "gnn, no sharing")
 RUNGS = (1, 2, 3)
@@ -61,9 +62,9 @@ def stop_early(trials: list[list[Observation]]) -> list[Observation]:
 def make(name: str) -> Predictor:
     """A predictor; the ablation replaces the learner behind it."""
     if name == "gnn, no sharing":
-        predictors.LEARNERS["gnn"] = lambda: predictors.GraphNetwork(sharing=False)  # type: ignore[assignment]
+        learners.LEARNERS["gnn"] = lambda: learners.GraphNetwork(sharing=False)  # type: ignore[assignment]
         return Predictor("gnn")
-    predictors.LEARNERS["gnn"] = predictors.GraphNetwork
+    learners.LEARNERS["gnn"] = learners.GraphNetwork
     return Predictor(name)  # type: ignore[arg-type]
 
 

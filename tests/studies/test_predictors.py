@@ -11,19 +11,12 @@ from helpers import end_all, run_cli, tiny_study
 from builder import estimate
 from builder.compiler import compile_arch
 from searchspace import SpecError, load_space
-from studies import predictors, surrogate
+from studies import learners, surrogate
 from studies.config import load_study
 from studies.data import CorpusFacts, prepare_corpus
-from studies.predictors import (
-    LEARNERS,
-    GraphNetwork,
-    Observation,
-    Predictor,
-    adjust,
-    fit_best,
-    observe,
-    rank_correlation,
-)
+from studies.examples import Observation, adjust, observe
+from studies.learners import LEARNERS, GraphNetwork
+from studies.predictors import Predictor, fit_best, rank_correlation
 from studies.ranking import Pool, explain, rank, transfer
 from studies.run import check_study
 from studies.searcher import StudyDriver
@@ -36,7 +29,7 @@ SHARES = (1 / 9, 1 / 3, 1.0)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setitem(predictors.LEARNERS, "gnn", lambda: GraphNetwork(epochs=60))
+    monkeypatch.setitem(learners.LEARNERS, "gnn", lambda: GraphNetwork(epochs=60))
 
 
 def made_up_loss(arch):
