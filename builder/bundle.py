@@ -150,9 +150,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SpecError(
-            "", "is not a bundle (no manifest.json)", "give a folder made by export", file=str(folder)
-        ) from error
+        what, remedy = "is not a bundle (no manifest.json)", "give a folder made by export"
+        if (folder / "config.json").is_file():
+            what, remedy = "is a Hugging Face folder, not a bundle", "export without --format"
+        raise SpecError("", what, remedy, file=str(folder)) from error
     except ValueError as error:
         raise SpecError("", "is not valid JSON", "export the bundle again", file=str(path)) from error
     if (

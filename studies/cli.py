@@ -466,7 +466,7 @@ def predict(
 def eval(
     bundle: Annotated[Path, typer.Argument(help="Folder that export made.")],
     data: Annotated[list[str], typer.Option(help="Text: files, folders or globs; may be repeated.")],
-    kind: Annotated[str, typer.Option(help="text, jsonl, parquet, hf or tokens.")] = "text",
+    kind: Annotated[str, typer.Option(help="text, jsonl, parquet, hf, or tokens (their val.bin).")] = "text",
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -527,7 +527,7 @@ def tokenize(
         facts = prepare_corpus(config, out).facts
     console.print(
         f"{facts.train_tokens:,} tokens to train on, {facts.val_tokens:,} held out, {facts.bytes_per_token:.2f} bytes "
-        f"each, {facts.vocab_size:,} different: {out}",
+        f"each, of a vocabulary of {facts.vocab_size:,}: {out}",
         highlight=False,
     )
 

@@ -102,7 +102,9 @@ def _to_png(svg: str) -> bytes:
     try:
         cairosvg = import_module("cairosvg")
     except (ImportError, OSError) as error:  # OSError: the package is there, the library cairo is not
-        raise SpecError("", f".png needs CairoSVG: {error}", "pip install cairosvg, or draw .svg or .html") from error
+        raise SpecError(
+            "", f".png needs CairoSVG: {error}", "pip install 'spiralformer[draw]', or draw .svg or .html"
+        ) from error
     png: bytes = cairosvg.svg2png(bytestring=svg.encode(), scale=2)
     return png
 

@@ -50,6 +50,12 @@ _BLUE, _GREEN, _GREY = "#3b82c4", "#2da44e", "#9aa5b1"
 _INK = "#010203"
 """Becomes the page's text colour."""
 
+_WHY = {
+    "importance": "Bars: share of the loss's variance that each decision explains (PED-ANOVA), over complete trials.",
+    "effects": "Measured: mean loss of trials with a level at an iteration, against all that go so far; blue: better.",
+    "predicted": "Predicted: the same as a predictor sees it, over candidates that nobody trained.",
+}
+
 _COSTS: dict[str, Callable[[TrialRecord], float | None]] = {
     "FLOPs per token": lambda record: record.cost.flops_per_token,
     "parameters": lambda record: record.cost.params,
@@ -77,11 +83,7 @@ def write_html(
         notes=notes(records, corpus),
         figures=figures,
         figures_json=_json(figures),
-        why=(
-            "First: share of the loss's variance that each decision explains (PED-ANOVA), over complete trials. Then: "
-            "mean loss of trials with a level at an iteration, against all that go so far; blue is better. Last, where "
-            "it can rank: the same as a predictor sees it, over candidates that nobody trained."
-        ),
+        why=" ".join(text for name, text in _WHY.items() if name in figures),
         again=_again(records, corpus),
         failures=_failures(records),
         best=_best(records, corpus),
@@ -115,7 +117,7 @@ def _headline(records: Sequence[TrialRecord], corpus: Corpus) -> str:
     bits = corpus.bits_per_byte(best.rungs[-1].loss)
     text = f"Best: {summarize(best.arch_spec())}, {bits:.3f} bits/byte at {short(best.flops)} training FLOPs"
     if baseline is not None:
-        gap = bits - corpus.bits_per_byte(baseline.rungs[-1].loss)
+        gap = round(bits, 3) - round(corpus.bits_per_byte(baseline.rungs[-1].loss), 3)
         text += f", {abs(gap):.3f} {'better' if gap < 0 else 'worse'} than the baseline {baseline.name}"
     return f"{text}."
 

@@ -19,7 +19,7 @@ from studies.describe import short, summarize
 from studies.examples import Observation
 from studies.importance import measured_importance
 from studies.learners import LEARNERS
-from studies.predictors import Predictor, fit_best
+from studies.predictors import FEWEST, Predictor, fit_best
 from studies.ranking import Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
 from studies.run import open_study
 from studies.trial import TrialRecord
@@ -146,11 +146,14 @@ def _show_reasons(
     table = Table(title="Decisions that matter", title_justify="left", box=SIMPLE)
     table.add_column("decision")
     table.add_column("predicted change, bits/byte", justify="right")
-    table.add_column("share of the variance (Optuna)", justify="right")
+    if measured:
+        table.add_column("share of the variance (Optuna)", justify="right")
     for name, value in list(found.importance.items())[:_EXPLAINED]:
-        share = measured.get(name)
-        table.add_row(name, f"{corpus.bits_per_byte(value):.4f}", "" if share is None else f"{share:.0%}")
+        share = [f"{measured[name]:.0%}" if name in measured else ""] if measured else []
+        table.add_row(name, f"{corpus.bits_per_byte(value):.4f}", *share)
     console.print(table)
+    if not measured:
+        console.print(f"Optuna's own importances need {FEWEST} complete trials.", highlight=False)
     places = sorted({place for place, _ in found.effect})
     levels = sorted({level for _, level in found.effect})
     if not places:

@@ -172,13 +172,14 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
     first_again = next((group for group in again if not group.is_baseline), None)
     baseline_again = next((group for group in again if group.is_baseline), None)
     if first_again is not None and baseline_again is not None:
-        gap = corpus.bits_per_byte(baseline_again.mean) - corpus.bits_per_byte(first_again.mean)
+        gap = round(corpus.bits_per_byte(baseline_again.mean), 3) - round(corpus.bits_per_byte(first_again.mean), 3)
         lines.append(
             f"Trained again with {len(first_again.runs)} other seeds, the best found is {abs(gap):.3f} bits/byte "
             f"{'better' if gap > 0 else 'worse'} than the baseline on average."
         )
     elif best is not None and baseline is not None:
-        gap = corpus.bits_per_byte(baseline.rungs[-1].loss) - corpus.bits_per_byte(best.rungs[-1].loss)
+        base, found = (round(corpus.bits_per_byte(r.rungs[-1].loss), 3) for r in (baseline, best))
+        gap = base - found  # as the table shows them
         verdict = "better" if gap > 0 else "worse"
         lines.append(
             f"The best found is {abs(gap):.3f} bits/byte {verdict} than the baseline; one seed each, so mind the "

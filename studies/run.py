@@ -21,15 +21,16 @@ from searchspace.loading import read_file
 from studies.checkpoint import write_durably
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training, study_from_data
 from studies.data import Corpus, prepare_corpus
+from studies.describe import short
 from studies.documents import source_files
 from studies.execution import run_on_ray, run_serial
 from studies.export import export_trial
 from studies.journal import JOURNAL, SUMS, exclusive, mend, open_for_reading
 from studies.progress import StudyView
 from studies.proposer import list_candidates
-from studies.report import best_of, notes, promotion_table, ranking_table
+from studies.report import best_of, notes, promotion_table, ranked, ranking_table
 from studies.searcher import StudyDriver, StudyHaltedError
-from studies.stopper import expected_share
+from studies.stopper import expected_work, rung_shares
 from studies.surrogate import Surrogate
 from studies.survey import Survey, measure_speed, survey
 from studies.text import TOKENIZER, codec_of
@@ -40,6 +41,7 @@ from studies.trial import TrialRecord
 EXIT_TERMINATED = 143
 
 _STUDY = "study.yaml"
+_SECONDS_TO_START, _SECONDS_PER_TRIAL = 12.0, 1.0  # Ray and its workers; building a model, checkpoints
 _MAY_CHANGE = ("search.num_trials", "search.max_failures", "search.promote", "resources", "name", "tracking")
 """Settings that may differ when a study goes on."""
 
@@ -104,6 +106,9 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         if best_of(driver.records) is not None:
             bundle = export_trial(driver.records, folder, corpus, trials=driver.trials, out=folder / "best")
             console.print(f"exported the best trial to {bundle}", highlight=False)
+            if (first := ranked(driver.records)[0]).purpose == "baseline":
+                what = f"the baseline {first.name} is better still: export it with --trial {first.number}"
+                console.print(what, highlight=False)
             print_sample(bundle, "def ", 160, console, temperature=0.7, seed=0)
 
 
@@ -181,23 +186,36 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
         what += f"; the best {settings.search.promote.trials} again, {settings.search.promote.seeds} times each"
     console.print(what, highlight=False)
     with tempfile.TemporaryDirectory() as scratch, console.status("measuring speed"):
-        speed = measure_speed(settings, prepare_data(settings, Path(scratch)), device_of(settings))
-    per_trial = training.flops
-    if per_trial is None:
-        arch = settings.baselines[0] if settings.baselines else settings.space.sample(0).arch
-        per_trial = (training.tokens or 0.0) * estimate(compile_arch(arch)).training_flops_per_token
-    promote = settings.search.promote
-    again = promote.seeds * (promote.trials + bool(baselines)) * promote.factor if promote.trials else 0.0
-    most = per_trial * (trials + baselines + again)
-    expected = per_trial * (trials * expected_share(settings.search.stopper) + baselines + again)
+        corpus = prepare_data(settings, Path(scratch))
+        speed = measure_speed(settings, corpus, device_of(settings))
+    arch = settings.baselines[0] if settings.baselines else settings.space.sample(0).arch
+    cost = estimate(compile_arch(arch))
+    per_trial = training.flops or (training.tokens or 0.0) * cost.training_flops_per_token
+    promote, rungs = settings.search.promote, len(rung_shares(settings.search.stopper))
+    again = promote.seeds * (promote.trials + bool(baselines)) if promote.trials else 0
+    share, evaluations = expected_work(settings.search.stopper)
+    full = baselines + again * promote.factor
+    expected, most = per_trial * (trials * share + full), per_trial * (trials + full)
+    evaluation = training.eval_tokens * cost.flops_per_token
+    looked = evaluation * (trials * evaluations + baselines * rungs + again)
+    looked_most = evaluation * ((trials + baselines) * rungs + again)
     workers = max(1, (os.cpu_count() or 1) // settings.resources.cpus_per_trial)
     workers = min(workers, settings.resources.max_concurrent or workers)
+    apart = _SECONDS_TO_START + _SECONDS_PER_TRIAL * (trials + baselines + again) / workers
+    usual, worst = ((flops / speed / workers) + apart for flops in (expected + looked, most + looked_most))
     console.print(f"training FLOPs: about {expected:.2g}, at most {most:.2g}", highlight=False)
     console.print(
-        f"time: about {_duration(expected / speed / workers)} on {workers} workers at {speed:.2g} FLOP/s each, "
-        f"at most {_duration(most / speed / workers)}, besides evaluation and starting the workers",
+        f"time: about {_duration(usual)}, at most {_duration(worst)}, on {workers} workers at {speed:.2g} FLOP/s each, "
+        "with evaluation and starting them",
         highlight=False,
     )
+    seen = per_trial / cost.training_flops_per_token
+    if (epochs := seen / corpus.facts.train_tokens) > 1.5:
+        console.print(
+            f"a trial sees the data about {epochs:.1f} times ({short(seen)} of {short(corpus.facts.train_tokens)} "
+            "tokens): give more data, or train less, lest memory be what is ranked",
+            highlight=False,
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -32,12 +32,13 @@ def should_stop(config: StopperConfig, loss: float, others: Sequence[float]) -> 
     return False
 
 
-def expected_share(config: StopperConfig) -> float:
-    """Mean share of the full budget that a trial spends if the rungs rank at random."""
+def expected_work(config: StopperConfig) -> tuple[float, float]:
+    """Mean share of the full budget that a trial spends, and evaluations, if the rungs rank at random."""
     shares = rung_shares(config)
     kept = {"none": 1.0, "asha": 1.0 / config.reduction, "median": 0.5}[config.kind]
-    spent, alive = 0.0, 1.0
+    spent, evaluations, alive = 0.0, 0.0, 1.0
     for i, share in enumerate(shares):
         spent += alive * (share - (shares[i - 1] if i else 0.0))
+        evaluations += alive
         alive *= kept
-    return spent
+    return spent, evaluations

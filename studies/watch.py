@@ -59,7 +59,7 @@ def _status(folder: Path, *, table: bool) -> RenderableType:
     for purpose in ("search", "baseline"):
         if (best := best_of(records, purpose=purpose)) is not None:
             bits = corpus.bits_per_byte(best.rungs[-1].loss)
-            label = "best" if purpose == "search" else "baseline"
+            label = "best" if purpose == "search" else f"baseline {best.name}"
             lines.append(Text(f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {bits:.3f} bits/byte"))
     if running and not driven:
         counts = [f"{running} interrupted"]

@@ -179,9 +179,20 @@ def test_dry_run_starts_nothing(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, file, _ = study
     output = run("search", file, "--dry-run")
-    for part in ("candidates", "trials: 5, and 1 baseline in full", "training FLOPs: about", "time: about"):
+    for part in (
+        "candidates",
+        "trials: 5, and 1 baseline in full",
+        "training FLOPs: about",
+        "time: about",
+        "a trial sees the data about",
+    ):
         assert part in output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_counts_how_often_the_data_is_seen(study, tmp_path):
+    output = run("search", study[1], "--dir", tmp_path / "nothing", "--dry-run", "training.flops=1e12")
+    assert re.search(r"a trial sees the data about \d\d+\.\d times", " ".join(output.split()))
 
 
 def test_errors_are_one_message_and_exit_code_2(tmp_path):

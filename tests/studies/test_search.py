@@ -16,7 +16,7 @@ from studies.execution import run_serial
 from studies.export import export_trial
 from studies.journal import JOURNAL, Journal, StudyLockedError, exclusive, open_for_reading, repair_tail
 from studies.run import survey_study
-from studies.stopper import expected_share, rung_shares, should_stop
+from studies.stopper import expected_work, rung_shares, should_stop
 from studies.trial import Report, Rung, TrialSpec, run_trial
 
 
@@ -355,8 +355,8 @@ def test_asha_keeps_the_best_share():
     assert not should_stop(asha, 2.5, [2.0, 3.0, 4.0, 5.0])  # second of five: ceil(5 / 3) = 2 go on
     assert should_stop(asha, 3.5, [2.0, 3.0, 4.0, 5.0])
     assert not should_stop(StopperConfig(rungs=1), 9.0, [1.0])
-    assert expected_share(StopperConfig(rungs=1)) == 1.0
-    assert expected_share(asha) == pytest.approx(1 / 9 + 2 / 9 / 3 + 2 / 3 / 9)
+    assert expected_work(StopperConfig(rungs=1)) == (1.0, 1.0)
+    assert expected_work(asha) == pytest.approx((1 / 9 + 2 / 9 / 3 + 2 / 3 / 9, 1 + 1 / 3 + 1 / 9))
 
 
 def test_specs_and_reports_travel_as_json():
