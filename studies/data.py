@@ -121,11 +121,6 @@ def prepare_corpus(config: DataConfig, folder: str | Path) -> Corpus:
     return Corpus(folder)
 
 
-def decode_bytes(tokens: list[int]) -> str:
-    """Byte tokens as text."""
-    return bytes(token for token in tokens if token < 256).decode("utf-8", errors="replace")
-
-
 def _windows(tokens: NDArray[Any], starts: NDArray[Any], seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
     window = torch.from_numpy(rows)
