@@ -12,7 +12,8 @@ from searchspace.errors import SpecError, show
 
 TOKENIZER = "tokenizer.json"
 _BYTE_SEPARATOR = b"\n\x00\n"
-ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]", "<0x00>")
+_NOTHING = "<0x00>"
+ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]", _NOTHING)
 """Special tokens that end a document, by the names they have in common tokenizers."""
 
 
@@ -84,19 +85,25 @@ def codec_of(folder: Path) -> Codec:
 
 
 def byte_tokenizer() -> str:
-    """`Bytes` as a tokenizer.json: id b is byte b, and byte 0, which stands between documents, is special."""
-    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
-    special = {"id": 0, "content": "<0x00>", "single_word": False, "lstrip": False, "rstrip": False}
-    fallback = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
-    model = {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": True, "fuse_unk": False, "unk_token": None}
+    """`Bytes` as a tokenizer.json: id b is byte b. Byte 0, which stands between documents, is special and unreadable.
+
+    Bytes are written as GPT-2 writes them, since its decoder replaces what is no text alone, not the whole of it.
+    """
+    readable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in readable]
+    vocab = {chr(byte): byte for byte in readable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    vocab = {_NOTHING if byte == 0 else name: byte for name, byte in vocab.items()}
+    special = {"id": 0, "content": _NOTHING, "single_word": False, "lstrip": False, "rstrip": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": _NOTHING, "fuse_unk": False}
     return json.dumps(
         {
             "version": "1.0",
             "added_tokens": [{**special, "normalized": False, "special": True}],
             "normalizer": None,
-            "pre_tokenizer": None,
+            "pre_tokenizer": byte_level,
             "post_processor": None,
-            "decoder": fallback,
+            "decoder": byte_level,
             "model": model,
         }
     )

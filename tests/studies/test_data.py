@@ -210,7 +210,11 @@ def test_tokenized_once_used_by_all(tmp_path):
 def test_bytes_as_a_tokenizer_file(tmp_path):
     pytest.importorskip("tokenizers")
     (tmp_path / "tokenizer.json").write_text(byte_tokenizer())
-    text = "naïve → text\twith \x00 zeros\n" + "".join(map(chr, range(300)))
     codec = codec_of(tmp_path)
+    text = "naïve → Āā\twith \x01 and \x7f\n" + "".join(map(chr, range(1, 400)))
     assert codec.encode(text.encode()) == list(text.encode())
     assert codec.decode(codec.encode(text.encode())) == text
+    assert codec.encode(b"a\0b") == [97, 0, 98]
+    assert codec.decode([*b"def ", 0xFF, *b" x"]) == "def \ufffd x"  # what is no text spoils nothing else
+    assert codec.vocab_size == 256
+    assert codec.separator == [0]

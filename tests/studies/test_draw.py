@@ -192,7 +192,7 @@ def test_files(suffix, tmp_path):
 
 def test_png_wants_cairosvg(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cairosvg", None)
-    with pytest.raises(SpecError, match="pip install cairosvg"):
+    with pytest.raises(SpecError, match=r"spiralformer\[draw\]"):
         write_drawing(tiny_arch(), tmp_path / "x.png")
     fake = types.SimpleNamespace(svg2png=lambda bytestring, scale: b"png of " + bytestring[:4])
     monkeypatch.setitem(sys.modules, "cairosvg", fake)
