@@ -6,7 +6,7 @@ import base64
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -56,10 +56,10 @@ _WHY = {
     "predicted": "Predicted: the same as a predictor sees it, over candidates that nobody trained.",
 }
 
-_COSTS: dict[str, Callable[[TrialRecord], float | None]] = {
-    "FLOPs per token": lambda record: record.cost.flops_per_token,
-    "parameters": lambda record: record.cost.params,
-    "decode FLOPs per token": lambda record: record.cost.decode_flops_per_token,
+_COSTS = {
+    "FLOPs per token": "flops_per_token",
+    "parameters": "params",
+    "decode FLOPs per token": "decode_flops_per_token",
 }
 
 
@@ -124,19 +124,17 @@ def _headline(records: Sequence[TrialRecord], corpus: Corpus) -> str:
 
 def _facts(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> list[tuple[str, str]]:
     training, search = settings.plain.get("training", {}), settings.search
-    budget = settings.plain.get("budget", {}) or {"none": ""}
+    budget = settings.plain.get("budget", {})
     states = Counter(record.state for record in records)
     spent = sum(record.flops for record in records)
-    limits = "; ".join(
-        f"{name} {' to '.join(map(str, limit.values()))}"
-        if isinstance(limit, Mapping)
-        else f"{name} ≤ {limit}".rstrip(" ≤")
+    limits = [
+        f"{name} {' to '.join(map(str, limit.values()))}" if isinstance(limit, Mapping) else f"{name} ≤ {limit}"
         for name, limit in budget.items()
-    )
+    ]
     given = {name: training[name] for name in ("flops", "tokens", "batch_tokens", "lr") if name in training}
     return [
         ("space", f"{settings.space.count()} candidates, {len(settings.space.decisions)} decisions"),
-        ("budget", limits),
+        ("budget", "; ".join(limits) or "none"),
         ("training", ", ".join(f"{name} {_plain(value)}" for name, value in given.items())),
         ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
         ("search", f"{search.sampler}, stopper {search.stopper.kind}, seed {search.seed}"),
@@ -236,13 +234,9 @@ def _front(complete: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
     figure = go.Figure()
     searched = [record for record in complete if record.purpose == "search"]
     baselines = [record for record in complete if record.purpose == "baseline"]
-    kinds = {name: cost for name, cost in _COSTS.items() if all(cost(record) for record in complete)}
-    objectives = {"FLOPs per token": "flops_per_token", "parameters": "params"}
-    objectives["decode FLOPs per token"] = "decode_flops_per_token"
-    for i, (name, cost) in enumerate(kinds.items()):
-        line = sorted(
-            front(complete, ("loss", objectives[name])), key=lambda record: record.objective(objectives[name])
-        )
+    kinds = {name: metric for name, metric in _COSTS.items() if all(r.objective(metric) for r in complete)}
+    for i, metric in enumerate(kinds.values()):
+        line = front(complete, ("loss", metric))[::-1]  # by cost: on a front the better is the dearer
         rows = (
             ("front", line, {"mode": "lines", "line": {"color": _GREEN, "width": 2}, "hoverinfo": "skip"}),
             ("trial", searched, {"mode": "markers", "marker": {"color": _BLUE, "size": 9}}),
@@ -250,7 +244,7 @@ def _front(complete: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
         )
         for label, group, style in rows:
             hover = {} if label == "front" else {"hovertext": [_hover(r, corpus) for r in group], "hoverinfo": "text"}
-            x, y = [cost(r) for r in group], [corpus.bits_per_byte(r.rungs[-1].loss) for r in group]
+            x, y = [r.objective(metric) for r in group], [corpus.bits_per_byte(r.rungs[-1].loss) for r in group]
             figure.add_scatter(x=x, y=y, name=label, visible=i == 0, **style, **hover)
     buttons = [
         {

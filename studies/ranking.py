@@ -116,9 +116,9 @@ def transfer(
             return
         with_source, alone = [], []
         for seed in range(seeds):
-            own = set(np.random.default_rng(seed).permutation(len(trials))[:number].tolist())
-            known = [o for o in target if trials.index(o.trial) in own]
-            left = [o for o in target if trials.index(o.trial) not in own]
+            own = {trials[i] for i in np.random.default_rng(seed).permutation(len(trials))[:number].tolist()}
+            known = [o for o in target if o.trial in own]
+            left = [o for o in target if o.trial not in own]
             with_source.append(_tau(learner, [*source, *known], left, seed))
             if number >= FEWEST:
                 alone.append(_tau(learner, known, left, seed))
