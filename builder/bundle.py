@@ -11,27 +11,30 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from builder.compiler import compile_arch
 from builder.cost import Cost, estimate
 from builder.lowering import build_model
 from searchspace.arch import ArchSpec
-from searchspace.errors import SpecError
+from searchspace.disk import check_regular, new_folder, open_regular, read_json, write_file
+from searchspace.errors import SpecError, show
 from searchspace.loading import load_arch
 from spiralformer.model import SpiralFormer
 
 FORMAT = 1
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights, by safetensors' names."""
 _ARCH, _WEIGHTS, _MANIFEST, _CARD = "architecture.yaml", "model.safetensors", "manifest.json", "README.md"
 
 
@@ -69,18 +72,13 @@ def save_bundle(
         The folder.
 
     Raises:
-        SpecError: if the folder exists and is not a bundle.
+        SpecError: if the folder exists and is not a bundle, or holds more than one.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / _MANIFEST).is_file():
-        raise SpecError("", "exists and is not a bundle", "choose another folder", file=str(folder))
     graph = compile_arch(arch)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (work / _ARCH).write_text(arch.to_yaml(), encoding="utf-8")
-        save_file({k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}, work / _WEIGHTS)
-        (work / _CARD).write_text(card or f"# {arch.name}\n", encoding="utf-8")
+    with new_folder(Path(folder), bundle_contents, "a bundle") as work:
+        write_file(work / _ARCH, arch.to_yaml())
+        save_weights({k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}, work / _WEIGHTS)
+        write_file(work / _CARD, card or f"# {arch.name}\n")
         for file in files:
             shutil.copyfile(file, work / file.name)
         manifest = {
@@ -91,15 +89,29 @@ def save_bundle(
             **(facts or {}),
             "sha256": {name: _sha256(work / name) for name in (_ARCH, _WEIGHTS, _CARD, *(f.name for f in files))},
         }
-        (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        work.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return folder
+        write_file(work / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return Path(folder)
+
+
+def save_weights(weights: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that may be read by whom the folder's other files may."""
+    try:
+        save_file(weights, file, metadata=metadata)
+    except SafetensorError as error:  # what the system said stands in its text alone
+        if not (code := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(file)) from error
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
+def bundle_contents(folder: Path) -> set[str] | None:
+    """Names of a bundle's files; None if the folder holds none."""
+    try:
+        return {_MANIFEST, *read_manifest(folder)["sha256"]}
+    except SpecError:
+        return None
 
 
 def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bundle:
@@ -109,11 +121,11 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
         SpecError: if a file is missing, damaged, or does not fit the architecture.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, expected in manifest["sha256"].items():
         path = folder / name
         if not path.is_file():
-            raise SpecError("", f"the bundle lacks {name}", "export it again", file=str(folder))
+            raise SpecError("", f"the bundle lacks {show(name)}", "export it again", file=str(folder))
         if name != _CARD and _sha256(path) != expected:
             raise SpecError(
                 "",
@@ -123,47 +135,71 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
             )
     arch = load_arch(folder / _ARCH)
     graph = compile_arch(arch)
-    model = build_model(graph, device="meta")
+    if graph.arch_id != manifest["arch_id"]:
+        what = f"describes {graph.arch_id}, the manifest {show(manifest['arch_id'])}"
+        raise SpecError("", what, "export it again", file=str(folder / _ARCH))
+    expected_weights = build_model(graph, device="meta").state_dict()
+    check_regular(folder / _WEIGHTS)
     try:
+        with safe_open(folder / _WEIGHTS, framework="pt") as header:
+            slices = {name: header.get_slice(name) for name in header.keys()}  # noqa: SIM118
+            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        check_weights(expected_weights, found, folder)
         weights = load_file(folder / _WEIGHTS, device=str(device))
     except (SafetensorError, OSError) as error:
         raise SpecError("", f"can't be read: {error}", "export it again", file=str(folder / _WEIGHTS)) from error
-    expected_shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found_shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected_shapes != found_shapes:
-        differing = sorted(
-            name
-            for name in expected_shapes.keys() | found_shapes.keys()
-            if expected_shapes.get(name) != found_shapes.get(name)
-        )
-        raise SpecError(
-            "", f"weights do not fit the architecture: {', '.join(differing[:5])}", "export it again", file=str(folder)
-        )
     model = build_model(graph, seed=None, device=device)
     model.load_state_dict(weights)
     model.eval()
     return Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def check_weights(
+    expected: Mapping[str, torch.Tensor], found: Mapping[str, tuple[tuple[int, ...], str]], where: Path
+) -> None:
+    """Raise `SpecError` unless all tensors are there, no others, in their shapes and as floating-point numbers.
+
+    Args:
+        expected: state of the model, which may lie on the meta device.
+        found: shape and safetensors' name of the dtype of each tensor in a file.
+        where: it was found.
+    """
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    wrong = sorted(n for n in shapes.keys() | found.keys() if n not in found or shapes.get(n) != found[n][0])
+    if wrong:
+        what = f"weights do not fit the architecture: {', '.join(map(show, wrong[:5]))}"
+        raise SpecError("", what, "export it again", file=str(where))
+    if odd := sorted(name for name, (_, dtype) in found.items() if dtype not in FLOATS):
+        what = f"{show(odd[0])} is stored as {found[odd[0]][1]}, not as numbers of 16 bits or more with a point"
+        raise SpecError("", what, "store the weights as F32, F16 or BF16", file=str(where))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A bundle's manifest, its fields checked. Raises `SpecError` if the folder is no bundle, or damaged."""
     path = folder / _MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not path.is_file():
         what, remedy = "is not a bundle (no manifest.json)", "give a folder made by export"
         if (folder / "config.json").is_file():
             what, remedy = "is a Hugging Face folder, not a bundle", "export without --format"
-        raise SpecError("", what, remedy, file=str(folder)) from error
-    except ValueError as error:
-        raise SpecError("", "is not valid JSON", "export the bundle again", file=str(path)) from error
+        raise SpecError("", what, remedy, file=str(folder))
+    manifest = read_json(path)
+    what = "is not a bundle manifest of this version"
     if (
         not isinstance(manifest, dict)
         or manifest.get("format") != FORMAT
-        or not isinstance(manifest.get("sha256"), dict)
+        or not isinstance(manifest.get("arch_id"), str)
     ):
-        raise SpecError(
-            "format", "is not a bundle manifest of this version", f"this version reads format {FORMAT}", file=str(path)
-        )
+        raise SpecError("format", what, f"this version reads format {FORMAT}", file=str(path))
+    sums = manifest.get("sha256")
+    if not isinstance(sums, dict) or not {_ARCH, _WEIGHTS, _CARD} <= sums.keys():
+        lacks = f"does not list {_ARCH}, {_WEIGHTS} and {_CARD}"
+        raise SpecError("sha256", lacks, "export the bundle again", file=str(path))
+    for name, digest in sums.items():
+        if not isinstance(digest, str) or name in ("", ".", "..", _MANIFEST) or set("/\\\0") & set(name):
+            raise SpecError("sha256", f"{show(name)} is no file of the bundle", "export it again", file=str(path))
+    for name in ("data", "metrics", "training", "choices", "cost", "imported"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise SpecError(name, f"is {show(manifest[name])}", "export the bundle again", file=str(path))
     return manifest
 
 
@@ -189,7 +225,7 @@ def _versions() -> dict[str, str]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

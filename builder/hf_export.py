@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from builder.bundle import save_weights
 from builder.compiler import compile_arch
 from builder.ir import Graph
 from builder.lowering import Step, steps_of, why_undecodable
 from builder.part_sources import library, names_in, sources_of
 from searchspace.arch import ArchSpec
 from searchspace.decode import encode
+from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from spiralformer.decoding import Clock
 from spiralformer.model import SpiralFormer
 
-MODELING = "modeling_spiralformer.py"
+MODELING, _CONFIG = "modeling_spiralformer.py", "config.json"
+_FILES = ("README.md", "architecture.svg", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 _TOLERANCE = 1e-5
 _CHECKED_TOKENS = 16
 
@@ -58,19 +60,26 @@ def export_hf(
     """
     if importlib.util.find_spec("transformers") is None:
         raise SpecError("--format hf", "needs transformers", "pip install 'spiralformer[hf]'")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MODELING).is_file():
-        raise SpecError("", "exists and is no export", "choose another folder", file=str(folder))
     graph = compile_arch(arch)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MODELING).write_text(modeling_code(graph), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(_config(graph, arch, model, facts or {}), indent=2) + "\n")
-    weights = {f"model.{name}": value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
-    for name, text in (files or {}).items():
-        (folder / name).write_text(text, encoding="utf-8")
-    _prove(folder, model, graph)
+    with new_folder(folder, hf_contents, "an export") as work:
+        write_file(work / MODELING, modeling_code(graph))
+        write_file(work / _CONFIG, json.dumps(_config(graph, arch, model, facts or {}), indent=2) + "\n")
+        weights = {f"model.{name}": value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+        save_weights(weights, work / "model.safetensors", {"format": "pt"})
+        for name, text in (files or {}).items():
+            write_file(work / name, text)
+        _prove(work, model, graph)
     return folder
+
+
+def hf_contents(folder: Path) -> set[str] | None:
+    """Names of what `export_hf` and the files given to it may be; None if the folder is no export."""
+    try:
+        config = read_json(folder / _CONFIG)
+    except SpecError:
+        return None
+    ours = isinstance(config, dict) and config.get("model_type") == "spiralformer" and (folder / MODELING).is_file()
+    return {MODELING, _CONFIG, "model.safetensors", *_FILES} if ours else None
 
 
 def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def steps_of(graph: Graph) -> list[Step]:
     labels: dict[str, str] = {}
     levels = {node.name: node.level for node in graph.nodes}
     made: set[str] = set()
-    taken = {"self", "tokens", "state", "token", "torch", "nn"}
+    taken = {"self", "tokens", "state", "keep", "token", "torch", "nn"}
     steps = []
     for node in graph.nodes:
         inputs = ["tokens"] if node.op == "embed" else [labels[source] for source in node.inputs]

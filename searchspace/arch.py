@@ -43,7 +43,8 @@ from searchspace.nodes import (
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 _MOST_LEVELS = 24
-_ARCH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+"""Of architectures and studies: also the name of a folder, and shown without quotes."""
 
 
 _JOIN_ARITY: dict[str, tuple[int, int]] = {
@@ -170,7 +171,7 @@ def rotary_dim(block: BlockSpec, d_model: int) -> int:
 
 
 def _check_names(arch: ArchSpec) -> None:
-    if not _ARCH_NAME.fullmatch(arch.name):
+    if not NAME.fullmatch(arch.name):
         raise SpecError("name", f"{show(arch.name)} can't be used as a name", "use letters, digits, '_', '-' and '.'")
     for part in ("levels", "blocks", "graph"):
         for name in getattr(arch, part):

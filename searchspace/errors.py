@@ -25,9 +25,10 @@ class SpecError(ValueError):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        where = ": ".join(part for part in (place, self.path) if part)
+        path = ".".join(_cut(part, 60) for part in self.path.split("."))
+        where = ": ".join(part for part in (place, _cut(path, 240)) if part)
         what = f"{where}: {self.problem}" if where else self.problem
-        return f"{what}; {self.remedy}" if self.remedy else what
+        return printable(f"{what}; {self.remedy}" if self.remedy else what)
 
 
 class CausalityError(SpecError):
@@ -38,14 +39,24 @@ class ConstraintError(SpecError):
     """The decisions taken break one of the space's constraints."""
 
 
+def printable(text: str) -> str:
+    """A text without what steers a terminal or hides: control characters, and marks that turn the reading direction."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def show(value: object, limit: int = 60) -> str:
     """A value as it is quoted in messages: YAML-like, on one line, at most ``limit`` characters."""
     try:
         text = value if isinstance(value, str) else repr(value)
     except ValueError:  # Python writes out no integer of thousands of digits
         return "a number of thousands of digits"
-    text = " ".join(text.split())
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    text = printable(_cut(" ".join(text.split()), limit))
     return f"'{text}'" if isinstance(value, str) else text
 
 

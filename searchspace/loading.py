@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from searchspace.arch import ArchSpec
 from searchspace.choices import MissingChooser
 from searchspace.decode import decode
+from searchspace.disk import read_bytes
 from searchspace.errors import SpecError, show
 from searchspace.nodes import NODE_TYPES
 from searchspace.parts import CHOICE_KEYS
@@ -32,6 +33,9 @@ _MAX_BYTES = 256 * 1024
 _MAX_VALUES = 5_000
 _MAX_DEPTH = 64
 _MAX_EXTENDS = 16
+_COMMAND_LINE = "command line"
+_INT = "tag:yaml.org,2002:int"
+_Events = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_arch(path: str | Path, overrides: Sequence[str] = ()) -> ArchSpec:
@@ -107,16 +111,14 @@ _DOLLAR, _BRACE = (
     rf"(?:{re.escape(sign)}|\\(?:x|u00|U000000){code})" for sign, code in (("$", "24"), ("{", "7[bB]"))
 )  # double-quoted YAML may write them as escapes
 _UNCLOSED = re.compile(rf"({_DOLLAR}{_BRACE}[^}}\n]*){{4}}")
+_LONG = re.compile(rf"{_DOLLAR}{_BRACE}[^}}]{{500}}")
+_NESTING = re.compile(r"[\[{]|[-?][ \t]")
+_ODD_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:0[0-9_]+(?![\w.])|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?(?!\w))")
 
 
 def read_file(file: Path) -> dict[str, Any]:
     """One YAML file as plain data: a mapping with text keys, of bounded size and depth."""
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise SpecError("", f"can't be read: {error.strerror}", "check the path", file=str(file)) from error
-    if len(raw) > _MAX_BYTES:
-        raise SpecError("", f"has {len(raw)} bytes", f"keep it under {_MAX_BYTES}", file=str(file))
+    raw = read_bytes(file, _MAX_BYTES)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -131,6 +133,9 @@ def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
         raise SpecError("", f"has {values:,} lines and commas", f"keep it under {_MAX_VALUES:,}", file)
     if _UNCLOSED.search(text):  # OmegaConf takes a time that grows with their square
         raise SpecError("", "holds references within references", "references are written ${path.to.value}", file)
+    if _LONG.search(text):  # the same
+        raise SpecError("", "holds a reference of over 500 characters", "references are written ${path.to.value}", file)
+    _check_events(text, file, too_deep)
     try:
         loaded = OmegaConf.load(io.StringIO(text))
         data = OmegaConf.to_container(loaded, resolve=False)
@@ -161,6 +166,42 @@ def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
     return {str(k): v for k, v in data.items()}
 
 
+def _check_events(text: str, file: str, too_deep: SpecError) -> None:
+    """Raise `SpecError` for nesting that would overflow libyaml's stack, and for numbers that YAML 1.1 reads otherwise.
+
+    The parser itself does not recurse; it is asked only where the text looks as if it mattered.
+    """
+    numbers = _ODD_NUMBER.search(text) is not None
+    if not numbers and sum(1 for _ in _NESTING.finditer(text)) <= _MAX_DEPTH:
+        return
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Events):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif numbers and isinstance(event, yaml.ScalarEvent) and (event.implicit[0] or event.tag == _INT):
+                _check_number(event, file)
+            if depth > 2 * _MAX_DEPTH:
+                raise too_deep
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, SpecError):
+            raise
+        return  # OmegaConf says what is wrong
+
+
+def _check_number(event: yaml.ScalarEvent, file: str) -> None:
+    if not _ODD_NUMBER.fullmatch(event.value):
+        return
+    line = event.start_mark.line + 1 if event.start_mark else None
+    if ":" in event.value:
+        what, remedy = "is read as a number in base 60", "write it as one number, or put it in quotes"
+    else:
+        what, remedy = "begins with a zero, which YAML reads in base 8", "leave the zero out, or put it in quotes"
+    raise SpecError("", f"{show(event.value)} {what}", remedy, file, None if file == _COMMAND_LINE else line)
+
+
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """``a.b=value`` texts as plain data, values read as YAML."""
     tree: dict[str, Any] = {}
@@ -174,7 +215,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise SpecError(path, "is overridden twice, as a value and as a mapping", "keep one")
-        node[last] = parse_yaml(f"value: {value}", "command line")["value"]
+        node[last] = parse_yaml(f"value: {value}", _COMMAND_LINE)["value"]
     return tree
 
 
@@ -267,9 +308,20 @@ def extend(data: dict[str, Any], base: Path, seen: list[Path] | None = None) -> 
     try:
         found = find_file(parent, folder="architectures", base=base)
     except SpecError as error:
-        raise SpecError("extends", f"no such file: {parent}", error.remedy) from error
+        raise SpecError("extends", f"no such file: {show(parent)}", error.remedy) from error
+    _check_within(found, base, parent)
     merged: dict[str, Any] = merge(_read_chain(found, seen or []), data)
     return merged
+
+
+def _check_within(found: Path, base: Path, name: str) -> None:
+    """What a received file extends is no other file of the reader's: it lies below it, below here, or is shipped."""
+    place = found.resolve()
+    if found.suffix not in (".yaml", ".yml"):
+        raise SpecError("extends", f"{show(name)} is not named as YAML", "name a .yaml file")
+    if not any(place.is_relative_to(root.resolve()) for root in (base, Path(), PACKAGE)):
+        what = f"{show(name)} lies outside the file's folder and the working folder"
+        raise SpecError("extends", what, "copy it there, or run the command in a folder above both")
 
 
 def _check_plain(data: Any, path: str, depth: int, too_deep: SpecError) -> None:

@@ -228,6 +228,8 @@ def _compile_sequence(settings: Any, path: str) -> Sequence:
         )
     if order not in _ORDERS:
         raise SpecError(f"{where}.order", f"unknown order {show(order)}", one_of(_ORDERS, order))
+    if order != "any" and len(entries) > _MAX_SEQUENCE:  # each is a decision, narrowed by all before it
+        raise SpecError(f"{where}.of", f"has {len(entries)} entries in order", f"use at most {_MAX_SEQUENCE}")
     return Sequence(path, tuple(entries), labels, low, high, order)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_MOST_TABULATED = 1 << 22
+
 
 class Rotary(nn.Module):
     """Tables of cosines and sines by position index.
@@ -15,7 +17,8 @@ class Rotary(nn.Module):
     Args:
         rotary_dim: number of dimensions rotated, even; 0 rotates nothing.
         base: base of the frequencies.
-        max_len: positions tabulated at the start; longer inputs are computed as they come.
+        max_len: positions tabulated at the start, up to some megabytes; those of longer inputs are computed as they
+            come.
     """
 
     cos_LR: Tensor
@@ -25,7 +28,8 @@ class Rotary(nn.Module):
         super().__init__()
         self.rotary_dim = rotary_dim
         self.base = base
-        cos_LR, sin_LR = self._tables(max_len, torch.get_default_device())
+        length = min(max_len, _MOST_TABULATED // max(rotary_dim, 1))  # a model's longest input may be never met
+        cos_LR, sin_LR = self._tables(length, torch.get_default_device())
         self.register_buffer("cos_LR", cos_LR, persistent=False)
         self.register_buffer("sin_LR", sin_LR, persistent=False)
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from searchspace.errors import SpecError
+from searchspace.errors import SpecError, printable
 from searchspace.loading import add_line
 
 app = typer.Typer(
@@ -34,23 +36,118 @@ Arch = Annotated[str, typer.Argument(help="Architecture: a file, or a shipped na
 Space = Annotated[str, typer.Argument(help="Space: a file, or a shipped name.")]
 StudyDir = Annotated[Path, typer.Argument(help="Folder that search made.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.path=value, laid over the file.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command whose `SpecError` is one message and exit code 2."""
+    """Register a command that ends with one message and a documented exit code, whatever the system does to it."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone shows '?'
         try:
             function(*args, **kwargs)
+            sys.stdout.flush()
         except SpecError as error:
             add_line(error)
-            Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-            raise typer.Exit(EXIT_BAD_INPUT) from error
+            _fail(str(error), EXIT_BAD_INPUT, error)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
+        except KeyboardInterrupt as error:
+            _fail("interrupted", EXIT_INTERRUPTED, error)
+        except (OSError, MemoryError, RuntimeError) as error:
+            if (known := _told(error)) is None:
+                raise
+            _fail(*known, error)
 
     return app.command()(run)
+
+
+def _fail(message: str, code: int, error: BaseException) -> NoReturn:
+    with suppress(OSError):
+        Console(stderr=True).print(f"[bold red]error:[/] {_escape(message)}", highlight=False, soft_wrap=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence()
+    raise typer.Exit(code) from error
+
+
+def _silence() -> None:
+    """Nobody reads what is left to be printed, or it can't be written."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: OSError | MemoryError | RuntimeError) -> tuple[str, int] | None:
+    """Message and exit code for what the machine refused; None for what is a fault of ours."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: {text}", EXIT_HALTED
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if isinstance(error.filename, str | Path) else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{where}the disk is full; make room, and run the command again", EXIT_HALTED
+        what = printable(error.strerror or text)
+        return f"{where}{what[:1].lower()}{what[1:]}; choose a place that can be read and written", EXIT_BAD_INPUT
+    if any(word in text for word in ("CUDA", "cuda", "NVIDIA", "accelerator")):
+        return f"the device can't be used: {text}; use --device cpu, or gpus_per_trial: 0", EXIT_BAD_INPUT
+    return None
+
+
+class _Tolerant(io.TextIOBase):
+    """A stream that drops what can't be written: nobody may be reading what a search prints, and it goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.broken = False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        if not self.broken:
+            try:
+                return self._stream.write(text)
+            except (OSError, ValueError):
+                self.broken = True
+        return len(text)
+
+    def flush(self) -> None:
+        if not self.broken:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self.broken = True
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Let a long command go on when its output can't be written."""
+    stream = _Tolerant(sys.stdout)
+    try:
+        with redirect_stdout(stream):
+            yield
+            stream.flush()
+    finally:
+        if stream.broken:
+            _silence()
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is."""
+    from studies.progress import say as print_line
+
+    print_line(console, text)
 
 
 def _escape(text: str) -> str:
@@ -162,10 +259,11 @@ def draw(
         print("in a cell: the call's share of the forward FLOPs")
         return
     from studies.draw import write_drawing
+    from studies.progress import say
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_drawing(spec, out)
-    console.print(f"drew {out}", highlight=False)
+    say(console, f"drew {out}")
 
 
 def _print_cost(rows: list[tuple[str, str, str, str, str]], totals: list[tuple[str, str]], seq_len: int) -> None:
@@ -206,25 +304,36 @@ def _check_file(file: Path, overrides: Sequence[str]) -> None:
     from studies.config import load_study
 
     if "space" in read_data(file, overrides):
-        from studies.run import check_study, survey_study
+        from studies.preflight import look_at_data, preflight
 
         study = load_study(file, overrides)
-        check_study(study)
         study.space.check()
-        with console.status("looking at what is within the budget"):
-            result = survey_study(study)
+        with console.status("looking at the data, and at what is within the budget"):
+            found = preflight(study, look_at_data(study), here=False)
+        result = found.survey
         print(f"ok: study, {result.size} candidates, {result.share:.1%} of {result.looked_at} looked at are feasible")
+        _print_notes(found.notes)
         return
+    from studies.preflight import notes_on
+
     space = load_space(file, overrides)
     if not space.decisions:
-        compile_arch(load_arch(file, overrides))
+        arch = load_arch(file, overrides)
+        compile_arch(arch)
         print("ok: architecture")
+        _print_notes(notes_on(arch))
         return
     space.check()
     compiled = sum(_compiles(space.sample(seed).arch) for seed in range(100))
     if not compiled:
         compile_arch(space.sample(0).arch)
     print(f"ok: space, {space.count()} candidates, {len(space.decisions)} decisions, {compiled} of 100 samples compile")
+    _print_notes(notes_on(space.sample(0).arch))
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {printable(note)}")
 
 
 def _compiles(arch: Any) -> bool:
@@ -254,9 +363,13 @@ def count(
     from builder import BudgetSpec, compile_arch, estimate
     from searchspace import load_arch
     from searchspace.decode import decode
+    from searchspace.errors import show
     from searchspace.loading import parse_overrides
     from studies.survey import count_feasible
 
+    for text in budget:
+        if "=" not in text:
+            raise SpecError("--budget", f"can't read the limit {show(text)}", "write NAME=LIMIT, e.g. params=1.5M")
     cost = estimate(compile_arch(load_arch(baseline))) if baseline else None
     limits = decode(BudgetSpec, parse_overrides(budget), "budget").resolve(cost)
     print(count_feasible(spec, limits))
@@ -286,45 +399,26 @@ def train(
     out: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")] = Path("trained"),
     study: Annotated[str, typer.Option(help="Study whose data and training settings to use.")] = "quickstart",
     seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Train one architecture in full and save it as a bundle. Overrides are the study's: training.flops=1e12."""
-    import shutil
-    from dataclasses import replace
-
     from searchspace import load_arch
-    from searchspace.decode import encode
+    from searchspace.disk import check_replaceable, probe_folder
     from studies.config import load_study
-    from studies.execution import run_serial
-    from studies.export import export_trial
-    from studies.journal import exclusive, mend
-    from studies.progress import StudyView
-    from studies.run import check_settings, keep_settings, prepare_data
-    from studies.searcher import StudyDriver
+    from studies.preflight import check_device
 
+    check_device(device)
     settings = load_study(study, [*(overrides or ()), "search.stopper=none", f"search.seed={seed}", "name=train"])
     spec = load_arch(arch)
-    plain = {**settings.plain, "baseline": [encode(spec)]}
-    search_nothing = replace(settings.search, num_trials=0)
-    settings = replace(settings, baselines=(spec,), search=search_nothing, plain=plain)
-    folder = out.with_name(f".{out.name}-run")  # an interrupted run goes on from here
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder):
-        mend(folder)
-        check_settings(settings, folder)
-        corpus = prepare_data(settings, folder)
-        keep_settings(settings, folder)
-        driver = StudyDriver(settings, folder, corpus, device)
-        with StudyView(driver, corpus, console) as view:
-            run_serial(driver, view)
-        record = driver.records[0]
-        if record.state == "complete":
-            bundle = export_trial(driver.records, folder, corpus, trials=driver.trials, number=0, out=out)
-    shutil.rmtree(folder)
-    if record.state != "complete":
-        why = (record.error.strip() or record.reason).splitlines()[-1]
-        raise SpecError("", f"training failed ({record.reason}): {why}", "change the settings it names, or lower lr")
-    console.print(f"saved {bundle}", highlight=False)
+    out = Path(os.path.abspath(out))
+    from builder.bundle import bundle_contents
+    from studies.run import train_one
+
+    check_replaceable(out, bundle_contents, "a bundle")
+    probe_folder(out.parent, "-o")
+    with _unheard():
+        bundle = train_one(spec, settings, out, device, console)
+        say(console, f"saved {bundle}")
 
 
 @_command
@@ -338,27 +432,36 @@ def search(
 ) -> None:
     """Start a study, or go on with it: the same command again keeps every finished trial.
 
-    Exit codes: 0 done, 2 bad input, 3 halted (too many failures in a row, or a full disk), 130 interrupted,
-    143 terminated.
+    Exit codes: 0 done, 2 bad input or a place that can't be read or written, 3 halted (too many failures in a row, a
+    full disk) or no trial completed, 130 interrupted, 129 and 143 ended by a signal.
     """
     from studies.config import load_study
-    from studies.run import dry_run, run_study
-    from studies.searcher import StudyHaltedError
+    from studies.folder import check_place
+    from studies.resume import check_settings
 
     settings = load_study(study, overrides or ())
     folder = folder or Path("runs") / settings.name
+    check_place(folder)
+    check_settings(settings, folder, lenient=True)  # seconds of imports before what takes none
+    from studies.run import NothingCompleteError, dry_run, run_study
+    from studies.searcher import StudyHaltedError
+
     if dry:
         dry_run(settings, folder, console)
         return
-    try:
-        run_study(settings, folder, console, serial=serial, address=address)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on from {folder}", highlight=False)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except StudyHaltedError as error:
-        console.print(f"halted: {error}", highlight=False, markup=False)
-        console.print(f"nothing is lost; the same command goes on from {folder}", highlight=False)
-        raise typer.Exit(EXIT_HALTED) from None
+    with _unheard():
+        try:
+            run_study(settings, folder, console, serial=serial, address=address)
+        except KeyboardInterrupt:
+            say(console, f"interrupted; the same command goes on from {folder}")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except NothingCompleteError as error:
+            say(console, f"no trial completed: {error}")
+            raise typer.Exit(EXIT_HALTED) from None
+        except StudyHaltedError as error:
+            say(console, f"halted: {error}")
+            say(console, f"nothing is lost; the same command goes on from {folder}")
+            raise typer.Exit(EXIT_HALTED) from None
 
 
 @_command
@@ -381,7 +484,8 @@ def report(
     watch: Annotated[bool, typer.Option(help="Write it again and again until nothing drives the study.")] = False,
 ) -> None:
     """Ranking and notes here; plots, diagrams and how to reproduce in DIR/report.html."""
-    from studies.run import open_study, show_results
+    from studies.records import open_study
+    from studies.run import show_results
     from studies.watch import watch_report
 
     if watch:
@@ -400,21 +504,26 @@ def export(
     """Export a trained trial for use elsewhere; what is written is compared with the model before it says done."""
     from typing import Literal, cast
 
+    from searchspace.disk import probe_folder
     from searchspace.errors import one_of, show
-    from studies.export import convert_bundle, export_trial
-    from studies.run import open_study
-    from studies.searcher import trials_store
 
     if form not in ("bundle", "hf", "torch"):
         raise SpecError("--format", f"unknown format {show(form)}", one_of(("bundle", "hf", "torch"), form))
+    if out is not None:
+        probe_folder(out.parent, "-o")
+        if form == "torch" and out.suffix != ".pt2":
+            raise SpecError("-o", f"{show(str(out))} is no name for a program", "end it in .pt2")
+    from builder.bundle import read_manifest
+    from studies.export import convert_bundle, export_trial
+    from studies.records import open_study
+
     if not (folder / "manifest.json").is_file():
         records, corpus, settings = open_study(folder)
-        trials = trials_store(settings, folder.absolute())
         place = out if form == "bundle" else None
-        bundle = export_trial(records, folder, corpus, trials=trials, number=trial, out=place)
-        facts = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+        bundle = export_trial(records, folder, corpus, settings, number=trial, out=place)
+        facts = read_manifest(bundle)
         bits = facts["metrics"]["bits_per_byte"]
-        console.print(f"exported trial {facts['trial']}, {bits:.3f} bits/byte, to {bundle}", highlight=False)
+        say(console, f"exported trial {facts['trial']}, {bits:.3f} bits/byte, to {bundle}")
     elif form == "bundle" or trial is not None:
         raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
     else:
@@ -424,7 +533,7 @@ def export(
         target = out or bundle.with_name(bundle.name + suffix)
         with console.status("writing, loading again and comparing"):
             convert_bundle(bundle, cast(Literal["hf", "torch"], form), target)
-        console.print(f"wrote {target}; loaded again, it computes the same", highlight=False)
+        say(console, f"wrote {target}; loaded again, it computes the same")
 
 
 @_command
@@ -469,7 +578,7 @@ def eval(
     kind: Annotated[str, typer.Option(help="text, jsonl, parquet, hf, or tokens (their val.bin).")] = "text",
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a bundle on text: bits per byte, perplexity, and loss by position."""
@@ -478,7 +587,9 @@ def eval(
     from searchspace.decode import decode
     from studies.config import DataConfig
     from studies.evaluate import evaluate, position_bins
+    from studies.preflight import check_device
 
+    check_device(device)
     paths = data if len(data) > 1 else data[0]
     config = decode(DataConfig, {"kind": kind, "path": paths, "text_field": text_field}, "data")
     with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
@@ -494,9 +605,10 @@ def eval(
         facts = {"bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}
         print(json.dumps({**facts, **asdict(found)}, indent=2))
         return
+    bits = found.bits_per_byte
+    per_byte = "bytes per token not known" if bits is None else f"{bits:.4f} bits/byte"
     console.print(
-        f"{found.bits_per_byte:.4f} bits/byte, {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}, "
-        f"over {found.tokens:,} tokens",
+        f"{per_byte}, {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}, over {found.tokens:,} tokens",
         highlight=False,
     )
     table = Table(title="By position in the window", title_justify="left", box=SIMPLE)
@@ -518,18 +630,21 @@ def tokenize(
 ) -> None:
     """Write token files once, for any number of studies: data: {kind: tokens, path: FOLDER}."""
     from searchspace.decode import decode
+    from searchspace.disk import probe_folder
     from studies.config import DataConfig
     from studies.data import prepare_corpus
 
     settings = {"kind": kind, "path": paths if len(paths) > 1 else paths[0], "tokenizer": tokenizer}
     config = decode(DataConfig, {**settings, "text_field": text_field, "held_out": held_out}, "data")
+    probe_folder(out.parent, "-o")
     with console.status("tokenizing"):
         facts = prepare_corpus(config, out).facts
-    console.print(
+    say(
+        console,
         f"{facts.train_tokens:,} tokens to train on, {facts.val_tokens:,} held out, {facts.bytes_per_token:.2f} bytes "
         f"each, of a vocabulary of {facts.vocab_size:,}: {out}",
-        highlight=False,
     )
+    _print_notes(facts.notes)
 
 
 @_command
@@ -539,8 +654,13 @@ def import_hf(
 ) -> None:
     """Turn a checkpoint (config.json, *.safetensors) into a bundle."""
     from builder import import_hf as convert
+    from searchspace.disk import probe_folder
+    from studies.text import TOKENIZER, Tokenizer
 
-    console.print(f"imported {convert(folder, out)}", highlight=False)
+    probe_folder(out.parent, "-o")
+    if (folder / TOKENIZER).is_file():
+        Tokenizer(folder / TOKENIZER)  # what travels with the model can be read
+    say(console, f"imported {convert(folder, out, note=lambda text: say(console, f'note: {text}'))}")
 
 
 @_command

@@ -5,15 +5,16 @@ A loaded study holds everything inline, so that its folder can be understood and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from builder.budget import Budget, BudgetSpec
 from builder.compiler import compile_arch
 from builder.cost import estimate
-from searchspace.arch import ArchSpec
+from searchspace.arch import NAME, ArchSpec
 from searchspace.choices import Categorical, Decision, Integer, Scalar, example
 from searchspace.decode import dataclass_decoder, decode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
@@ -48,7 +49,7 @@ class DataConfig:
     held_out: float = key(
         "Share of the documents (of one, its end) kept for evaluation.", default=0.05, low=0.001, high=0.5
     )
-    dtype: Literal["uint16", "uint32"] = key("Of the token files.", default="uint16")
+    dtype: Literal["uint8", "uint16", "uint32"] = key("Of the token files.", default="uint16")
     vocab_size: int | None = key("Of the token files.", default=None, low=2)
     bytes_per_token: float | None = key("Of the token files, for bits per byte.", default=None, low=0.01)
 
@@ -190,6 +191,8 @@ class StudyConfig:
     tracking: tuple[TrackerName, ...]
     plain: dict[str, Any] = field(repr=False)
     """Everything above as plain data, files inlined."""
+    base: Path = Path()
+    """The folder of the study's file, where the relative paths in it begin."""
 
     def absolute_budget(self) -> Budget:
         """The budget with every limit absolute, relative to the first baseline. Raises `SpecError`."""
@@ -240,7 +243,15 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         data = _inline(read_data(file, names), file.parent)
         data = merge(data, parse_overrides([text for text in overrides if text not in names]))
         data.setdefault("name", file.stem)
-        return study_from_data(data)
+        resources = data.get("resources")
+        if (
+            isinstance(resources, dict)
+            and isinstance(place := resources.get("checkpoints"), str)
+            and "://" not in place
+        ):
+            here = os.path.abspath(file.parent / os.path.expanduser(place))  # commands on the folder know no file
+            data["resources"] = {**resources, "checkpoints": here if place.strip() else place}
+        return replace(study_from_data(data), base=file.parent)
 
 
 def find_study(path: str | Path) -> Path:
@@ -262,6 +273,9 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
             home = [f"{part}.{name}" for part, keys in _SECTIONS.items() if name in keys]
             raise SpecError(name, "unknown key", f"did you mean {home[0]}?" if home else one_of(known, name))
     keys = decode(StudyKeys, {k: v for k, v in data.items() if k not in open_parts})
+    if not NAME.fullmatch(keys.name):
+        raise SpecError("name", f"{show(keys.name)} can't be used as a name", "use letters, digits, '_', '-' and '.'")
+    _check_resources(keys.resources)
     _check_objectives(keys.objectives)
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
     listed = data.get("baseline", [])
@@ -283,6 +297,20 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     )
     check_training(decide_training(training, MiddleChooser()).tree)
     return study
+
+
+def _check_resources(resources: ResourcesConfig) -> None:
+    if resources.gpus_per_trial > 1:
+        what = f"{resources.gpus_per_trial:g} GPUs for a trial: a trial trains on one, the others would stand idle"
+        raise SpecError("resources.gpus_per_trial", what, "give 1, or a fraction for several trials on one")
+    place = resources.checkpoints
+    if place is not None and ("\0" in place or not place.strip()):
+        raise SpecError(
+            "resources.checkpoints", f"{show(place)} is no place", "give a folder, or a URL that fsspec knows"
+        )
+    if place is not None and "://" in place and "::" in place:
+        what = f"{show(place)} is a chain of file systems, of which fsspec keeps only the first"
+        raise SpecError("resources.checkpoints", what, "give one URL")
 
 
 def decide_training(template: Template, chooser: Any) -> Decided:

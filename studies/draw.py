@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 from builder.cost import breakdown, estimate
 from builder.ir import TOKEN_LEVEL
 from searchspace.arch import ArchSpec
+from searchspace.disk import write_file
 from searchspace.errors import SpecError
 from searchspace.nodes import LoopNode
 from studies.describe import short, summarize
@@ -88,11 +89,11 @@ def write_drawing(arch: ArchSpec, file: Path) -> None:
         SpecError: for a suffix that is none of .svg, .html and .png, and for .png where CairoSVG is missing.
     """
     if file.suffix == ".svg":
-        file.write_text(draw_svg(arch), encoding="utf-8")
+        write_file(file, draw_svg(arch))
     elif file.suffix == ".html":
-        file.write_text(draw_html(arch), encoding="utf-8")
+        write_file(file, draw_html(arch))
     elif file.suffix == ".png":
-        file.write_bytes(_to_png(draw_svg(arch)))
+        write_file(file, _to_png(draw_svg(arch)))
     else:
         raise SpecError("", f"can't draw into '{file.name}'", "end the name in .svg, .html or .png")
 

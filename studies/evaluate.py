@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from builder.bundle import load_bundle
+from builder.bundle import Bundle, load_bundle
+from searchspace.disk import open_regular
 from searchspace.errors import SpecError
 from studies.config import DataConfig
-from studies.data import Corpus, prepare_corpus
+from studies.data import FACTS, find_path, look_at_tokens
 from studies.documents import documents
-from studies.text import Codec, codec_of
+from studies.text import Codec, codec_of_bundle
 
 _BATCH_TOKENS = 16_384
 
@@ -26,15 +27,16 @@ class Evaluation:
     """Mean losses over non-overlapping windows; every token but the first of a window is predicted once."""
 
     tokens: int
-    text_bytes: float
+    text_bytes: float | None
     loss: float
     """Nats per token."""
     by_position: tuple[float, ...]
     """Nats per token by place in the window: how much longer context helps."""
 
     @property
-    def bits_per_byte(self) -> float:
-        return self.loss * self.tokens / math.log(2) / self.text_bytes
+    def bits_per_byte(self) -> float | None:
+        """None where nothing tells how many bytes the tokens stand for."""
+        return None if self.text_bytes is None else self.loss * self.tokens / math.log(2) / self.text_bytes
 
     @property
     def perplexity(self) -> float:
@@ -54,17 +56,21 @@ def evaluate(
 
     Args:
         bundle: folder that export made.
-        data: documents, encoded as the bundle says; of ``tokens``, the held-out file.
+        data: documents, encoded as the bundle says; of ``tokens``, the held-out file, read as the bundle's own.
         most_tokens: looked at, from the start.
         device: where to compute.
         tick: told how many windows of how many are done.
 
     Raises:
-        SpecError: if the bundle is damaged, or the data is shorter than one window.
+        SpecError: if the bundle is damaged, nothing tells what its tokens stand for, or the data is no data of it,
+            or shorter than one window.
     """
     loaded = load_bundle(bundle, device=device)
     length = loaded.arch.seq_len
-    tokens, bytes_per_token = _tokens(codec_of(bundle), data, most_tokens)
+    if data.kind == "tokens":
+        tokens, bytes_per_token = _token_file(bundle, loaded, data, most_tokens)
+    else:
+        tokens, bytes_per_token = _encoded(codec_of_bundle(bundle, loaded), data, most_tokens)
     if tokens.size and int(tokens.max()) >= loaded.arch.vocab_size:
         what = f"token {int(tokens.max())} is beyond the model's {loaded.arch.vocab_size}"
         raise SpecError("--data", what, "encode it as the model's training data was")
@@ -83,16 +89,15 @@ def evaluate(
         tick(min(first + batch, windows), windows)
     count = windows * length
     by_position = tuple((sums / windows).tolist())
-    return Evaluation(count, count * bytes_per_token, float(sums.sum()) / count, by_position)
+    text_bytes = None if bytes_per_token is None else count * bytes_per_token
+    return Evaluation(count, text_bytes, float(sums.sum()) / count, by_position)
 
 
-def _tokens(codec: Codec, data: DataConfig, most: int) -> tuple[np.ndarray, float]:
-    if data.kind == "tokens":
-        return _token_file(data, most)
+def _encoded(codec: Codec, data: DataConfig, most: int) -> tuple[np.ndarray, float]:
     found: list[int] = []
     text_bytes = 0
     for document in documents(data):
-        if found:
+        if found and not document.continues:
             found += codec.separator
         found += codec.encode(document.text)
         text_bytes += len(document.text)
@@ -101,13 +106,25 @@ def _tokens(codec: Codec, data: DataConfig, most: int) -> tuple[np.ndarray, floa
     return np.array(found[: most + 1], dtype=np.int64), text_bytes / max(len(found), 1)
 
 
-def _token_file(data: DataConfig, most: int) -> tuple[np.ndarray, float]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        corpus: Corpus = prepare_corpus(data, Path(scratch) / "data")
-        tokens = np.fromfile(corpus.folder / "val.bin", corpus.facts.dtype, count=most + 1)
-        return tokens.astype(np.int64), corpus.facts.bytes_per_token
+def _token_file(folder: Path, bundle: Bundle, data: DataConfig, most: int) -> tuple[np.ndarray, float | None]:
+    """Held-out tokens; what the folder does not say of them, the bundle's own data do."""
+    own = bundle.manifest.get("data", {})
+    if not isinstance(data.path, str):
+        raise SpecError("--data", "token files need one folder", "give a folder with val.bin")
+    source = find_path(data.path, Path())
+    vocab_size = bundle.arch.vocab_size
+    dtype = own.get("dtype")
+    if dtype not in ("uint8", "uint16", "uint32"):
+        dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    given = own.get("bytes_per_token") if own.get("says_bytes", True) else None
+    known = given if isinstance(given, int | float) and math.isfinite(given) and given > 0 else None
+    if (source / FACTS).is_file():
+        known = None  # it says so itself
+    config = replace(data, vocab_size=vocab_size, dtype=dtype, bytes_per_token=known)
+    facts = look_at_tokens(source, config, ("val.bin",), folder)
+    with open_regular(source / "val.bin") as file:
+        tokens = np.fromfile(file, facts.dtype, count=most + 1)
+    return tokens.astype(np.int64), facts.bytes_per_token if facts.says_bytes else None
 
 
 def position_bins(by_position: tuple[float, ...]) -> list[tuple[str, float]]:

@@ -13,22 +13,26 @@ from builder.compiler import compile_arch
 from builder.hf_export import export_hf
 from builder.lowering import build_model
 from builder.torch_export import export_torch
+from searchspace.disk import parse_json
 from searchspace.errors import SpecError
-from studies.checkpoint import Store, newest_checkpoint
+from studies.checkpoint import attempts_in, load_checkpoint
+from studies.config import StudyConfig
 from studies.data import Corpus
 from studies.describe import cost_lines, draw_strip, summarize
 from studies.draw import draw_svg
+from studies.folder import EXPORTS, check_links
 from studies.report import best_of
-from studies.text import ENDS, TOKENIZER, byte_tokenizer
-from studies.trial import TrialRecord
+from studies.searcher import rungs_of, trial_store, trials_store
+from studies.text import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
+from studies.trial import TrialRecord, identity_of
 
 
 def export_trial(
     records: Sequence[TrialRecord],
     study_folder: Path,
     corpus: Corpus,
+    settings: StudyConfig,
     *,
-    trials: Store | None = None,
     number: int | None = None,
     out: Path | None = None,
 ) -> Path:
@@ -38,7 +42,7 @@ def export_trial(
         records: of the study.
         study_folder: of the study.
         corpus: of the study.
-        trials: where its trials' checkpoints lie; None: in its folder.
+        settings: of the study.
         number: the trial; None takes the best that spent the full budget.
         out: the bundle's folder; None is ``export/trial-N`` in the study folder.
 
@@ -46,15 +50,21 @@ def export_trial(
         The bundle's folder.
 
     Raises:
-        SpecError: if there is no such trial, or its weights are gone.
+        SpecError: if there is no such trial, or the weights that it ended with are gone.
     """
     record = _choose(records, number)
-    store = (trials or Store(study_folder / "trials")).inside(f"{record.number:05d}")
-    state = newest_checkpoint([store.inside(name) for name in store.names() if name.startswith("attempt-")])
+    if out is None:
+        check_links(study_folder)
+        out = study_folder / EXPORTS / f"trial-{record.number}"
+    attempts = attempts_in(trial_store(trials_store(settings, study_folder.absolute()), record.number))
+    identity = identity_of(
+        record.arch_id, record.seed, record.training, rungs_of(record, settings), corpus.facts.content
+    )
+    state = load_checkpoint(attempts, identity, record.steps)
     if state is None:
         raise SpecError(
             f"trial {record.number}",
-            "its checkpoint is missing or damaged",
+            f"its checkpoint at step {record.steps}, the last, is missing or damaged",
             "export another trial",
             file=str(study_folder),
         )
@@ -78,7 +88,7 @@ def export_trial(
     }
     files = [corpus.folder / TOKENIZER] if (corpus.folder / TOKENIZER).is_file() else []
     return save_bundle(
-        out or study_folder / "export" / f"trial-{record.number}",
+        out,
         arch,
         model,
         card=_card(record, corpus),
@@ -103,19 +113,21 @@ def convert_bundle(folder: Path, form: Literal["hf", "torch"], out: Path) -> Pat
         return export_torch(out, loaded.arch, loaded.model)
     facts = loaded.manifest
     files = {"README.md": _hf_card(loaded, out.name), "architecture.svg": draw_svg(loaded.arch)}
-    if (folder / TOKENIZER).is_file():
-        files[TOKENIZER] = (folder / TOKENIZER).read_text(encoding="utf-8")
-    elif facts.get("data", {}).get("kind") != "tokens" and loaded.arch.vocab_size >= 256 and "data" in facts:
-        files[TOKENIZER] = byte_tokenizer()
-    if TOKENIZER in files:
+    text = facts.get("data", {}).get("text", "none")
+    if text != "none" or (folder / TOKENIZER).is_file():
+        codec = codec_of_bundle(folder, loaded)  # what is passed on can be read
+        given = byte_tokenizer() if isinstance(codec, Bytes) else read_tokenizer(folder).decode("utf-8")
+        files[TOKENIZER] = given
         files["tokenizer_config.json"] = json.dumps(_tokenizer_config(files[TOKENIZER], loaded.arch.seq_len), indent=2)
     kept: dict[str, Any] = {n: facts[n] for n in ("trial", "metrics", "data", "seed", "training") if n in facts}
     return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept)
 
 
 def _tokenizer_config(tokenizer: str, length: int) -> dict[str, Any]:
-    added = json.loads(tokenizer).get("added_tokens", [])
-    names = [str(token["content"]) for token in added if token.get("special")]
+    found = parse_json(tokenizer)
+    added = found.get("added_tokens") if isinstance(found, dict) else None
+    named = [token for token in added or [] if isinstance(token, dict) and token.get("special")]
+    names = [str(token.get("content")) for token in named]
     end = next((name for name in names if name in ENDS), None)
     ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), end) if end else {}
     return {
@@ -132,10 +144,12 @@ def _hf_card(bundle: Bundle, name: str) -> str:
     metrics = facts.get("metrics", {})
     rows = "\n".join(f"| {what.strip()} | {value} |" for what, value in cost_lines(bundle.cost))
     measured = ""
-    if metrics:
+    numbers = [metrics.get(name) for name in ("loss", "bits_per_byte", "training_flops")]
+    if all(isinstance(number, int | float) for number in numbers):
+        loss, bits, flops = numbers
         measured = (
-            f"Held-out loss {metrics['loss']:.4f} nats per token, {metrics['bits_per_byte']:.4f} bits per byte, after\n"
-            f"{metrics['training_flops']:.3g} training FLOPs on {facts['data']['source']}.\n\n"
+            f"Held-out loss {loss:.4f} nats per token, {bits:.4f} bits per byte, after\n"
+            f"{flops:.3g} training FLOPs on {facts.get('data', {}).get('source', 'data that it does not name')}.\n\n"
         )
     return f"""---
 library_name: transformers

@@ -19,8 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from builder.compiler import compile_arch
 from builder.cost import estimate
+from searchspace.disk import write_file
 from searchspace.errors import SpecError, show
-from studies.checkpoint import write_durably
 from studies.config import StudyConfig
 from studies.data import Corpus
 from studies.describe import cost_lines, cost_rows, short, summarize
@@ -95,7 +95,7 @@ def write_html(
         plotlyjs=get_plotlyjs(),
         refresh_s=refresh_s,
     )
-    write_durably(file, page.encode("utf-8"))
+    write_file(file, page)
     return file
 
 

@@ -1,20 +1,18 @@
-"""The journal: one Optuna journal file per study, the only truth.
+"""Writing the journal: one Optuna journal file per study, the only truth.
 
 Three Optuna studies live in it: ``search``, ``baseline`` and ``promotion``. A launched trial carries its launch as a
-user attribute; each rung is one more; `TrialRecord` is how everything else reads them.
+user attribute; each rung is one more. `studies.records` reads them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,119 +24,97 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from builder.cost import Cost
+from searchspace.disk import read_bytes, write_file
 from searchspace.errors import SpecError
-from studies.trial import Purpose, Rung, TrialRecord, TrialState
+from studies.folder import JOURNAL, SUMS
+from studies.records import FORMAT, FORMAT_KEY, STATES, check_format, damaged, make_record
+from studies.trial import Purpose, Rung, TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-JOURNAL, SUMS = "journal.log", "journal.sums"
-STATES: dict[OptunaState, TrialState] = {
-    OptunaState.RUNNING: "running",
-    OptunaState.COMPLETE: "complete",
-    OptunaState.PRUNED: "stopped",
-    OptunaState.FAIL: "failed",
-}
-
-
-class StudyLockedError(SpecError):
-    """Another process drives this study."""
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the study folder; the system lets go when the process ends, however it ends.
-
-    Raises:
-        StudyLockedError: naming the owner's process id.
-    """
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise StudyLockedError(
-                "",
-                f"is in use by process {file.read().strip() or 'unknown'}",
-                "wait for it, or stop it",
-                file=str(folder),
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}")
-        file.flush()
-        yield
-
-
-def is_driven(folder: Path) -> bool:
-    """Whether some process holds the study folder now."""
-    try:
-        with (folder / "lock").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
-
-
-def repair_tail(path: Path) -> int:
-    """Cut a torn or zero-filled end after the last whole line. Returns the bytes cut."""
-    if not path.is_file():
-        return 0
-    data = path.read_bytes()
-    whole = data.rstrip(b"\0")
-    end = whole.rfind(b"\n") + 1
-    while end:
-        start = whole.rfind(b"\n", 0, end - 1) + 1
-        try:
-            json.loads(whole[start:end])
-            break
-        except ValueError:
-            end = start
-    if end < len(data):
-        with path.open("r+b") as file:
-            file.truncate(end)
-            os.fsync(file.fileno())
-    return len(data) - end
+_MOST_BYTES = 64 * 2**30
+_CHECK = 8
+"""Hexadecimal digits of a sum's own sum."""
 
 
 def mend(folder: Path) -> str:
     """Make a journal fit to go on with, and say what was wrong with it; empty if nothing was.
 
-    Beside the journal stand checksums of all its prefixes, so that a bit that flipped is found, and where.
+    Beside the journal stand the checksums of its prefixes, one for each batch that was written, each written before
+    its batch: so a batch that was torn is cut off whole, and a bit that flipped is found, and where. Each sum carries
+    a sum of its own: one that is damaged itself says nothing of the journal.
 
     Raises:
         SpecError: if what was once written has changed; nothing is touched then.
     """
     path, sums = folder / JOURNAL, folder / SUMS
-    torn = repair_tail(path)
-    notes = [f"cut {torn} torn bytes off the journal's end"] if torn else []
-    if not path.is_file() or not sums.is_file():
-        return "".join(notes)
-    data, running, end, whole = path.read_bytes(), hashlib.sha256(), 0, []
-    for line in sums.read_text(encoding="ascii", errors="replace").splitlines():
-        size, _, digest = line.partition(" ")
-        if not size.isdigit() or len(digest) != 64:  # torn, as the journal's own end may be
-            break
-        if int(size) > len(data):
-            notes.append(
-                f"the journal has lost what was written after byte {len(data)}; trials recorded there run again"
-            )
-            break
-        running.update(data[end : int(size)])
+    if not path.is_file():
+        return ""
+    data = read_bytes(path, _MOST_BYTES)
+    text = read_bytes(sums, _MOST_BYTES).decode("ascii", errors="replace") if sums.is_file() else ""
+    notes, kept, lost = [], list[str](), list[int]()
+    running, end = hashlib.sha256(), 0
+    for line in text.splitlines():
+        size, digest = _read_sum(line)
+        if size is None or size <= end:
+            continue
+        if size > len(data):
+            lost.append(size)
+            continue
+        running.update(data[end:size])
         if running.hexdigest() != digest:
             raise SpecError(
                 f"bytes {end} to {size}",
                 "are not what was written",
-                f"restore the file from a backup; or, to go on from before the damage, cut it to its first {end} bytes",
+                f"restore it from a copy; or cut it to its first {end} bytes: what was journaled after runs again",
                 file=str(path),
             )
-        end = int(size)
-        whole.append(line)
-    sums.write_text("".join(f"{line}\n" for line in whole), encoding="ascii")
+        end = size
+        kept.append(line)
+    whole = end if lost else _whole_lines(data)
+    if whole < len(data):
+        notes.append(f"cut {len(data) - whole} torn bytes off the journal's end")
+        os.truncate(path, whole)
+    if len(lost) > 1:
+        notes.append(f"the journal has lost what was written after byte {whole}; trials recorded there run again")
+    if whole > end:
+        running.update(data[end:whole])
+        kept.append(_sum_line(whole, running.hexdigest()))
+    mended = "".join(f"{line}\n" for line in kept)
+    if mended != text:
+        write_file(sums, mended)
     return "; ".join(notes)
 
 
+def _sum_line(size: int, digest: str) -> str:
+    return f"{size} {digest} {hashlib.sha256(f'{size} {digest}'.encode()).hexdigest()[:_CHECK]}"
+
+
+def _read_sum(line: str) -> tuple[int | None, str]:
+    """Size and digest of a prefix; no size if the line is damaged."""
+    size, _, rest = line.partition(" ")
+    digest = rest.partition(" ")[0]
+    if not size.isdecimal() or len(size) > 18 or line != _sum_line(int(size), digest):
+        return None, ""
+    return int(size), digest
+
+
+def _whole_lines(data: bytes) -> int:
+    """Bytes up to the end of the last line that is whole JSON."""
+    end = data.rstrip(b"\0").rfind(b"\n") + 1
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        try:
+            if isinstance(json.loads(data[start:end]), dict):
+                return end
+        except (ValueError, RecursionError):
+            pass
+        end = start
+    return 0
+
+
 class _OneWriter:
-    """Journal lock for a folder that `exclusive` holds already: nothing to wait for, nothing to go stale."""
+    """Journal lock for a folder that `folder.exclusive` holds already: nothing to wait for, nothing to go stale."""
 
     def acquire(self) -> bool:
         return True
@@ -148,7 +124,7 @@ class _OneWriter:
 
 
 class _JournalFile(JournalFileBackend):
-    """Optuna's journal file, written in batches, with a checksum of the whole after each in a file beside it.
+    """Optuna's journal file, written in batches, each after the checksum of the whole with it (`mend`).
 
     Optuna writes and syncs a line for every decision it takes; one write for a whole launch is as safe, as nothing
     runs before it, and tens of times faster.
@@ -157,13 +133,16 @@ class _JournalFile(JournalFileBackend):
     def __init__(self, folder: Path) -> None:
         self._journal, self._sums = folder / JOURNAL, folder / SUMS
         super().__init__(str(self._journal), lock_obj=_OneWriter())  # type: ignore[arg-type]
-        self._hash, self._end, self._lines = hashlib.sha256(), 0, 0
-        self._note(self._journal.read_bytes())
+        data = read_bytes(self._journal, _MOST_BYTES)
+        self._hash, self._end, self._lines = hashlib.sha256(data), len(data), data.count(b"\n")
         self._pending: list[dict[str, Any]] = []
+        self._text: list[bytes] = []
         self.batching = False
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         self._pending.extend(logs)
+        # As text now: Optuna's own trials share these dicts, and change them before the batch is written.
+        self._text.extend(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
         if not self.batching:
             self.flush()
 
@@ -173,46 +152,70 @@ class _JournalFile(JournalFileBackend):
         yield from self._pending[max(0, log_number_from - self._lines) :]
 
     def flush(self) -> None:
-        """Write what is pending, durably."""
+        """Write what is pending, durably; what can't be written whole leaves the files as they were."""
         if not self._pending:
             return
-        super().append_logs(self._pending)
-        self._pending = []
-        with self._journal.open("rb") as file:
-            file.seek(self._end)
-            self._note(file.read())
-        with self._sums.open("a", encoding="ascii") as sums:
-            sums.write(f"{self._end} {self._hash.hexdigest()}\n")
+        data, number = b"".join(self._text), len(self._pending)
+        self._pending, self._text = [], []
+        running = self._hash.copy()
+        running.update(data)
+        sums_end = self._sums.stat().st_size if self._sums.exists() else 0
+        try:
+            _append(self._sums, f"{_sum_line(self._end + len(data), running.hexdigest())}\n".encode())
+            _append(self._journal, data)
+        except OSError:
+            for path, end in ((self._journal, self._end), (self._sums, sums_end)):
+                if path.exists():
+                    os.truncate(path, end)
+            raise
+        self._hash, self._end, self._lines = running, self._end + len(data), self._lines + number
 
-    def _note(self, written: bytes) -> None:
-        self._hash.update(written)
-        self._end += len(written)
-        self._lines += written.count(b"\n")
+
+def _append(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Journal:
     """Launches, rungs and ends of a study's trials.
 
-    Only the process inside `exclusive` may write. What is finished is never changed.
+    Only the process inside `folder.exclusive` may write. What is finished is never changed.
+
+    Args:
+        folder: of the study; None keeps the journal in memory.
+        directions: number of objectives.
+
+    Raises:
+        SpecError: if the file is damaged, or of another version.
     """
 
-    def __init__(self, folder: Path | None, directions: int = 1, *, create: bool = True) -> None:
-        """Open a folder's journal; without a folder, one in memory."""
+    def __init__(self, folder: Path | None, directions: int = 1) -> None:
         storage: BaseStorage = InMemoryStorage()
+        self._path = Path(JOURNAL) if folder is None else folder / JOURNAL
         self._file = None if folder is None else _JournalFile(folder)
-        if self._file is not None:
-            storage = JournalStorage(self._file)
         self._distributions: dict[str, BaseDistribution] = {}
-        known = {study.study_name for study in storage.get_all_studies()}
         purposes: tuple[Purpose, ...] = ("search", "baseline", "promotion")
-        for purpose in purposes:
-            if purpose not in known and create:  # `load_if_exists` would write even when it only loads
-                storage.create_new_study([StudyDirection.MINIMIZE] * directions, study_name=purpose)
-        self.studies: dict[Purpose, optuna.Study] = {
-            purpose: optuna.load_study(study_name=purpose, storage=storage)
-            for purpose in purposes
-            if create or purpose in known
-        }
+        self.studies: dict[Purpose, optuna.Study] = {}
+        try:
+            if self._file is not None:
+                storage = JournalStorage(self._file)
+            known = {study.study_name for study in storage.get_all_studies()}
+            with self.batch():
+                for purpose in purposes:
+                    if purpose not in known:  # `load_if_exists` would write even when it only loads
+                        storage.create_new_study([StudyDirection.MINIMIZE] * directions, study_name=purpose)
+                    self.studies[purpose] = optuna.load_study(study_name=purpose, storage=storage)
+                search = self.studies["search"]
+                if FORMAT_KEY not in search.user_attrs and not any(
+                    study.get_trials(deepcopy=False) for study in self.studies.values()
+                ):
+                    search.set_user_attr(FORMAT_KEY, {"format": FORMAT, "version": _version()})
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise damaged(self._path, error) from error
+        check_format(self.studies["search"].user_attrs.get(FORMAT_KEY), self._path)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -233,9 +236,20 @@ class Journal:
             (trial, record)
             for purpose, study in self.studies.items()
             for trial in study.get_trials(deepcopy=False)
-            if (record := _record(purpose, trial)) is not None
+            if trial.state in STATES
+            and (record := make_record(purpose, STATES[trial.state], trial.user_attrs, self._path)) is not None
         ]
         return sorted(pairs, key=lambda pair: pair[1].number)
+
+    def interrupted(self) -> Iterator[optuna.Trial]:
+        """Proposals that an earlier process journaled and did not live to launch or reject, to be rejected."""
+        for study in self.studies.values():
+            for trial in study.get_trials(deepcopy=False):
+                if trial.state.is_finished() or "launch" in trial.user_attrs:
+                    continue
+                if trial.state == OptunaState.WAITING:
+                    study._storage.set_trial_state_values(trial._trial_id, OptunaState.RUNNING)
+                yield revive(study, trial)
 
     def launch(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
         """Journal that ``trial`` is about to run; gives the record over the journal's own copy of what it holds."""
@@ -266,40 +280,13 @@ class Journal:
         trial.study.tell(trial, values, state=state)
 
 
-def open_for_reading(folder: Path) -> list[TrialRecord]:
-    """The records of a study folder, without touching it.
-
-    Raises:
-        SpecError: if it is no study folder.
-    """
-    path = folder / JOURNAL
-    if not path.is_file():
-        raise SpecError(
-            "", "is not a study folder (no journal.log)", "give the folder that search made", file=str(folder)
-        )
-    try:
-        return [record for _, record in Journal(folder, create=False).launched()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SpecError("", "is damaged", "the search command says where, and goes on", file=str(path)) from error
-
-
 def revive(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     """A running trial of an earlier process, to be written to again."""
     return optuna.Trial(study, trial._trial_id)
 
 
-def _record(purpose: Purpose, trial: FrozenTrial) -> TrialRecord | None:
-    launch = trial.user_attrs.get("launch")
-    if launch is None:
-        return None
-    rungs: list[Rung] = []
-    while (rung := trial.user_attrs.get(f"rung.{len(rungs)}")) is not None:
-        rungs.append(Rung(**rung))
-    result = trial.user_attrs.get("result", {})
-    return TrialRecord(
-        **{**launch, "cost": Cost(**launch["cost"])},
-        purpose=purpose,
-        state="failed" if result.get("reason") else STATES[trial.state],
-        rungs=tuple(rungs),
-        **result,
-    )
+def _version() -> str:
+    try:
+        return f"spiralformer {version('spiralformer')}"
+    except PackageNotFoundError:
+        return "spiralformer"

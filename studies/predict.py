@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from searchspace.decode import encode
+from searchspace.disk import check_replaceable, new_folder, probe_folder, write_file
 from searchspace.errors import SpecError, one_of, show
 from searchspace.loading import dump_yaml, load_space
 from studies.config import LearnerName, StudyConfig
@@ -19,9 +21,10 @@ from studies.describe import short, summarize
 from studies.examples import Observation
 from studies.importance import measured_importance
 from studies.learners import LEARNERS
-from studies.predictors import FEWEST, Predictor, fit_best
+from studies.predictors import FEWEST, Predictor, fit_best, predictor_contents
+from studies.progress import say
 from studies.ranking import Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
-from studies.run import open_study
+from studies.records import open_study
 from studies.trial import TrialRecord
 
 _SOURCE = "from"
@@ -47,6 +50,13 @@ def run_predict(
     """Fit, rank, show. Raises `SpecError` if there is too little to learn from, or nothing is feasible."""
     if learner != "auto" and learner not in LEARNERS:
         raise SpecError("--learner", f"unknown learner {show(learner)}", one_of(["auto", *LEARNERS], learner))
+    for option, target, contents, what in (
+        ("-o", out, _written, "predicted architectures"),
+        ("--save", save, predictor_contents, "a predictor"),
+    ):
+        if target is not None:  # before the work, not after it
+            check_replaceable(target, contents, what)
+            probe_folder(target, option)
     records, corpus, settings = open_study(folder)
     own = observe_all(records)
     names = get_args(LearnerName) if learner == "auto" else (cast(LearnerName, learner),)
@@ -54,7 +64,7 @@ def run_predict(
         predictor = Predictor.load(load)
         if "" not in predictor.scales:
             raise SpecError("--load", "was not fitted on a study of its own", "fit it again: predict --save")
-        console.print(f"{predictor.learner} from {load}, tau {predictor.tau:.2f} when it was fitted", highlight=False)
+        say(console, f"{predictor.learner} from {load}, tau {predictor.tau:.2f} when it was fitted")
     else:
         seen = list(own)
         if source is not None:
@@ -64,7 +74,7 @@ def run_predict(
             _show_transfer([o for o in seen if o.study == _SOURCE], own, predictor.learner, console)
     if save is not None:
         predictor.save(save)
-        console.print(f"kept the predictor in {save}", highlight=False)
+        say(console, f"kept the predictor in {save}")
     over = settings if space is None else with_space(settings, load_space(space, overrides))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         pool = Pool(over, corpus.facts)
@@ -173,11 +183,14 @@ def _show_reasons(
 
 
 def _write(ranked: Sequence[Ranked], out: Path, console: Console) -> None:
-    from searchspace.decode import encode
+    with new_folder(out, _written, "predicted architectures") as work:
+        for place, candidate in enumerate(ranked, start=1):
+            name = f"predicted-{place:03d}"
+            text = dump_yaml({**encode(candidate.proposal.candidate.arch), "name": name})
+            write_file(work / f"{name}.yaml", text)
+    say(console, f"wrote {len(ranked)} architectures to {out}")
 
-    out.mkdir(parents=True, exist_ok=True)
-    for place, candidate in enumerate(ranked, start=1):
-        name = f"predicted-{place:03d}"
-        text = dump_yaml({**encode(candidate.proposal.candidate.arch), "name": name})
-        (out / f"{name}.yaml").write_text(text, encoding="utf-8")
-    console.print(f"wrote {len(ranked)} architectures to {out}", highlight=False)
+
+def _written(folder: Path) -> set[str]:
+    """What `_write` may have left there."""
+    return {file.name for file in folder.glob("predicted-[0-9]*.yaml")}

@@ -16,16 +16,19 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as save_arrays
 from scipy.stats import kendalltau
 
 from builder.graphdata import BLOCK_FEATURES, OP_FEATURES
+from searchspace.disk import check_regular, new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from studies.config import LearnerName
 from studies.examples import FEATURES, Array, Example, Observation, Scale, adjust, last_rungs
 from studies.learners import LEARNERS, Member
 
 _FORMAT, _VERSION = "spiralformer-predictor", 1
+_FACTS, _WEIGHTS = "predictor.json", "predictor.safetensors"
 FEWEST = 8
 """Trials below which nothing is learned."""
 
@@ -77,14 +80,12 @@ class Predictor:
         return each.mean(0), np.sqrt(each.var(0) + self._error**2)
 
     def save(self, folder: Path) -> None:
-        """Write ``predictor.json`` and ``predictor.safetensors``."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write ``predictor.json`` and ``predictor.safetensors``. Raises `SpecError` if others' files are there."""
         arrays = {
             f"{i}.{name}": np.ascontiguousarray(value)
             for i, member in enumerate(self._fitted)
             for name, value in member.state().items()
         }
-        save_file(arrays, folder / "predictor.safetensors")
         facts = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -95,23 +96,24 @@ class Predictor:
             "scales": {study: [scale.middle, scale.spread] for study, scale in self.scales.items()},
             "features": _known_features(),
         }
-        (folder / "predictor.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        with new_folder(folder, predictor_contents, "a predictor") as work:
+            write_file(work / _WEIGHTS, save_arrays(arrays))
+            write_file(work / _FACTS, json.dumps(facts, indent=1) + "\n")
 
     @staticmethod
     def load(folder: Path) -> Predictor:
         """Read what `save` wrote. Raises `SpecError` if it is damaged, or made with other features."""
-        file = folder / "predictor.json"
+        file = folder / _FACTS
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SpecError(
-                "", f"can't be read: {error}", "give a folder that predict --save made", str(file)
-            ) from error
+            facts = read_json(file)
+        except SpecError as error:
+            raise SpecError("", error.problem, "give a folder that predict --save made", str(file)) from error
         if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
             raise SpecError("", "is no predictor", "give a folder that predict --save made", str(file))
         if facts.get("version") != _VERSION or facts.get("features") != _known_features():
             raise SpecError("", "was made by another version", "fit it again: predict --save", str(file))
-        file = folder / "predictor.safetensors"
+        file = folder / _WEIGHTS
+        check_regular(file)
         try:
             arrays = load_file(file)
             predictor = Predictor(facts["learner"], int(facts["members"]))
@@ -126,6 +128,15 @@ class Predictor:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SpecError("", f"is damaged: {reason}", "fit it again: predict --save", str(file)) from error
         return predictor
+
+
+def predictor_contents(folder: Path) -> set[str] | None:
+    """Names of a saved predictor's files; None if the folder holds none."""
+    try:
+        facts = read_json(folder / _FACTS)
+    except SpecError:
+        return None
+    return {_FACTS, _WEIGHTS} if isinstance(facts, dict) and facts.get("format") == _FORMAT else None
 
 
 def fit_best(

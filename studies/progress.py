@@ -8,12 +8,24 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from searchspace.errors import printable, show
 from studies.data import Corpus
 from studies.describe import summarize
 from studies.searcher import StudyDriver
 from studies.trial import TrialRecord
 
 _EVERY_S = 0.25
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: names and paths are no markup, and steer no terminal."""
+    console.print(printable(text), markup=False, highlight=False)
+
+
+def failure_of(record: TrialRecord) -> str:
+    """Why a trial failed, in a line."""
+    lines = record.error.strip().splitlines()
+    return f"{record.reason}: {show(lines[-1], 200).strip(chr(39))}" if lines else record.reason or "no reason"
 
 
 class StudyView:
@@ -39,6 +51,7 @@ class StudyView:
         self._ended_before = 0
         self._flops_before = 0.0
         self._predictor = ""
+        self._reasons: set[str] = set()
 
     def __enter__(self) -> StudyView:
         now = self._driver.progress()
@@ -62,10 +75,10 @@ class StudyView:
         self._shown = time.monotonic()
         now = self._driver.progress()
         for record in now.events:
-            self._console.print(self._line(record), highlight=False)
+            say(self._console, self._line(record))
         if now.predictor != self._predictor:
             self._predictor = now.predictor
-            self._console.print(now.predictor, highlight=False)
+            say(self._console, now.predictor)
         ended = now.complete + now.stopped + now.failed
         best = (
             f"best {self._corpus.bits_per_byte(now.best.rungs[-1].loss):.3f} bits/byte" if now.best else "no result yet"
@@ -90,6 +103,9 @@ class StudyView:
 
     def _line(self, record: TrialRecord) -> str:
         who = {"baseline": "baseline", "search": "trial", "promotion": "again"}[record.purpose]
+        if record.state == "failed" and record.reason not in self._reasons:  # once for each reason
+            self._reasons.add(record.reason)
+            return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<31} failed: {failure_of(record)}"
         bits = f"{self._corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else "no result"
         end = {
             "complete": bits,

@@ -31,9 +31,9 @@ from searchspace.errors import ConstraintError, SpecError
 from searchspace.space import assignments
 from studies.config import StudyConfig, check_training, decide_training
 from studies.data import CorpusFacts
+from studies.plan import check_fit, make_plan
 from studies.samplers import Proposal, make_sampler, startup_trials
 from studies.surrogate import Surrogate
-from studies.training import check_fit, make_plan
 
 _JOURNALED_REJECTIONS = 2
 _PATIENCE = 1000
@@ -155,8 +155,8 @@ class Proposer:
                 return found
             self.counts["rejected"] += 1
             reasons.append(reason)
-        worst = max(set(reasons), key=reasons.count)
-        self.exhausted = f"stopped proposing after {_PATIENCE} rejections in a row, most often: {worst}"
+        counted = "; ".join(f"{count} times {reason}" for reason, count in Counter(reasons).most_common(3))
+        self.exhausted = f"stopped proposing after {_PATIENCE} rejections in a row: {counted}"
         return None
 
     def _propose_listed(self, study: optuna.Study) -> tuple[optuna.Trial, Proposal] | None:

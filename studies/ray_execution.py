@@ -6,7 +6,9 @@ below leave their state out when Ray pickles them.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import fcntl
 import hashlib
 import os
 import shutil
@@ -36,6 +38,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from searchspace.disk import private_folder, read_bytes
 from searchspace.errors import SpecError
 from studies.config import ResourcesConfig
 from studies.execution import Runner, Watcher
@@ -43,50 +46,95 @@ from studies.searcher import MAX_ATTEMPTS, StudyDriver
 from studies.trial import Report, TrialSpec
 
 _LAST_ATTEMPT = 1 << 30
+_SCRATCH, _OWNER = "spiralformer-", "owner"
+_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+"""Characters of Ray's folder, so that its sockets' names fit into what the system allows."""
 
 
 def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Runner) -> None:
     """What `studies.execution.run_on_ray` does, once Ray is imported."""
-    scratch = tempfile.mkdtemp(prefix="spiralformer-ray-")
-    local: dict[str, Any] = {} if address else {"_temp_dir": scratch, "num_gpus": torch.cuda.device_count()}
+    with _scratch() as scratch:
+        local = {} if address else {"_temp_dir": str(scratch / "ray"), "num_gpus": torch.cuda.device_count()}
+        try:
+            _init(address, local, scratch)
+            watch()
+            resources = driver.study.resources
+            _check_resources(resources)
+            driver.learn_in_background()
+            tuner = tune.Tuner(
+                tune.with_resources(Worker, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
+                tune_config=tune.TuneConfig(
+                    search_alg=DrivenSearcher(driver, watch, run),
+                    scheduler=DrivenScheduler(driver, watch),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    max_concurrent_trials=resources.max_concurrent,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=str(scratch / "tune"),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1),
+                ),
+            )
+            tuner.fit()
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A private folder for Ray's own, gone afterwards, with a short name; those of drivers that were killed go too.
+
+    Ray opens its folder to everybody: it lies within this one.
+    """
+    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    room = _LONGEST - len(f"/{_SCRATCH}12345678/ray")
+    base = next((place for place in places if len(os.fsencode(place)) <= room and os.access(place, os.W_OK)), places[0])
+    for old in base.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            if old.lstat().st_uid == os.getuid() and not old.is_symlink() and _is_abandoned(old):
+                shutil.rmtree(old)
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=base))
     try:
-        _init(address, local)
-        watch()
-        resources = driver.study.resources
-        _check_resources(resources)
-        driver.learn_in_background()
-        tuner = tune.Tuner(
-            tune.with_resources(Worker, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
-            tune_config=tune.TuneConfig(
-                search_alg=DrivenSearcher(driver, watch, run),
-                scheduler=DrivenScheduler(driver, watch),
-                num_samples=-1,
-                reuse_actors=True,
-                max_concurrent_trials=resources.max_concurrent,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1)
-            ),
-        )
-        tuner.fit()
+        with (folder / _OWNER).open("x") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            yield folder
     finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _init(address: str | None, local: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", **local}
-    if address is None:
-        ray.init(include_dashboard=False, **settings)
-        return
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a scratch folder's driver is gone: its lock is free."""
+    handle = os.open(folder / _OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        ray.init(address=address, **settings)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _init(address: str | None, local: dict[str, Any], scratch: Path) -> None:
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", **local}
+    here = Path.cwd()
+    os.chdir(scratch)  # Ray puts the working folder first where workers look for modules, ours among them
+    try:
+        # An address is the command line's to give, not the environment's (RAY_ADDRESS).
+        ray.init(
+            **({"address": "local", "include_dashboard": False} if address is None else {"address": address}),
+            **settings,
+        )
     except (ValueError, ConnectionError, RuntimeError) as error:
+        if address is None:
+            raise
         reason = str(error).strip().splitlines()[0]
         raise SpecError(
             "--address", f"can't join {address}: {reason}", "give host:port of a running cluster"
         ) from error
+    finally:
+        os.chdir(here)
 
 
 def _check_resources(resources: ResourcesConfig) -> None:
@@ -129,7 +177,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 @contextmanager
 def _watchdog(timeout_s: float, last_words: Path) -> Iterator[None]:
     """Kill this process if the body takes longer, leaving where it hung in a file; needs no cooperation of Python's."""
-    with last_words.open("w", encoding="utf-8") as file:
+    handle = os.open(last_words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         faulthandler.dump_traceback_later(timeout_s, exit=True, file=file)
         try:
             yield
@@ -140,16 +189,14 @@ def _watchdog(timeout_s: float, last_words: Path) -> Iterator[None]:
 
 def _last_words(spec: TrialSpec) -> Path:
     """Where a hung worker of this trial says so; on this machine, for whoever tries again here."""
-    folder = Path(tempfile.gettempdir()) / f"spiralformer-hung-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / hashlib.sha256(spec.folder.encode()).hexdigest()[:32]
+    return private_folder("spiralformer-hung") / hashlib.sha256(spec.folder.encode()).hexdigest()[:32]
 
 
 def _hung(last_words: Path) -> Iterator[Report] | None:
     """The end of a trial whose earlier attempt hung: once is enough. The file goes with the report (`_watchdog`)."""
     try:
-        text = last_words.read_text(encoding="utf-8")
-    except OSError:
+        text = read_bytes(last_words, 1 << 20).decode("utf-8", errors="replace")
+    except SpecError:
         return None
     if not text:  # killed by somebody else
         return None

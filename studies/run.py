@@ -6,44 +6,41 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 
-from builder.bundle import load_bundle
 from builder.compiler import compile_arch
 from builder.cost import estimate
+from searchspace.arch import ArchSpec
+from searchspace.decode import encode
 from searchspace.errors import SpecError, show
-from searchspace.loading import read_file
-from studies.checkpoint import write_durably
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training, study_from_data
+from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
 from studies.data import Corpus, prepare_corpus
 from studies.describe import short
-from studies.documents import source_files
 from studies.execution import run_on_ray, run_serial
-from studies.export import export_trial
-from studies.journal import JOURNAL, SUMS, exclusive, mend, open_for_reading
-from studies.progress import StudyView
-from studies.proposer import list_candidates
+from studies.folder import BEST, DATA, REPORT, check_links, check_place, is_study, remove_study, study_folder
+from studies.journal import mend
+from studies.plan import check_fit, make_plan
+from studies.preflight import check_resources, device_of, look_at_data, preflight
+from studies.progress import StudyView, failure_of, say
 from studies.report import best_of, notes, promotion_table, ranked, ranking_table
+from studies.resume import check_settings, keep_settings
 from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_work, rung_shares
-from studies.surrogate import Surrogate
-from studies.survey import Survey, measure_speed, survey
-from studies.text import TOKENIZER, codec_of
+from studies.text import codec_of_bundle
 from studies.tracking import Tracking
-from studies.training import make_plan
+from studies.training import measure_speed
 from studies.trial import TrialRecord
 
-EXIT_TERMINATED = 143
-
-_STUDY = "study.yaml"
+_EXITS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 _SECONDS_TO_START, _SECONDS_PER_TRIAL = 12.0, 1.0  # Ray and its workers; building a model, checkpoints
-_MAY_CHANGE = ("search.num_trials", "search.max_failures", "search.promote", "resources", "name", "tracking")
-"""Settings that may differ when a study goes on."""
+
+
+class NothingCompleteError(StudyHaltedError):
+    """All is done, and there is no result."""
 
 
 def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: bool, address: str | None) -> None:
@@ -51,76 +48,146 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
 
     Raises:
         SpecError: if the folder holds something else or is in use, or nothing is feasible.
-        StudyHaltedError: if it can't go on now: too many failures in a row, or a full disk.
+        StudyHaltedError: if it can't go on now (too many failures in a row, a full disk), or no trial completed.
     """
-    if folder.is_dir() and not (folder / _STUDY).is_file() and any(p.name != "lock" for p in folder.iterdir()):
-        raise SpecError("", "exists and holds no study", "use another --dir", file=str(folder))
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with exclusive(folder):
+    check_place(folder)
+    here = address is None
+    check_resources(settings, here=here)
+    if not is_study(folder):  # what is wrong whatever the data holds is said before they are prepared
+        preflight(settings, look_at_data(settings, prepare=False), here=here)
+    with study_folder(folder):
         if damage := mend(folder):
-            console.print(damage, highlight=False)
+            say(console, damage)
         check_settings(settings, folder)
-        with console.status("looking at what is within the budget"):
-            found = survey_study(settings)
-        console.print(
-            f"[bold]{settings.name}[/]: {found.size} candidates, {found.share:.1%} of {found.looked_at} looked at "
-            "are within the budget",
-            highlight=False,
-        )
         with console.status("preparing data"):
             corpus = prepare_data(settings, folder)
-        device = device_of(settings, here=address is None)
+        with console.status("looking at what is within the budget"):
+            found = preflight(settings, corpus.facts, here=here)
+        what = f"{found.survey.share:.1%} of {found.survey.looked_at} looked at are within the budget"
+        console.print(f"[bold]{settings.name}[/]: {found.survey.size} candidates, {what}", highlight=False)
+        for note in found.notes:
+            say(console, f"note: {note}")
         keep_settings(settings, folder)
-        driver = StudyDriver(settings, folder, corpus, device)
+        driver = StudyDriver(settings, folder, corpus, device_of(settings))
         if driver.warm_start_note:
-            console.print(driver.warm_start_note, highlight=False)
+            say(console, driver.warm_start_note)
         now = driver.progress()
         ended = now.complete + now.stopped + now.failed
         if now.launched:
-            console.print(f"going on: {ended} trials ended before", highlight=False)
+            say(console, f"going on: {ended} trials ended before")
         if ended < now.total:
             if not serial:
-                console.print("starting workers", highlight=False)
-            driver.tracking = Tracking(settings, folder, corpus)
-            with (
-                contextlib.closing(driver.tracking),
-                StudyView(driver, corpus, console) as view,
-                _Signals() as signals,
-            ):
-
-                def watch() -> None:
-                    signals.check()
-                    view()
-
-                if serial:
-                    run_serial(driver, watch)
-                else:
-                    run_on_ray(driver, watch, address=address)
-            if driver.tracking.note:
-                console.print(driver.tracking.note, highlight=False)
+                say(console, "starting workers")
+            _run_trials(driver, corpus, console, serial=serial, address=address)
         if driver.halted:
             raise StudyHaltedError(driver.halted)
         if note := driver.progress().note:
-            console.print(note, highlight=False)
-        show_results(driver.records, folder, corpus, console, settings)
-        if best_of(driver.records) is not None:
-            bundle = export_trial(driver.records, folder, corpus, trials=driver.trials, out=folder / "best")
-            console.print(f"exported the best trial to {bundle}", highlight=False)
-            if (first := ranked(driver.records)[0]).purpose == "baseline":
-                what = f"the baseline {first.name} is better still: export it with --trial {first.number}"
-                console.print(what, highlight=False)
+            say(console, note)
+        _farewell(driver, folder, corpus, console)
+        if not any(record.purpose == "search" and record.state == "complete" for record in driver.records):
+            raise NothingCompleteError(_why_nothing(driver))
+
+
+def train_one(arch: ArchSpec, settings: StudyConfig, out: Path, device: str, console: Console) -> Path:
+    """Train one architecture with a study's data and training settings, and save its bundle.
+
+    An interrupted run goes on from a hidden folder beside the bundle's.
+
+    Raises:
+        SpecError: if it can't be trained.
+        StudyHaltedError: if the training failed.
+    """
+    from studies.export import export_trial
+
+    plain = {**settings.plain, "baseline": [encode(arch)]}
+    settings = replace(settings, baselines=(arch,), search=replace(settings.search, num_trials=0), plain=plain)
+    training = check_training(decide_training(settings.training, MiddleChooser()).tree)
+    check_fit(arch, look_at_data(settings, prepare=False))
+    make_plan(training, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
+    folder = out.with_name(f".{out.name}-run")
+    with study_folder(folder):
+        mend(folder)
+        check_settings(settings, folder)
+        corpus = prepare_data(settings, folder)
+        keep_settings(settings, folder)
+        driver = StudyDriver(settings, folder, corpus, device)
+        with StudyView(driver, corpus, console) as view:
+            run_serial(driver, view)
+        if driver.halted:
+            raise StudyHaltedError(driver.halted)
+        record = driver.records[0]
+        if record.state == "complete":
+            export_trial(driver.records, folder, corpus, settings, number=0, out=out)
+        driver.forget(record)
+        remove_study(folder)
+    if record.state != "complete":
+        raise StudyHaltedError(f"training failed with {failure_of(record)}; change what it names, or lower lr")
+    return out
+
+
+def _run_trials(driver: StudyDriver, corpus: Corpus, console: Console, *, serial: bool, address: str | None) -> None:
+    driver.tracking = Tracking(driver.study, driver.folder, corpus)
+    with contextlib.closing(driver.tracking), StudyView(driver, corpus, console) as view, _Signals() as signals:
+
+        def watch() -> None:
+            signals.check()
+            view()
+
+        if serial:
+            run_serial(driver, watch)
+        else:
+            run_on_ray(driver, watch, address=address)
+    if driver.tracking.note:
+        say(console, driver.tracking.note)
+
+
+def _farewell(driver: StudyDriver, folder: Path, corpus: Corpus, console: Console) -> None:
+    """What is shown and written once all trials have ended. The trials are the result: what fails here is a note."""
+    with _decorative("no ranking", console):
+        show_results(driver.records, folder, corpus, console, driver.study)
+    if best_of(driver.records) is None:
+        return
+    from studies.export import export_trial
+
+    with _decorative("the best trial is not exported", console, "; `spiralformer export --trial N` takes another"):
+        bundle = export_trial(driver.records, folder, corpus, driver.study, out=folder / BEST)
+        say(console, f"exported the best trial to {bundle}")
+        if (first := ranked(driver.records)[0]).purpose == "baseline":
+            say(console, f"the baseline {first.name} is better still: export it with --trial {first.number}")
+        with _decorative("no sample", console):
             print_sample(bundle, "def ", 160, console, temperature=0.7, seed=0)
 
 
+@contextlib.contextmanager
+def _decorative(what: str, console: Console, remedy: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever it is, the study is whole
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        say(console, f"note: {what}: {reason}{remedy}")
+
+
+def _why_nothing(driver: StudyDriver) -> str:
+    failed = [record for record in driver.records if record.purpose == "search" and record.state == "failed"]
+    if failed:
+        first = failed[0]
+        return f"{len(failed)} failed, the first, trial {first.number}, with {failure_of(first)}"
+    stopped = sum(record.purpose == "search" for record in driver.records)
+    return (
+        f"{stopped} were launched and all of them stopped early" if stopped else driver.progress().note or "none fits"
+    )
+
+
 class _Signals:
-    """SIGINT ends the study at the next report, a second one at once; SIGTERM at once.
+    """SIGINT ends the study at the next report, a second one at once; SIGTERM and SIGHUP at once.
 
     An exception raised inside a library may be swallowed there: it is raised again at the next report.
     """
 
     def __enter__(self) -> _Signals:
         self._raised: BaseException | None = None
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_EXITS)}
+        self._before = {number: how for number, how in before.items() if how != signal.SIG_IGN}  # nohup
         self.check()
         return self
 
@@ -130,7 +197,7 @@ class _Signals:
 
     def _on_signal(self, number: int, frame: object) -> None:
         first = self._raised is None
-        self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(EXIT_TERMINATED)
+        self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(_EXITS[signal.Signals(number)])
         if not (first and number == signal.SIGINT):
             raise self._raised
         os.write(2, b"\nstopping at the next report; once more stops at once\n")
@@ -141,12 +208,6 @@ class _Signals:
             signal.signal(number, self._on_signal)
         if self._raised is not None:
             raise self._raised
-
-
-def open_study(folder: Path) -> tuple[list[TrialRecord], Corpus, StudyConfig]:
-    """A study folder's records, data and settings. Raises `SpecError` if it is none."""
-    records = open_for_reading(folder)
-    return records, Corpus(folder / "data"), study_from_data(read_file(folder / _STUDY))
 
 
 def show_results(
@@ -161,33 +222,41 @@ def show_results(
     """Ranking, promotions and notes here; with plots and diagrams in ``report.html``."""
     from studies.html_report import write_html  # a second of imports that nothing else needs
 
+    check_links(folder)
     console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
     if (table := promotion_table(records, corpus)) is not None:
         console.print(table)
     for line in notes(records, corpus):
-        console.print(line, highlight=False)
+        say(console, line)
     with console.status("writing the report"):
-        file = write_html(records, settings, corpus, folder / "report.html")
-    console.print(f"wrote {file}", highlight=False)
+        file = write_html(records, settings, corpus, folder / REPORT)
+    say(console, f"wrote {file}")
 
 
 def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     """Say what would run: size, feasible share, FLOPs, and time after a short calibration."""
+    check_place(folder)
     check_settings(settings, folder)
-    found = survey_study(settings)
+    check_resources(settings)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
     trials, baselines = settings.search.num_trials, len(settings.baselines)
-    console.print(
-        f"space: {found.size} candidates; {found.share:.1%} of {found.looked_at} looked at are within the budget",
-        highlight=False,
+    with tempfile.TemporaryDirectory() as scratch:
+        with console.status("preparing data"):
+            corpus = prepare_data(settings, Path(scratch))
+        found = preflight(settings, corpus.facts)
+        with console.status("measuring speed"):
+            speed = measure_speed(settings, corpus, device_of(settings))
+    say(
+        console,
+        f"space: {found.survey.size} candidates; {found.survey.share:.1%} of {found.survey.looked_at} looked at are "
+        "within the budget",
     )
+    for note in found.notes:
+        say(console, f"note: {note}")
     what = f"trials: {trials}, and {baselines} baseline{'s' if baselines != 1 else ''} in full"
     if settings.search.promote.trials:
         what += f"; the best {settings.search.promote.trials} again, {settings.search.promote.seeds} times each"
-    console.print(what, highlight=False)
-    with tempfile.TemporaryDirectory() as scratch, console.status("measuring speed"):
-        corpus = prepare_data(settings, Path(scratch))
-        speed = measure_speed(settings, corpus, device_of(settings))
+    say(console, what)
     arch = settings.baselines[0] if settings.baselines else settings.space.sample(0).arch
     cost = estimate(compile_arch(arch))
     per_trial = training.flops or (training.tokens or 0.0) * cost.training_flops_per_token
@@ -228,93 +297,24 @@ def _duration(seconds: float) -> str:
     )
 
 
-def check_study(settings: StudyConfig) -> None:
-    """What can be told without running: the data is there, and every baseline lasts for a step. Raises `SpecError`."""
-    if settings.data.kind != "tokens":
-        source_files(settings.data)
-    if settings.search.sampler == "grid":
-        list_candidates(settings)
-    if settings.search.sampler == "predictor":
-        Surrogate(settings.search.predictor, settings.search.seed)
-    training = check_training(decide_training(settings.training, MiddleChooser()).tree)
-    for arch in settings.baselines or (settings.space.sample(0).arch,):
-        make_plan(training, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
-
-
-def survey_study(settings: StudyConfig) -> Survey:
-    """How much of a study's space is feasible. Raises `SpecError` if nothing is."""
-    return survey(settings.space, settings.absolute_budget())
-
-
 def prepare_data(settings: StudyConfig, folder: Path) -> Corpus:
     """The study's data, written once under its folder."""
-    return prepare_corpus(settings.data, folder.absolute() / "data")
-
-
-def device_of(settings: StudyConfig, *, here: bool = True) -> str:
-    """Where trials train. Raises `SpecError` if that is on this machine and it has no such device."""
-    if settings.resources.gpus_per_trial == 0:
-        return "cpu"
-    if here and torch.cuda.device_count() < settings.resources.gpus_per_trial:
-        raise SpecError(
-            "resources.gpus_per_trial",
-            f"asks for {settings.resources.gpus_per_trial:g}, this machine has {torch.cuda.device_count()} GPUs",
-            "set it to 0, or give --address of a cluster that has them",
-        )
-    return "cuda"
+    return prepare_corpus(settings.data, folder.absolute() / DATA, settings.base)
 
 
 def print_sample(bundle: Path, prompt: str, tokens: int, console: Console, *, temperature: float, seed: int) -> None:
-    """Continue a text with a bundle's model. Raises `SpecError` if it was not trained on bytes."""
+    """Continue a text with a bundle's model. Raises `SpecError` if nothing tells what its tokens stand for."""
+    import torch
+
+    from builder.bundle import load_bundle
+
     loaded = load_bundle(bundle)
-    if loaded.manifest.get("data", {}).get("kind") == "tokens" and not (bundle / TOKENIZER).is_file():
-        what = "was trained on token files, so text can't be encoded"
-        raise SpecError("", what, f"call model.generate with token ids, or put a {TOKENIZER} into it", file=str(bundle))
-    codec = codec_of(bundle)
+    codec = codec_of_bundle(bundle, loaded)
     if not prompt:
         raise SpecError("--prompt", "is empty", "give at least one character")
-    start = torch.tensor([codec.encode(prompt.encode())])
-    out = loaded.model.generate(start, tokens, temperature=temperature, seed=seed)
+    ids = codec.encode(prompt.encode("utf-8", errors="replace"))
+    if not ids:
+        raise SpecError("--prompt", f"{show(prompt)} has no tokens", "give another")
+    out = loaded.model.generate(torch.tensor([ids]), tokens, temperature=temperature, seed=seed)
     console.print(f"a sample at temperature {temperature}:", highlight=False)
-    console.print(codec.decode(out[0].tolist()), markup=False, highlight=False)
-
-
-def check_settings(settings: StudyConfig, folder: Path) -> None:
-    """Raise `SpecError` if the folder's journal was begun with other settings."""
-    file = folder / _STUDY
-    if not file.is_file() or not (folder / JOURNAL).is_file():
-        return
-    if not open_for_reading(folder):  # nothing was launched: these settings may have been what was wrong
-        return
-    before = read_file(file)
-    if differing := _first_difference(before, settings.plain):
-        old, new = (show(_at(data, differing)) for data in (before, settings.plain))
-        raise SpecError(
-            differing, f"is {new}, but {old} in this folder's study", "use another --dir, or set it back", str(file)
-        )
-
-
-def keep_settings(settings: StudyConfig, folder: Path) -> None:
-    """Write the study's settings into its folder, whole. A journal in which nothing was launched begins anew."""
-    if (folder / JOURNAL).is_file() and not open_for_reading(folder):
-        for name in (JOURNAL, SUMS):
-            (folder / name).unlink(missing_ok=True)
-    write_durably(folder / _STUDY, settings.to_yaml().encode())
-
-
-def _at(data: Any, path: str) -> Any:
-    for part in path.split("."):
-        data = data.get(part) if isinstance(data, dict) else data
-    return data
-
-
-def _first_difference(old: Any, new: Any, path: str = "") -> str:
-    """Dotted path of the first value that differs, but for those that may change between runs."""
-    if path in _MAY_CHANGE:
-        return ""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(n for n in new if n not in old)]:
-            if found := _first_difference(old.get(name), new.get(name), f"{path}.{name}" if path else name):
-                return found
-        return ""
-    return "" if old == new else path
+    say(console, codec.decode(out[0].tolist()))

@@ -7,7 +7,6 @@ knows can be rebuilt from the journal.
 from __future__ import annotations
 
 import math
-import secrets
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,11 +22,13 @@ from builder.cost import Cost, estimate
 from searchspace.arch import ArchSpec
 from searchspace.decode import encode
 from searchspace.space import Candidate
-from studies.checkpoint import Store
+from studies.checkpoint import Store, attempts_in, open_store, remove_attempts
 from studies.config import MiddleChooser, StudyConfig, decide_training
-from studies.data import Corpus
-from studies.journal import STATES, Journal, revive
+from studies.data import Corpus, find_path
+from studies.folder import TRIALS, study_id
+from studies.journal import Journal, revive
 from studies.proposer import Proposer, trial_key
+from studies.records import STATES
 from studies.samplers import Proposal
 from studies.stopper import rung_shares, should_stop
 from studies.tracking import Tracking
@@ -77,7 +78,7 @@ class StudyDriver:
 
     Args:
         study: its settings.
-        folder: its folder; the caller holds `journal.exclusive`.
+        folder: its folder; the caller holds `folder.study_folder`.
         corpus: the prepared data.
         device: where trials train.
         journal: of the study; None opens the one in the folder.
@@ -95,8 +96,10 @@ class StudyDriver:
         journal: Journal | None = None,
     ) -> None:
         self.study, self.corpus, self.device = study, str(corpus.folder.absolute()), device
+        self._data = corpus.facts.content
         self.folder = folder.absolute()  # workers run in folders of their own
         self.journal = journal or Journal(folder, directions=len(study.objectives))
+        self.id = study_id(folder)
         self.trials = trials_store(study, self.folder)
         self.tracking: Tracking | None = None
         """Told of rungs and ends, once they are journaled."""
@@ -134,16 +137,15 @@ class StudyDriver:
                 study = self.journal.studies[record.purpose]
                 self._running[record.number] = _Running(revive(study, trial), record)
                 self._waiting.append(record.number)
-        for study in self.journal.studies.values():
-            for trial in study.get_trials(deepcopy=False):
-                if trial.state == OptunaState.RUNNING and "launch" not in trial.user_attrs:
-                    self._proposer.reject(revive(study, trial), "interrupted before launch", {})
+        with self.journal.batch():
+            for proposal in self.journal.interrupted():
+                self._proposer.reject(proposal, "interrupted before launch", {})
 
     def _warm_start(self, corpus: Corpus) -> str:
         source = self.study.search.from_
         if source is None:
             return ""
-        found = warm_start(Path(source), self.study, self.budget, corpus)
+        found = warm_start(find_path(source, self.study.base), self.study, self.budget, corpus)
         self._proposer.queue.extend(found.proposals)
         search = self.journal.studies["search"]
         if not any("from" in trial.user_attrs for trial in search.get_trials(deepcopy=False)):
@@ -307,19 +309,18 @@ class StudyDriver:
         return TrialSpec(
             number=record.number,
             arch=record.arch,
+            arch_id=record.arch_id,
             training=record.training,
             seed=record.seed,
             corpus=self.corpus,
-            folder=self.trial_store(record.number).location,
-            rungs=(1.0,) if record.purpose == "promotion" else self.shares,
+            data=self._data,
+            folder=trial_store(self.trials, record.number).location,
+            study=self.id,
+            rungs=rungs_of(record, self.study),
             device=self.device,
             threads=self.study.resources.cpus_per_trial,
             timeout_s=self.study.resources.trial_timeout_s,
         )
-
-    def trial_store(self, number: int) -> Store:
-        """Where a trial's attempts write."""
-        return self.trials.inside(f"{number:05d}")
 
     # -- listening -------------------------------------------------------------------------------
 
@@ -364,6 +365,12 @@ class StudyDriver:
             report = Report(kind="failed", attempt=running.attempt, reason="worker_died", error=error)
             self._guarded(lambda: self._fail(running, report), None)
 
+    def forget(self, record: TrialRecord) -> None:
+        """Remove a trial's checkpoints."""
+        store = trial_store(self.trials, record.number)
+        remove_attempts(attempts_in(store), self.id)
+        store.remove_empty()
+
     def _fail(self, running: _Running, report: Report) -> None:
         """Out of memory is told as pruned with a constraint broken, so that the sampler learns it."""
         if report.reason == "out_of_memory":
@@ -398,18 +405,25 @@ class StudyDriver:
             self.tracking.end(finished)
         del self._running[record.number]
         if state != OptunaState.COMPLETE:
-            self.trial_store(record.number).remove_all()
+            self.forget(record)
         self._failures = self._failures + 1 if state == OptunaState.FAIL else 0
         if self._failures >= self.study.search.max_failures:
             last = (finished.error.strip() or finished.reason).splitlines()[-1]
             self.halted = f"{self._failures} trials in a row failed, the last with: {last}"
 
 
+def rungs_of(record: TrialRecord, study: StudyConfig) -> tuple[float, ...]:
+    """Shares of its budget at which a trial is evaluated."""
+    return (1.0,) if record.purpose == "promotion" else rung_shares(study.search.stopper)
+
+
 def trials_store(study: StudyConfig, folder: Path) -> Store:
     """Where the checkpoints of a study's trials lie: in its folder, or in a place of its own elsewhere."""
     if study.resources.checkpoints is None:
-        return Store(folder / "trials")
-    mark = folder / "id"
-    if not mark.is_file():
-        mark.write_text(secrets.token_hex(8))
-    return Store(study.resources.checkpoints).inside(f"{study.name}-{mark.read_text()}")
+        return open_store(folder / TRIALS)
+    return open_store(study.resources.checkpoints).inside(f"spiralformer-{study_id(folder)}")
+
+
+def trial_store(trials: Store, number: int) -> Store:
+    """Where a trial's attempts write."""
+    return trials.inside(f"{number:05d}")

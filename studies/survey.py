@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TypeAlias
 
 from builder.budget import Budget
 from builder.compiler import compile_arch
 from builder.cost import Cost, estimate
+from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from searchspace.space import Candidate, SpaceSize, SpaceSpec
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
-from studies.data import Corpus
-from studies.training import Trainer
 
 _SAMPLES = 300
 _EXHAUSTIVE = 5000
@@ -25,9 +21,13 @@ _COUNTABLE = 20_000
 _COUNTED_SAMPLES = 4000
 
 
+Runnable: TypeAlias = Callable[[ArchSpec, Cost], None]
+"""Raises `SpecError` if a candidate can't be trained, whatever the budget says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Feasibility of a space under a budget."""
+    """Which candidates of a space keep a budget and can be trained."""
 
     size: SpaceSize
     looked_at: int
@@ -35,7 +35,11 @@ class Survey:
     exhaustive: bool
     """Whether all candidates were looked at."""
     nearest: tuple[Candidate, Cost, str, float] | None
-    """If none is feasible: the candidate that misses least, its cost, the metric, the excess."""
+    """If none is feasible: the candidate that misses the budget least, its cost, the metric, the excess."""
+    refused: Mapping[str, tuple[int, SpecError]]
+    """Candidates that can't be compiled or trained: how many, and the first error, by reason."""
+    seq_lens: frozenset[int]
+    """Lengths of the feasible."""
 
     @property
     def share(self) -> float:
@@ -43,30 +47,38 @@ class Survey:
         return self.feasible / max(1, self.looked_at)
 
 
-def survey(space: SpaceSpec, budget: Budget) -> Survey:
+def survey(space: SpaceSpec, budget: Budget, runnable: Runnable = lambda arch, cost: None) -> Survey:
     """Price random candidates, or all of them where a sample finds none feasible.
 
     Raises:
-        SpecError: if nothing is feasible, naming the tightest limit and the nearest candidate.
+        SpecError: if nothing is feasible: why it can't be trained, or the tightest limit and the nearest candidate.
     """
     size = space.count()
-    found = _look(size, _samples(space, _SAMPLES), budget, exhaustive=False)
+    found = _look(size, _samples(space, _SAMPLES), budget, runnable, exhaustive=False)
     if not found.feasible and size.high <= _EXHAUSTIVE:
-        found = _look(size, space.enumerate(), budget, exhaustive=True)
+        found = _look(size, space.enumerate(), budget, runnable, exhaustive=True)
     elif not found.feasible:
-        found = _look(size, _samples(space, _EXHAUSTIVE), budget, exhaustive=False)
-    if not found.feasible:
-        raise SpecError("budget", _nothing_feasible(found, budget), "loosen that limit, or change the space")
-    return found
+        found = _look(size, _samples(space, _EXHAUSTIVE), budget, runnable, exhaustive=False)
+    if found.feasible:
+        return found
+    scope = f"all {found.looked_at:,}" if found.exhaustive else f"{found.looked_at:,} random"
+    count, error = max(found.refused.values(), key=lambda pair: pair[0], default=(0, None))
+    if error is not None and count >= found.looked_at - sum(n for n, _ in found.refused.values()):
+        whom = f"all of {scope} candidates" if count == found.looked_at else f"{count:,} of {scope} candidates"
+        others = "" if count == found.looked_at else "; none of the others is feasible either"
+        raise SpecError(error.path, f"{error.problem} ({whom}{others})", error.remedy)
+    raise SpecError(
+        "budget", _nothing_feasible(found, budget, f"none of {scope}"), "loosen that limit, or change the space"
+    )
 
 
 def count_feasible(space: SpaceSpec, budget: Budget) -> str:
     """How many candidates there are and how many keep the budget: counted, or estimated with a 95 % interval."""
     size = space.count()
     if size.high <= _COUNTABLE:
-        found = _look(size, space.enumerate(), budget, exhaustive=True)
+        found = _look(size, space.enumerate(), budget, _any, exhaustive=True)
         return f"{found.looked_at:,} candidates, {found.feasible:,} within the budget ({found.share:.2%})"
-    found = _look(size, _samples(space, _COUNTED_SAMPLES), budget, exhaustive=False)
+    found = _look(size, _samples(space, _COUNTED_SAMPLES), budget, _any, exhaustive=False)
     n, share = found.looked_at, found.share
     # Wilson's interval, which also bounds a share of which no example was seen.
     z = 1.96
@@ -92,27 +104,39 @@ def _samples(space: SpaceSpec, count: int) -> Iterator[Candidate]:
                 raise error from None
 
 
-def _look(size: SpaceSize, candidates: Iterable[Candidate], budget: Budget, *, exhaustive: bool) -> Survey:
+def _any(arch: ArchSpec, cost: Cost) -> None:
+    return None
+
+
+def _look(
+    size: SpaceSize, candidates: Iterable[Candidate], budget: Budget, runnable: Runnable, *, exhaustive: bool
+) -> Survey:
     looked_at = feasible = 0
     nearest: tuple[Candidate, Cost, str, float] | None = None
+    refused: dict[str, tuple[int, SpecError]] = {}
+    seq_lens = set()
     for candidate in candidates:
         looked_at += 1
         try:
             cost = estimate(compile_arch(candidate.arch))
-        except SpecError:  # a combination that does not compile is not feasible
+            runnable(candidate.arch, cost)
+        except SpecError as error:  # a combination that does not compile is not feasible
+            reason = f"{error.path}: {error.remedy or error.problem}"
+            count, first = refused.get(reason, (0, error))
+            refused[reason] = (count + 1, first)
             continue
         if budget.allows(cost):
             feasible += 1
+            seq_lens.add(candidate.arch.seq_len)
             continue
         excesses = budget.excesses(cost)
         metric = max(excesses, key=lambda name: excesses[name])
         if nearest is None or excesses[metric] < nearest[3]:
             nearest = (candidate, cost, metric, excesses[metric])
-    return Survey(size, looked_at, feasible, exhaustive, nearest)
+    return Survey(size, looked_at, feasible, exhaustive, nearest, refused, frozenset(seq_lens))
 
 
-def _nothing_feasible(found: Survey, budget: Budget) -> str:
-    scope = f"none of all {found.looked_at:,}" if found.exhaustive else f"none of {found.looked_at:,} random"
+def _nothing_feasible(found: Survey, budget: Budget, scope: str) -> str:
     if found.nearest is None:
         return f"{scope} candidates compiles"
     candidate, cost, metric, excess = found.nearest
@@ -123,17 +147,3 @@ def _nothing_feasible(found: Survey, budget: Budget) -> str:
         f"{scope} candidates keeps the budget; the nearest misses {metric} ({band}) by {excess:.1%} "
         f"with {getattr(cost, metric):,.0f}: {decisions or 'no decisions'}"
     )
-
-
-def measure_speed(study: StudyConfig, corpus: Corpus, device: str, *, for_s: float = 3.0) -> float:
-    """Training FLOPs per second of one worker, from a short run of the first baseline or a sample."""
-    arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
-    config = check_training(decide_training(study.training, MiddleChooser()).tree)
-    torch.set_num_threads(study.resources.cpus_per_trial)
-    trainer = Trainer(arch, config, corpus, seed=0, device=device)
-    trainer.train(1)  # warm-up; the schedule of the learning rate does not matter here
-    start, steps = time.perf_counter(), 0
-    while not steps or time.perf_counter() - start < for_s:
-        trainer.train(trainer.step + 1)
-        steps += 1
-    return steps * trainer.plan.flops_per_step / (time.perf_counter() - start)

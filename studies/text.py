@@ -6,11 +6,19 @@ import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from searchspace.disk import read_bytes
 from searchspace.errors import SpecError, show
 
+if TYPE_CHECKING:
+    from builder.bundle import Bundle
+
+TextForm: TypeAlias = Literal["bytes", "tokenizer", "none"]
+"""What tokens stand for: bytes, what a tokenizer.json beside them says, or nobody knows."""
+
 TOKENIZER = "tokenizer.json"
+_MOST_BYTES, _MOST_TOKENS = 256 * 2**20, 1 << 24
 _BYTE_SEPARATOR = b"\n\x00\n"
 _NOTHING = "<0x00>"
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]", _NOTHING)
@@ -59,15 +67,25 @@ class Tokenizer:
             tokenizers = import_module("tokenizers")
         except ImportError as error:
             raise SpecError("data.tokenizer", "needs tokenizers", "pip install 'spiralformer[hf]'") from error
-        if not file.is_file():
-            raise SpecError("data.tokenizer", f"there is no file {show(str(file))}", "give a tokenizer.json")
+        text = read_bytes(file, _MOST_BYTES)
         try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # what the library raises has no type of its own
-            raise SpecError(
-                "data.tokenizer", f"is no tokenizer: {error}", "give a tokenizer.json", str(file)
-            ) from error
-        self.vocab_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(text)
+            # What belongs to the batches of whoever saved it, not to the text: it would be lost, or told by chance.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            if getattr(self._tokenizer.model, "dropout", None):
+                self._tokenizer.model.dropout = None
+            ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        except BaseException as error:  # the library panics with what is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            what = f"is no tokenizer: {show(reason, 120)}"
+            raise SpecError("data.tokenizer", what, "give a tokenizer.json", str(file)) from error
+        self.vocab_size = max(ids, default=-1) + 1  # ids may have holes
+        if not 1 <= self.vocab_size <= _MOST_TOKENS:
+            what = f"has ids up to {self.vocab_size - 1:,}" if self.vocab_size else "has an empty vocabulary"
+            raise SpecError("data.tokenizer", what, f"give one of up to {_MOST_TOKENS:,} tokens", str(file))
         end = next((i for name in ENDS if (i := self._tokenizer.token_to_id(name)) is not None), None)
         self.separator = [] if end is None else [end]
 
@@ -79,9 +97,39 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
 
-def codec_of(folder: Path) -> Codec:
-    """The codec of a prepared corpus or a bundle: its tokenizer.json, or else bytes."""
-    return Tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else Bytes()
+def read_tokenizer(path: Path) -> bytes:
+    """The bytes of a tokenizer.json, given as such or by the folder that holds it. Raises `SpecError`."""
+    return read_bytes(path / TOKENIZER if path.is_dir() else path, _MOST_BYTES)
+
+
+def codec_of(folder: Path, text: TextForm) -> Codec:
+    """The codec of a prepared corpus or a bundle.
+
+    Args:
+        folder: holds the tokenizer.json, if there is one.
+        text: what its tokens stand for, as it says itself; ``none`` where it does not know: then a tokenizer.json
+            that somebody puts there tells.
+
+    Raises:
+        SpecError: if nothing tells, or the tokenizer is missing or damaged.
+    """
+    if text == "bytes":
+        return Bytes()
+    if text == "none" and not (folder / TOKENIZER).is_file():
+        what = "was trained on token files, so text can't be encoded"
+        raise SpecError("", what, f"use token ids, or put the {TOKENIZER} of its data into it", file=str(folder))
+    return Tokenizer(folder / TOKENIZER)
+
+
+def codec_of_bundle(folder: Path, bundle: Bundle) -> Codec:
+    """What a bundle's tokens stand for, as its manifest says. Raises `SpecError` if that does not fit its model."""
+    data = bundle.manifest.get("data")
+    text = data.get("text", "none") if isinstance(data, dict) else "none"
+    codec = codec_of(folder, "bytes" if text == "bytes" else "tokenizer" if text == "tokenizer" else "none")
+    if codec.vocab_size > bundle.arch.vocab_size:
+        what = f"its tokens reach {codec.vocab_size - 1}, the model knows {bundle.arch.vocab_size}"
+        raise SpecError("", what, "put the tokenizer of its training data there", str(folder / TOKENIZER))
+    return codec
 
 
 def byte_tokenizer() -> str:

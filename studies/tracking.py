@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +14,8 @@ from searchspace.errors import SpecError
 from studies.config import StudyConfig, TrackerName
 from studies.data import Corpus
 from studies.describe import summarize
+from studies.folder import TRACKING
 from studies.trial import TrialRecord
-
-FOLDER = "tracking"
 
 
 class Tracker(Protocol):
@@ -32,7 +32,7 @@ class TensorBoard:
     """Event files under ``tracking/tensorboard``; a step is a million training FLOPs, so that curves compare."""
 
     def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
-        self._folder, self._corpus = folder / FOLDER / "tensorboard", corpus
+        self._folder, self._corpus = folder / TRACKING / "tensorboard", corpus
         self._writer = import_module("tensorboardX").SummaryWriter
 
     def _open(self, record: TrialRecord, suffix: str) -> Any:
@@ -57,8 +57,8 @@ class MLflow:
 
     def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
         self._corpus = corpus
-        client = _needed("mlflow", "mlflow-skinny").MlflowClient
-        place = folder.absolute() / FOLDER
+        client = import_module("mlflow").MlflowClient
+        place = folder.absolute() / TRACKING
         place.mkdir(parents=True, exist_ok=True)
         self._client = client(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}"))
         known = self._client.get_experiment_by_name(study.name)
@@ -96,7 +96,7 @@ class _RunBased:
 
     def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
         self._study, self._folder, self._corpus = study, folder, corpus
-        self._library = _needed(self.module, self.module)
+        self._library = import_module(self.module)
 
     def _init(self, record: TrialRecord) -> Any:
         raise NotImplementedError
@@ -118,7 +118,7 @@ class WandB(_RunBased):
     module = "wandb"
 
     def _init(self, record: TrialRecord) -> Any:
-        place = self._folder / FOLDER
+        place = self._folder / TRACKING
         place.mkdir(parents=True, exist_ok=True)
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         run_id = f"{self._study.name}-{record.number}".replace(".", "-")
@@ -158,6 +158,7 @@ class Tracking:
     """
 
     def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
+        check_trackers(study)
         self._trackers: dict[str, Tracker] = {name: TRACKERS[name](study, folder, corpus) for name in study.tracking}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self.note = ""
@@ -184,11 +185,20 @@ class Tracking:
                 self.note = f"{name} is told nothing more: {type(error).__name__}: {error}"
 
 
-def _needed(module: str, package: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise SpecError("tracking", f"{module} is not installed", f"pip install {package}") from error
+_PACKAGES: dict[TrackerName, tuple[str, str]] = {
+    "tensorboard": ("tensorboardX", "tensorboardX"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "wandb": ("wandb", "wandb"),
+    "trackio": ("trackio", "trackio"),
+}
+
+
+def check_trackers(study: StudyConfig) -> None:
+    """Raise `SpecError` if the package of one of a study's trackers is missing."""
+    for name in study.tracking:
+        module, package = _PACKAGES[name]
+        if find_spec(module) is None:
+            raise SpecError("tracking", f"{module} is not installed", f"pip install {package}")
 
 
 def _run_name(record: TrialRecord) -> str:

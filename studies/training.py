@@ -9,7 +9,6 @@ import math
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,86 +20,16 @@ from builder.cost import estimate
 from builder.ir import Graph
 from builder.lowering import build_model
 from searchspace.arch import ArchSpec
-from searchspace.errors import SpecError
 from spiralformer.block import Block, Layer, ParallelLayer
-from studies.config import TrainingConfig
-from studies.data import Corpus, CorpusFacts
+from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
+from studies.data import Corpus
+from studies.plan import check_fit, learning_rate, make_plan
 
 _CHECK_EVERY = 10
 
 
 class DivergedError(RuntimeError):
     """The loss is no longer a finite number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How far a run goes."""
-
-    batch_size: int
-    num_steps: int
-    flops_per_step: float
-    tokens_per_step: int
-
-    def step_at(self, share: float) -> int:
-        """The step by which ``share`` of the budget is spent."""
-        return max(1, min(self.num_steps, round(self.num_steps * share)))
-
-
-def make_plan(config: TrainingConfig, seq_len: int, training_flops_per_token: float) -> Plan:
-    """Divide the budget into steps.
-
-    Raises:
-        SpecError: if it does not last for one step.
-    """
-    if config.batch_tokens < seq_len:
-        raise SpecError(
-            "training.batch_tokens",
-            f"{config.batch_tokens} is less than one sequence of {seq_len}",
-            f"use {seq_len} or more",
-        )
-    batch_size = config.batch_tokens // seq_len
-    tokens = batch_size * seq_len
-    flops = tokens * training_flops_per_token
-    steps = round(config.flops / flops) if config.flops is not None else round((config.tokens or 0) / tokens)
-    if steps < 1:
-        what = f"flops ({config.flops:.3g})" if config.flops is not None else f"tokens ({config.tokens:.3g})"
-        need = f"{flops:.3g} FLOPs" if config.flops is not None else f"{tokens} tokens"
-        raise SpecError(
-            "training", f"{what} do not last for one step, which takes {need}", "raise it, or lower batch_tokens"
-        )
-    return Plan(batch_size, steps, flops, tokens)
-
-
-def check_fit(arch: ArchSpec, facts: CorpusFacts) -> None:
-    """Raise `SpecError` unless ``arch`` can be trained on data with these facts to predict the next token."""
-    if not arch.causal:
-        raise SpecError("causal", "a model that sees its whole input sees what it is to predict", "set causal: true")
-    if facts.vocab_size > arch.vocab_size:
-        raise SpecError(
-            "vocab_size",
-            f"{arch.vocab_size} is too small for data with {facts.vocab_size} tokens",
-            f"use {facts.vocab_size} or more",
-        )
-    if min(facts.train_tokens, facts.val_tokens) <= arch.seq_len:
-        raise SpecError(
-            "data",
-            f"has {facts.train_tokens} training and {facts.val_tokens} held-out tokens, less than one sequence",
-            "give more text, or lower seq_len",
-        )
-
-
-def learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:
-    """Learning rate of one step: warm-up, then cosine, or stable and linear decay (WSD)."""
-    warmup = math.ceil(config.warmup * num_steps)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    if config.lr_schedule == "cosine":
-        progress = (step - warmup) / max(1, num_steps - warmup)
-        share = 0.5 * (1 + math.cos(math.pi * progress))
-    else:
-        share = min(1.0, (num_steps - step) / max(1.0, config.decay * num_steps))
-    return config.lr * (config.final_lr + (1 - config.final_lr) * share)
 
 
 class Trainer:
@@ -299,3 +228,17 @@ def _make_optimizers(model: nn.Module, config: TrainingConfig, *, fused: bool) -
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def measure_speed(study: StudyConfig, corpus: Corpus, device: str, *, for_s: float = 3.0) -> float:
+    """Training FLOPs per second of one worker, from a short run of the first baseline or a sample."""
+    arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
+    config = check_training(decide_training(study.training, MiddleChooser()).tree)
+    torch.set_num_threads(study.resources.cpus_per_trial)
+    trainer = Trainer(arch, config, corpus, seed=0, device=device)
+    trainer.train(1)  # warm-up; the schedule of the learning rate does not matter here
+    start, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - start < for_s:
+        trainer.train(trainer.step + 1)
+        steps += 1
+    return steps * trainer.plan.flops_per_step / (time.perf_counter() - start)

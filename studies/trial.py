@@ -6,11 +6,12 @@ A worker holds no truth: `run_trial` yields reports, the driver journals them. F
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
@@ -33,18 +34,28 @@ class TrialSpec:
 
     number: int
     arch: dict[str, Any]
+    arch_id: str
     training: dict[str, Any]
     seed: int
     corpus: str
     """Folder of the prepared data."""
+    data: str
+    """Digest of the prepared data."""
     folder: str
-    """The trial's own place, a folder or fsspec path; each attempt writes under ``attempt-N``."""
+    """The trial's own place, a folder or fsspec URL; each attempt writes under ``attempt-N``."""
+    study: str
+    """The study's mark, which its attempts bear."""
     rungs: tuple[float, ...]
     """Shares of the budget at which it is evaluated; the last is 1."""
     device: str
     threads: int
     timeout_s: float = 1800.0
     """Seconds without a report after which the worker is taken for hung."""
+
+    @property
+    def identity(self) -> str:
+        """Digest of all that decides its losses; a checkpoint of another identity is another trial's."""
+        return identity_of(self.arch_id, self.seed, self.training, self.rungs, self.data)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -134,6 +145,12 @@ class TrialRecord:
         return decode(ArchSpec, self.arch)
 
 
+def identity_of(arch_id: str, seed: int, training: Mapping[str, Any], rungs: Sequence[float], data: str) -> str:
+    """`TrialSpec.identity`."""
+    facts = [arch_id, seed, sorted(training.items()), list(rungs), data]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
     """Train one candidate, reporting progress, each rung, and how it ended.
 
@@ -142,18 +159,26 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
     """
     import torch
 
-    from studies.checkpoint import Store, newest_checkpoint, save_checkpoint
+    from studies.checkpoint import (
+        attempt_number,
+        attempts_in,
+        claim_attempt,
+        load_checkpoint,
+        open_store,
+        remove_attempts,
+        save_checkpoint,
+    )
     from studies.config import check_training
     from studies.training import DivergedError, Trainer
 
     torch.set_num_threads(spec.threads)
-    store = Store(spec.folder)
-    earlier = [store.inside(name) for name in store.names() if name.startswith("attempt-")]
     rungs: list[Rung] = []
-    attempt = 1 + len(earlier)
+    attempt = 1
     try:
-        own = store.claim("attempt")
-        attempt = int(own.location.rpartition("-")[2])
+        place = open_store(spec.folder)
+        earlier = attempts_in(place)
+        own = claim_attempt(place, spec.study)
+        attempt = attempt_number(own)
         config = check_training(spec.training)
         trainer = Trainer(decode(ArchSpec, spec.arch), config, _corpus(spec.corpus), seed=spec.seed, device=spec.device)
 
@@ -170,9 +195,10 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
             )
 
         def save() -> None:
-            save_checkpoint(own, {**trainer.state(), "rungs": [asdict(rung) for rung in rungs]}, trainer.step)
+            state = {**trainer.state(), "rungs": [asdict(rung) for rung in rungs]}
+            save_checkpoint(own, state, trainer.step, spec.identity)
 
-        if (state := newest_checkpoint(earlier)) is not None:
+        if (state := load_checkpoint(earlier, spec.identity)) is not None:
             trainer.restore(state)
             rungs.extend(Rung(**rung) for rung in state["rungs"])
             save()  # before the earlier attempts go
@@ -192,8 +218,7 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
             saved = time.monotonic()
             if len(rungs) < len(spec.rungs):
                 yield report("rung")
-        for old in earlier:
-            old.remove_all()
+        remove_attempts(earlier, spec.study)
         yield report("done")
     except DivergedError as error:
         yield Report(kind="failed", attempt=attempt, rungs=tuple(rungs), reason="diverged", error=str(error))

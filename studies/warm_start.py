@@ -15,10 +15,9 @@ from builder.compiler import compile_arch
 from builder.cost import estimate
 from searchspace.choices import Categorical, Decision, FixedChooser, Integer, Scalar
 from searchspace.errors import SpecError
-from searchspace.loading import read_file
-from studies.config import StudyConfig, decide_training, study_from_data
+from studies.config import StudyConfig, decide_training
 from studies.data import Corpus
-from studies.journal import open_for_reading
+from studies.records import open_study
 from studies.trial import TrialRecord
 
 _FIRST = 5
@@ -45,8 +44,7 @@ def warm_start(source: Path, study: StudyConfig, budget: Budget, corpus: Corpus)
         SpecError: if the folder holds no study.
     """
     try:
-        records = open_for_reading(source)
-        other = study_from_data(read_file(source / "study.yaml"))
+        records, its_corpus, other = open_study(source)
     except SpecError as error:
         raise SpecError("search.from", f"{source} {error.problem}", error.remedy) from error
     complete = [r for r in records if r.purpose == "search" and r.state == "complete"]
@@ -57,7 +55,7 @@ def warm_start(source: Path, study: StudyConfig, budget: Budget, corpus: Corpus)
             fitting.append((record, _check(record, study, budget)))
         except SpecError as error:
             misfits.append(f"trial {record.number} ({error.path}: {error.problem})")
-    differing = _difference(study, other, corpus, source)
+    differing = _difference(study, other, corpus, its_corpus)
     used = "its losses teach the sampler" if not differing else f"{differing} differs, so its best are tried first"
     note = (
         f"from {source}: {len(fitting)} of {len(complete)} finished trials fit; {used if fitting else 'none is used'}"
@@ -106,7 +104,7 @@ def _check(record: TrialRecord, study: StudyConfig, budget: Budget) -> dict[str,
     return chooser.seen
 
 
-def _difference(study: StudyConfig, other: StudyConfig, corpus: Corpus, source: Path) -> str:
+def _difference(study: StudyConfig, other: StudyConfig, corpus: Corpus, its_corpus: Corpus) -> str:
     """What keeps losses of two studies from being compared; empty if nothing does."""
 
     def settled(settings: StudyConfig) -> dict[str, Any]:
@@ -114,7 +112,7 @@ def _difference(study: StudyConfig, other: StudyConfig, corpus: Corpus, source: 
             name: value for name, value in settings.plain.get("training", {}).items() if not isinstance(value, dict)
         }
 
-    if Corpus(source / "data").facts.digest != corpus.facts.digest:
+    if its_corpus.facts.content != corpus.facts.content:
         return "data"
     for name in sorted({*settled(study), *settled(other)}):
         if settled(study).get(name) != settled(other).get(name):

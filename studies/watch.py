@@ -11,9 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from studies.describe import short, summarize
-from studies.journal import is_driven
+from studies.folder import is_driven
+from studies.records import open_study
 from studies.report import best_of, notes, ranking_table
-from studies.run import open_study
 
 _STATUS_EVERY_S = 2.0
 _REPORT_EVERY_S = 10.0

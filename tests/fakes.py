@@ -47,13 +47,14 @@ def main(study, folder, name, *overrides):
 
     from studies.config import load_study
     from studies.execution import run_on_ray
-    from studies.journal import exclusive, mend
-    from studies.run import keep_settings, prepare_data
+    from studies.folder import study_folder
+    from studies.journal import mend
+    from studies.resume import keep_settings
+    from studies.run import prepare_data
     from studies.searcher import StudyDriver
 
     folder = Path(folder)
-    folder.mkdir(exist_ok=True)
-    with exclusive(folder):
+    with study_folder(folder):
         mend(folder)
         settings = load_study(study, overrides)
         keep_settings(settings, folder)

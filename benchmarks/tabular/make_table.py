@@ -24,7 +24,7 @@ from builder import compile_arch, estimate
 from searchspace import load_space
 from searchspace.choices import FixedChooser
 from searchspace.space import assignments
-from studies.run import open_study
+from studies.records import open_study
 from studies.trial import TrialRecord
 
 HERE = Path(__file__).parent

@@ -14,7 +14,8 @@ import pytest
 from helpers import tiny_study
 from processes import finish, kill_all, launch, processes, read_until, search
 
-from studies.journal import mend, open_for_reading
+from studies.journal import mend
+from studies.records import open_for_reading
 
 RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
 KILLS = 3 if RUNS > 1 else 1

@@ -140,7 +140,7 @@ def test_status_report_export_generate(study, tmp_path):
     assert "is not in this study" in run("export", folder / "run", "--trial", "99", code=2)
     stopped = re.search(r"(\d+) stopped", run("report", folder / "run"))
     if stopped:
-        from studies.journal import open_for_reading
+        from studies.records import open_for_reading
 
         number = next(r.number for r in open_for_reading(folder / "run") if r.state == "stopped")
         assert "only complete trials" in run("export", folder / "run", "--trial", number, code=2)

@@ -11,7 +11,7 @@ from helpers import run_cli
 from searchspace import SpecError
 from studies.config import DataConfig
 from studies.data import Corpus, prepare_corpus
-from studies.text import Bytes, Tokenizer, byte_tokenizer, codec_of
+from studies.text import Bytes, Tokenizer, byte_tokenizer
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_tokenizer_file(tmp_path):
     facts = corpus.facts
     assert (facts.dtype, facts.vocab_size) == ("uint16", Tokenizer(file).vocab_size)
     train = np.fromfile(corpus.folder / "train.bin", np.uint16).tolist()
-    texts = codec_of(corpus.folder).decode(train).split("<|endoftext|>")
+    texts = corpus.codec.decode(train).split("<|endoftext|>")
     assert all(text.startswith("some text about line") and text.endswith("é") for text in texts)
     assert facts.bytes_per_token > 1.5
     with pytest.raises(SpecError, match="is no tokenizer"):
@@ -210,7 +210,7 @@ def test_tokenized_once_used_by_all(tmp_path):
 def test_bytes_as_a_tokenizer_file(tmp_path):
     pytest.importorskip("tokenizers")
     (tmp_path / "tokenizer.json").write_text(byte_tokenizer())
-    codec = codec_of(tmp_path)
+    codec = Tokenizer(tmp_path / "tokenizer.json")
     text = "naïve → Āā\twith \x01 and \x7f\n" + "".join(map(chr, range(1, 400)))
     assert codec.encode(text.encode()) == list(text.encode())
     assert codec.decode(codec.encode(text.encode())) == text

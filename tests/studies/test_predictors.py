@@ -17,8 +17,8 @@ from studies.data import CorpusFacts, prepare_corpus
 from studies.examples import Observation, adjust, observe
 from studies.learners import LEARNERS, GraphNetwork
 from studies.predictors import Predictor, fit_best, rank_correlation
+from studies.preflight import look_at_data, preflight
 from studies.ranking import Pool, explain, rank, transfer
-from studies.run import check_study
 from studies.searcher import StudyDriver
 from studies.trial import Report, Rung
 
@@ -235,8 +235,10 @@ def test_a_fit_that_fails_stops_no_search(tmp_path, monkeypatch):
 
 def test_without_scikit_learn_it_is_told_before_anything_runs(monkeypatch):
     monkeypatch.setattr(surrogate, "find_spec", lambda name: None)
+    study = load_study("quickstart", ["search.sampler=predictor"])
+    facts = look_at_data(study, prepare=False)
     with pytest.raises(SpecError, match=r"search\.sampler: predictor needs scikit-learn"):
-        check_study(load_study("quickstart", ["search.sampler=predictor"]))
+        preflight(study, facts)
 
 
 def test_a_broken_off_search_proposes_what_it_would_have(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny_study
 from processes import finish, kill, kill_all, launch, processes, read_until, search
 
-from studies.journal import open_for_reading
+from studies.records import open_for_reading
 
 
 @pytest.fixture

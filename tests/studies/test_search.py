@@ -14,9 +14,12 @@ from studies.config import MiddleChooser, StopperConfig, decide_training, load_s
 from studies.data import Corpus
 from studies.execution import run_serial
 from studies.export import export_trial
-from studies.journal import JOURNAL, Journal, StudyLockedError, exclusive, open_for_reading, repair_tail
-from studies.run import survey_study
+from studies.folder import JOURNAL, SUMS, StudyLockedError, exclusive
+from studies.journal import Journal, mend
+from studies.records import open_for_reading
+from studies.searcher import trial_store
 from studies.stopper import expected_work, rung_shares, should_stop
+from studies.survey import survey
 from studies.trial import Report, Rung, TrialSpec, run_trial
 
 
@@ -60,7 +63,7 @@ def test_rungs_compare_equal_flops(finished):
 
 def test_only_complete_trials_keep_weights(finished):
     for record in finished.records:
-        assert bool(finished.trial_store(record.number).names()) == (record.state == "complete")
+        assert bool(trial_store(finished.trials, record.number).names()) == (record.state == "complete")
 
 
 @pytest.mark.parametrize("sampler", ["random", "nsga2", "tpe"])
@@ -69,7 +72,7 @@ def test_a_tight_budget_is_never_broken(sampler, tmp_path, monkeypatch):
     space = {"d_model": {"int": [8, 64], "step": 4}, "blocks": {"core": {"layers": {"int": [1, 6]}}}}
     over = {"space": space, "budget": {"params": {"min": 40000, "max": 48000}}}
     driver = make_driver(tmp_path, over, f"search.sampler={sampler}", "search.num_trials=60", "search.stopper=none")
-    share = survey_study(driver.study).share
+    share = survey(driver.study.space, driver.budget).share
     assert share < 0.15
     while (spec := driver.next_trial()) is not None:
         record = driver.records[spec.number]
@@ -89,13 +92,13 @@ def test_a_space_smaller_than_num_trials_ends_and_says_why(tmp_path):
     driver = make_driver(tmp_path, over, "search.num_trials=9", "training.flops=1e8")
     run_serial(driver)
     assert len(driver.records) == 3
-    assert "1000 rejections in a row, most often: duplicate" in driver.progress().note
+    assert "1000 rejections in a row: 1000 times duplicate" in driver.progress().note
 
 
 def test_an_empty_feasible_set_is_found_before_anything_starts(tmp_path):
     study = load_study(tiny_study(tmp_path, {"budget": {"params": 100}}))
     with pytest.raises(SpecError) as caught:
-        survey_study(study)
+        survey(study.space, study.absolute_budget())
     text = str(caught.value)
     assert "none of all" in text
     assert "params" in text
@@ -192,7 +195,7 @@ def test_finished_weights_survive_a_crash_before_the_last_report(tmp_path):
     again = make_driver(tmp_path)
     run_serial(again)
     assert again.records[0].state == "complete"
-    export_trial(again.records, again.folder, Corpus(again.corpus), number=0, out=tmp_path / "bundle")
+    export_trial(again.records, again.folder, Corpus(again.corpus), again.study, number=0, out=tmp_path / "bundle")
 
 
 def test_a_stop_that_was_due_is_made_up_for(tmp_path):
@@ -324,13 +327,13 @@ def test_one_driver_at_a_time(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("tail", [b'{"op_code": 5, "wor', b"\0" * 64, b"garbage\n", b'{"op_code": 4}'])
+@pytest.mark.parametrize("tail", [b'{"op_code": 5, "wor', b"\0" * 64, b"garbage\n", b'{"op_code": 4'])
 def test_torn_journals_are_mended(finished, tail, tmp_path):
     whole = (finished.folder / JOURNAL).read_bytes()
     (tmp_path / JOURNAL).write_bytes(whole + tail)
-    assert repair_tail(tmp_path / JOURNAL) == len(tail)
+    assert mend(tmp_path) == f"cut {len(tail)} torn bytes off the journal's end"
     assert (tmp_path / JOURNAL).read_bytes() == whole
-    assert repair_tail(tmp_path / JOURNAL) == 0
+    assert mend(tmp_path) == ""
     assert len(Journal(tmp_path).launched()) == 8
 
 
@@ -339,7 +342,8 @@ def test_journal_cut_anywhere_opens_and_goes_on(finished, tmp_path):
     for size in range(0, len(whole), max(1, len(whole) // 60)):
         path = tmp_path / JOURNAL
         path.write_bytes(whole[:size])
-        repair_tail(path)
+        (tmp_path / SUMS).unlink(missing_ok=True)
+        mend(tmp_path)
         journal = Journal(tmp_path)
         journal.studies["search"].ask()
         assert all(json.loads(line) for line in path.read_text().splitlines())
@@ -363,10 +367,13 @@ def test_specs_and_reports_travel_as_json():
     spec = TrialSpec(
         number=3,
         arch={"a": 1},
+        arch_id="0123",
         training={"lr": 0.1},
         seed=0,
         corpus="c",
+        data="d",
         folder="f",
+        study="s",
         rungs=(0.5, 1.0),
         device="cpu",
         threads=1,

@@ -12,7 +12,7 @@ from searchspace import SpecError
 from studies import tracking
 from studies.config import load_study
 from studies.data import Corpus
-from studies.journal import open_for_reading
+from studies.records import open_for_reading
 from studies.tracking import Tracking
 
 

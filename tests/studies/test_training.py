@@ -1,13 +1,23 @@
 import math
 import os
+import re
 
 import pytest
 import torch
 from helpers import tiny_arch
-from safetensors import SafetensorError
 
 from searchspace import SpecError
-from studies.checkpoint import Store, load_checkpoint, newest_checkpoint, pack, save_checkpoint, unpack
+from studies.checkpoint import (
+    LocalStore,
+    attempts_in,
+    claim_attempt,
+    load_checkpoint,
+    open_store,
+    pack,
+    remove_attempts,
+    save_checkpoint,
+    unpack,
+)
 from studies.config import DataConfig, TrainingConfig
 from studies.data import prepare_corpus
 from studies.training import DivergedError, Trainer, learning_rate, make_plan
@@ -51,10 +61,10 @@ def test_resume_is_bit_exact(corpus, stop, tmp_path):
     losses = [unbroken.train(step + 1) for step in range(20)]
     first = make_trainer(corpus)
     first.train(stop)
-    save_checkpoint(Store(tmp_path), first.state(), stop)
+    save_checkpoint(LocalStore(tmp_path), first.state(), stop, "me")
     second = make_trainer(corpus)
     torch.rand(5)  # whatever happened in between
-    second.restore(load_checkpoint(Store(tmp_path)))
+    second.restore(load_checkpoint([LocalStore(tmp_path)], "me"))
     assert [second.train(step + 1) for step in range(stop, 20)] == losses[stop:]
     for name, value in unbroken.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
@@ -126,9 +136,9 @@ def test_resume_with_muon_is_bit_exact(corpus, tmp_path):
     losses = [unbroken.train(step + 1) for step in range(8)]
     broken = make_trainer(corpus, optimizer="muon")
     broken.train(4)
-    save_checkpoint(Store(tmp_path), broken.state(), 4)
+    save_checkpoint(LocalStore(tmp_path), broken.state(), 4, "me")
     again = make_trainer(corpus, optimizer="muon")
-    again.restore(load_checkpoint(Store(tmp_path)))
+    again.restore(load_checkpoint([LocalStore(tmp_path)], "me"))
     assert [again.train(step + 1) for step in range(4, 8)] == losses[4:]
 
 
@@ -161,7 +171,7 @@ def test_a_budget_below_one_step_is_an_error(corpus):
 
 def test_damaged_checkpoints_fall_back(tmp_path):
     for step in (1, 2, 3):
-        save_checkpoint(Store(tmp_path), {"step": step}, step)
+        save_checkpoint(LocalStore(tmp_path), {"step": step}, step, "me")
     assert sorted(p.name for p in tmp_path.glob("step-*")) == [
         "step-000000002.safetensors",
         "step-000000003.safetensors",
@@ -170,21 +180,24 @@ def test_damaged_checkpoints_fall_back(tmp_path):
     data = newest.read_bytes()
     for damaged in (data[: len(data) // 2], bytes([data[0] ^ 1]) + data[1:], b"", b"\0" * len(data)):
         newest.write_bytes(damaged)
-        assert load_checkpoint(Store(tmp_path)) == {"step": 2}
+        assert load_checkpoint([LocalStore(tmp_path)], "me") == {"step": 2}
     newest.unlink()
-    assert load_checkpoint(Store(tmp_path)) == {"step": 2}
+    assert load_checkpoint([LocalStore(tmp_path)], "me") == {"step": 2}
     (tmp_path / "pointer.json").write_text("[{")
-    assert load_checkpoint(Store(tmp_path)) is None
+    assert load_checkpoint([LocalStore(tmp_path)], "me") is None
 
 
 def test_newest_of_several_attempts(tmp_path):
     for attempt, step in (("a", 5), ("b", 9), ("c", 2)):
-        save_checkpoint(Store(tmp_path / attempt), {"step": step}, step)
-    folders = [Store(path) for path in sorted(tmp_path.iterdir())]
-    assert newest_checkpoint(folders) == {"step": 9}
+        save_checkpoint(LocalStore(tmp_path / attempt), {"step": step}, step, "me")
+    save_checkpoint(LocalStore(tmp_path / "c"), {"step": 11}, 11, "another")
+    folders = [LocalStore(path) for path in sorted(tmp_path.iterdir())]
+    assert load_checkpoint(folders, "me") == {"step": 9}
+    assert load_checkpoint(folders, "me", step=5) == {"step": 5}
+    assert load_checkpoint(folders, "me", step=6) is None
     (tmp_path / "b" / "step-000000009.safetensors").unlink()
-    assert newest_checkpoint(folders) == {"step": 5}
-    assert newest_checkpoint([]) is None
+    assert load_checkpoint(folders, "me") == {"step": 5}
+    assert load_checkpoint([], "me") is None
 
 
 def test_a_pickle_is_not_run(tmp_path):
@@ -198,10 +211,10 @@ def test_a_pickle_is_not_run(tmp_path):
 
     payload = pickle.dumps(Evil(), protocol=2)
     (tmp_path / "step-000000001.safetensors").write_bytes(payload)
-    entry = {"file": "step-000000001.safetensors", "sha256": hashlib.sha256(payload).hexdigest(), "step": 1}
+    digest = hashlib.sha256(payload).hexdigest()
+    entry = {"file": "step-000000001.safetensors", "sha256": digest, "step": 1, "identity": "me"}
     (tmp_path / "pointer.json").write_text(json.dumps([entry]))
-    with pytest.raises(SafetensorError):
-        load_checkpoint(Store(tmp_path))
+    assert load_checkpoint([LocalStore(tmp_path)], "me") is None
 
 
 def test_states_come_back_as_they_were():
@@ -213,18 +226,19 @@ def test_states_come_back_as_they_were():
 
 
 def test_checkpoints_on_any_fsspec_path():
-    store = Store("memory://bucket/study/00003")
-    first, second = store.claim("attempt"), store.claim("attempt")
+    store = open_store("memory://bucket/study/00003")
+    first, second = claim_attempt(store, "mine"), claim_attempt(store, "mine")
     assert [first.location[-3:], second.location[-3:]] == ["001", "002"]
     for step in (1, 2, 3):
-        save_checkpoint(first, {"step": step}, step)
+        save_checkpoint(first, {"step": step}, step, "me")
     assert [name for name in first.names() if name.startswith("step")] == [
         f"step-00000000{i}.safetensors" for i in (2, 3)
     ]
-    found = newest_checkpoint([store.inside(name) for name in store.names()])
-    assert found == {"step": 3}
-    store.remove_all()
-    assert store.names() == []
+    assert load_checkpoint(attempts_in(store), "me") == {"step": 3}
+    remove_attempts(attempts_in(store), "somebody else's")
+    assert load_checkpoint(attempts_in(store), "me") == {"step": 3}
+    remove_attempts(attempts_in(store), "mine")
+    assert all(attempt.names() == [] for attempt in attempts_in(store))
 
 
 def test_every_write_is_synced_before_it_is_renamed_and_the_pointer_moves_last(tmp_path, monkeypatch):
@@ -233,7 +247,8 @@ def test_every_write_is_synced_before_it_is_renamed_and_the_pointer_moves_last(t
     fsync, replace = os.fsync, os.replace
 
     def note_fsync(descriptor):
-        calls.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        calls.append(("fsync", re.sub("-[0-9a-f]{16}", "", name)))
         fsync(descriptor)
 
     def note_replace(source, target):
@@ -242,7 +257,7 @@ def test_every_write_is_synced_before_it_is_renamed_and_the_pointer_moves_last(t
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
-    save_checkpoint(Store(tmp_path), {"step": 1}, 1)
+    save_checkpoint(LocalStore(tmp_path), {"step": 1}, 1, "me")
     data, pointer, folder = "step-000000001.safetensors", "pointer.json", tmp_path.name
     assert calls == [
         ("fsync", f".{data}.tmp"), ("rename", data), ("fsync", folder),

@@ -1,0 +1,196 @@
+"""Trial records from a journal's lines, without Optuna: for all who only read.
+
+The journal is Optuna's own (`studies.journal` writes it); of its lines the records need who was created where, the
+states, and three user attributes: ``launch``, ``rung.N`` and ``result``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from builder.cost import Cost
+from searchspace.disk import open_regular
+from searchspace.errors import SpecError, show
+from studies.config import StudyConfig
+from studies.data import Corpus
+from studies.folder import DATA, JOURNAL, read_settings
+from studies.trial import Purpose, Rung, TrialRecord, TrialState
+
+FORMAT = 1
+"""Of launches, rungs and results; stands in the journal under `FORMAT_KEY`."""
+FORMAT_KEY = "spiralformer_journal"
+
+_CREATE_STUDY, _STUDY_ATTR, _CREATE_TRIAL, _TRIAL_STATE, _TRIAL_ATTR = 0, 2, 4, 6, 8
+_OTHERS = (1, 3, 5, 7, 9, 10)
+STATES: dict[int, TrialState] = {0: "running", 1: "complete", 2: "stopped", 3: "failed"}
+"""By Optuna's number; 4 is a proposal that waits, which nobody has launched."""
+
+_RESULT = {"tokens": int, "steps": int, "seconds": float, "reason": str, "error": str}
+_LAUNCH = {
+    "number": int, "name": str, "arch": dict, "arch_id": str, "choices": dict, "training": dict, "seed": int,
+    "cost": dict,
+}  # fmt: skip
+_RUNG = {"flops": float, "tokens": int, "loss": float}
+_COST = {f.name: f.type for f in fields(Cost)}
+
+
+@dataclass(slots=True)
+class _Trial:
+    study: int
+    state: int
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+def open_study(folder: Path) -> tuple[list[TrialRecord], Corpus, StudyConfig]:
+    """A study folder's records, data and settings. Raises `SpecError` if it is none, or damaged."""
+    return open_for_reading(folder), Corpus(folder / DATA), read_settings(folder)
+
+
+def open_for_reading(folder: Path) -> list[TrialRecord]:
+    """The records of a study folder, by number, without touching it; it may be written to at the same time.
+
+    Raises:
+        SpecError: if it is no study folder, or damaged.
+    """
+    path = folder / JOURNAL
+    if not path.is_file():
+        what = "is not a study folder (no journal.log)"
+        raise SpecError("", what, "give the folder that search made", file=str(folder))
+    try:
+        with open_regular(path) as lines:
+            studies, trials = _replay(lines)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, SpecError):
+            error.file = error.file or str(path)
+            raise
+        raise damaged(path, error) from error
+    found = []
+    for trial in trials:
+        purpose = studies[trial.study] if trial.study < len(studies) else ""
+        if purpose in get_args(Purpose) and trial.state in STATES:
+            record = make_record(purpose, STATES[trial.state], trial.attrs, path)  # type: ignore[arg-type]
+            if record is not None:
+                found.append(record)
+    return sorted(found, key=lambda record: record.number)
+
+
+def damaged(path: Path, error: Exception) -> SpecError:
+    """What to say of a journal that is no journal."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return SpecError("", f"is damaged ({show(reason)})", "the search command mends it, or says where", file=str(path))
+
+
+def check_format(found: object, path: Path | str) -> None:
+    """Raise `SpecError` for the journal of a version that this one can't read."""
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        return
+    version = show(found.get("version")) if isinstance(found, dict) else "an unknown version"
+    what = f"was written by {version}; this version reads format {FORMAT}"
+    raise SpecError("", what, "go on with the version that began it, or begin anew in another --dir", file=str(path))
+
+
+def _replay(lines: Iterable[bytes]) -> tuple[list[str], list[_Trial]]:
+    studies: list[str] = []
+    trials: list[_Trial] = []
+    waiting = ""
+    for line in lines:
+        if waiting:
+            raise ValueError(waiting)
+        if line[:11] == b'{"op_code":' and line[12:13] == b"," and line[11] in b"13579":
+            continue  # parameters, intermediate values and attributes of the samplers: two thirds of the file
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            waiting = str(error)  # the end may be half written, nothing else
+            continue
+        if not line.endswith(b"\n"):
+            break
+        operation = entry["op_code"]
+        if operation == _CREATE_STUDY:
+            studies.append(entry["study_name"])
+        elif operation == _STUDY_ATTR and FORMAT_KEY in entry["user_attr"]:
+            check_format(entry["user_attr"][FORMAT_KEY], "")
+        elif operation == _CREATE_TRIAL:
+            state = 0 if entry.get("state") is None else entry["state"]
+            trials.append(_Trial(entry["study_id"], state, entry.get("user_attrs") or {}))
+        elif operation == _TRIAL_STATE:
+            trial = trials[_index(entry)]
+            if trial.state in (0, 4):  # what has ended does not change
+                trial.state = entry["state"]
+        elif operation == _TRIAL_ATTR:
+            trial = trials[_index(entry)]
+            if trial.state in (0, 4):
+                trial.attrs.update(entry["user_attr"])
+        elif operation not in _OTHERS:
+            raise ValueError(f"an entry of unknown kind {operation}")
+    return studies, trials
+
+
+def _index(entry: Mapping[str, Any]) -> int:
+    number = entry["trial_id"]
+    if type(number) is not int or number < 0:
+        raise ValueError("no trial's number")
+    return number
+
+
+def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], path: Path) -> TrialRecord | None:
+    """The record of a journaled trial; None for a proposal that was never launched. Raises `SpecError`."""
+    launch = attrs.get("launch")
+    if launch is None:
+        return None
+    where = f"trial {launch.get('number')}" if isinstance(launch, dict) else "a trial"
+    try:
+        _check(launch, _LAUNCH, "launch")
+        cost = _cost(launch["cost"])
+        rungs: list[Rung] = []
+        while (rung := attrs.get(f"rung.{len(rungs)}")) is not None:
+            _check(rung, _RUNG, f"rung {len(rungs)}")
+            if rung["loss"] < 0 or rung["flops"] < 0:
+                raise ValueError(f"rung {len(rungs)} is negative")
+            rungs.append(Rung(**rung))
+        result = attrs.get("result", {})
+        if result:
+            _check(result, _RESULT, "result")
+        if state in ("complete", "stopped") and not rungs and not result.get("reason"):
+            raise ValueError(f"it is {state} without a result")
+        return TrialRecord(
+            **{**launch, "cost": cost},
+            purpose=purpose,
+            state="failed" if result.get("reason") else state,
+            rungs=tuple(rungs),
+            **result,
+        )
+    except ValueError as error:
+        remedy = "the journal is damaged, or another version wrote it; restore it, or begin anew in another --dir"
+        raise SpecError(where, f"can't be read: {error}", remedy, file=str(path)) from error
+
+
+def _check(found: object, known: Mapping[str, type], what: str) -> None:
+    """Raise ValueError unless ``found`` has these fields, each of its type and every number finite."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} is {show(found)}")
+    if found.keys() != known.keys():
+        more, less = sorted(found.keys() - known.keys()), sorted(known.keys() - found.keys())
+        raise ValueError(
+            f"{what} " + " and ".join([*(f"has {n}" for n in more[:3]), *(f"lacks {n}" for n in less[:3])])
+        )
+    for name, kind in known.items():
+        value = found[name]
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or (kind is float and not math.isfinite(value)):
+            raise ValueError(f"{what}.{name} is {show(value)}")
+
+
+def _cost(found: Any) -> Cost:
+    if found.keys() != _COST.keys():
+        raise ValueError("cost has other fields")
+    for name, value in found.items():
+        least = 0 if name in ("params_non_embedding", "kv_cache_bytes") else 1
+        if not (type(value) is int and value >= least) and not (value is None and name.startswith("decode")):
+            raise ValueError(f"cost.{name} is {show(value)}")
+    return Cost(**found)
