@@ -23,7 +23,6 @@ from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
 from studies.config import StudyConfig, study_from_data
 from studies.data import Corpus, prepare_corpus
-from studies.folder import mark_study
 from studies.searcher import StudyDriver
 from studies.trial import Report, Rung, TrialRecord
 
@@ -56,7 +55,6 @@ def made_up_loss(record: TrialRecord) -> float:
 def launch_all(settings: StudyConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
     """Launch every trial, ending each at once."""
     start = time.perf_counter()
-    mark_study(folder)
     driver = StudyDriver(settings, folder, corpus)
     start_up = time.perf_counter() - start
     seconds: list[float] = []

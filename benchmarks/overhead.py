@@ -44,14 +44,12 @@ def ours(trials: int, sampler: str) -> dict[str, Any]:
 
     from studies.data import prepare_corpus
     from studies.execution import run_on_ray
-    from studies.folder import mark_study
     from studies.searcher import StudyDriver
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         settings = study(sampler, trials, LOOSE, narrow=True)
         corpus = prepare_corpus(settings.data, folder / "data")
-        mark_study(folder)
         driver = StudyDriver(settings, folder, corpus)
         ends: list[float] = []
         memory: list[float] = []

@@ -25,7 +25,7 @@ from searchspace.space import Candidate
 from studies.checkpoint import Store, attempts_in, open_store, remove_attempts
 from studies.config import MiddleChooser, StudyConfig, decide_training
 from studies.data import Corpus, find_path
-from studies.folder import TRIALS, study_id
+from studies.folder import TRIALS, mark_study, study_id
 from studies.journal import Journal, revive
 from studies.proposer import Proposer, trial_key
 from studies.records import STATES
@@ -99,7 +99,7 @@ class StudyDriver:
         self._data = corpus.facts.content
         self.folder = folder.absolute()  # workers run in folders of their own
         self.journal = journal or Journal(folder, directions=len(study.objectives))
-        self.id = study_id(folder)
+        self.id = mark_study(folder)
         self.trials = trials_store(study, self.folder)
         self.tracking: Tracking | None = None
         """Told of rungs and ends, once they are journaled."""

@@ -123,8 +123,7 @@ def codec_of(folder: Path, text: TextForm) -> Codec:
 
 def codec_of_bundle(folder: Path, bundle: Bundle) -> Codec:
     """What a bundle's tokens stand for, as its manifest says. Raises `SpecError` if that does not fit its model."""
-    data = bundle.manifest.get("data")
-    text = data.get("text", "none") if isinstance(data, dict) else "none"
+    text = bundle.manifest.get("data", {"text": "bytes" if bundle.arch.vocab_size == 256 else "none"}).get("text")
     codec = codec_of(folder, "bytes" if text == "bytes" else "tokenizer" if text == "tokenizer" else "none")
     if codec.vocab_size > bundle.arch.vocab_size:
         what = f"its tokens reach {codec.vocab_size - 1}, the model knows {bundle.arch.vocab_size}"

@@ -129,14 +129,12 @@ def tiny_study(folder: Path, over: dict[str, Any] | None = None) -> Path:
 def make_driver(folder: Path, over: dict[str, Any] | None = None, *overrides: str) -> Any:
     """The driver of a tiny study in ``folder``."""
     from studies.config import load_study
-    from studies.folder import mark_study
     from studies.run import prepare_data
     from studies.searcher import StudyDriver
 
     study = load_study(tiny_study(folder, over), overrides)
     run = folder / "run"
     run.mkdir(exist_ok=True)
-    mark_study(run)
     return StudyDriver(study, run, prepare_data(study, run))
 
 

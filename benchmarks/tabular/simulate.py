@@ -13,7 +13,6 @@ from typing import Any
 from searchspace.loading import read_data
 from studies.config import DataConfig, StudyConfig, study_from_data
 from studies.data import Corpus, prepare_corpus
-from studies.folder import mark_study
 from studies.journal import Journal
 from studies.searcher import StudyDriver
 from studies.trial import Report, Rung
@@ -79,7 +78,6 @@ def simulate(
     Only candidates within ``max_flops_per_token`` count, whatever the study's own budget is.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mark_study(Path(folder))
         driver = StudyDriver(settings, Path(folder), data, journal=Journal(None, len(settings.objectives)))
         shares = [min(range(len(table.rungs)), key=lambda i: abs(table.rungs[i] - share)) for share in driver.shares]
         queue: list[tuple[float, int, int]] = []  # time of the next report, trial, its rung

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import built, tiny_arch
 
-from builder import load_bundle, save_bundle
-from searchspace import SpecError
+from builder import compile_arch, load_bundle, save_bundle
+from searchspace import SpecError, load_arch
 
 WITHOUT_SEARCH = """
 import sys
@@ -73,7 +73,7 @@ def test_truncated_and_missing_files(bundle, tmp_path):
         with pytest.raises(SpecError):
             load_bundle(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(SpecError, match=r"lacks model\.safetensors"):
+    with pytest.raises(SpecError, match=r"lacks 'model\.safetensors'"):
         load_bundle(folder)
     with pytest.raises(SpecError, match="is not a bundle"):
         load_bundle(tmp_path)
@@ -87,6 +87,10 @@ def test_weights_of_another_architecture_are_refused(bundle):
     import hashlib
 
     manifest["sha256"]["architecture.yaml"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SpecError, match=f"the manifest '{manifest['arch_id']}'"):
+        load_bundle(folder)
+    manifest["arch_id"] = compile_arch(load_arch(folder / "architecture.yaml")).arch_id
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(SpecError, match="do not fit the architecture"):
         load_bundle(folder)

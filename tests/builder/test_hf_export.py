@@ -128,7 +128,7 @@ def test_the_code_holds_what_it_uses_alone():
 
 def test_a_folder_of_something_else_is_kept(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(SpecError, match="exists and is no export"):
+    with pytest.raises(SpecError, match="exists and is not an export"):
         export_hf(tmp_path, tiny_arch(), built())
 
 

@@ -65,8 +65,8 @@ def test_sharded_checkpoints(tmp_path):
     ("change", "path", "part"),
     [
         ({"model_type": "mamba"}, "model_type", "choose one of: gpt_neox, llama"),
-        ({"hidden_act": "relu"}, "hidden_act", "known: silu"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type", "known: default"),
+        ({"hidden_act": "relu"}, "hidden_act", "choose one of: silu"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type", "choose one of: default"),
         ({"num_attention_heads": 7}, "blocks.stack.kv_heads", "divisor"),
         ({"hidden_size": 32}, "", "another shape"),
         ({"vocab_size": None}, None, ""),

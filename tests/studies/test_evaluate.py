@@ -78,7 +78,7 @@ def test_what_can_not_be_scored_is_refused(bundle, tmp_path):
         evaluate(bundle, DataConfig(kind="text", path=str(tmp_path / "short.txt")))
     for part in ("train", "val"):
         np.full(99, 300, np.uint16).tofile(tmp_path / f"{part}.bin")
-    with pytest.raises(SpecError, match="token 300 is beyond the model's 256"):
+    with pytest.raises(SpecError, match="holds id 300 at token 0, the vocabulary has 256"):
         evaluate(bundle, DataConfig(kind="tokens", path=str(tmp_path), vocab_size=400))
     with pytest.raises(SpecError, match="is not a bundle"):
         evaluate(tmp_path, DataConfig(kind="text", path=str(tmp_path / "short.txt")))

@@ -136,8 +136,8 @@ def spoil_json(folder, **facts):
 BROKEN = {
     "no folder": (lambda folder: shutil.rmtree(folder), "can't be read"),
     "torn weights": (lambda f: (f / "predictor.safetensors").write_bytes(b"\x01" * 20), "is damaged"),
-    "no weights": (lambda f: (f / "predictor.safetensors").unlink(), "is damaged"),
-    "torn facts": (lambda f: (f / "predictor.json").write_text('{"format": "spi'), "can't be read"),
+    "no weights": (lambda f: (f / "predictor.safetensors").unlink(), "can't be read"),
+    "torn facts": (lambda f: (f / "predictor.json").write_text('{"format": "spi'), "is not valid JSON"),
     "another format": (lambda f: spoil_json(f, format="pickle"), "is no predictor"),
     "another version": (lambda f: spoil_json(f, version=99), "another version"),
     "other features": (lambda f: spoil_json(f, features={"all": ["x"]}), "another version"),
@@ -175,7 +175,9 @@ def pool(corpus_facts):
 
 @pytest.fixture(scope="module")
 def corpus_facts():
-    return CorpusFacts("python_source", 256, 1.0, "uint8", 1 << 20, 1 << 16, "", "")
+    return CorpusFacts(
+        kind="python_source", vocab_size=256, bytes_per_token=1.0, dtype="uint8", train_tokens=1 << 20, val_tokens=1 << 16, text="bytes", source=""
+    )  # fmt: skip
 
 
 def test_ranking_and_reasons_follow_what_was_learned(trials, pool):

@@ -76,7 +76,7 @@ def test_resources_no_machine_has_are_refused(study):
     process = search(study, "resources.cpus_per_trial=999")
     output = finish(process)
     assert process.returncode == 2, output
-    assert "asks for 999, the largest node has" in output
+    assert "asks for 999, this machine has" in output
 
 
 def test_a_killed_worker_resumes_its_trial(study):

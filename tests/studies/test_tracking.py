@@ -9,7 +9,7 @@ import pytest
 from helpers import make_driver, run_cli, tiny_study
 
 from searchspace import SpecError
-from studies import tracking
+from studies import preflight, tracking
 from studies.config import load_study
 from studies.data import Corpus
 from studies.records import open_for_reading
@@ -111,7 +111,9 @@ def test_run_based_trackers_get_the_whole_trial(tmp_path, monkeypatch):
             told.append(settings)
             return Run()
 
-    monkeypatch.setattr(tracking, "_needed", lambda module, package: Library)
+    monkeypatch.setattr(tracking, "check_trackers", lambda study: None)
+    monkeypatch.setattr(preflight, "check_trackers", lambda study: None)
+    monkeypatch.setattr(tracking, "import_module", lambda module: Library)
     run_cli(
         "search", tiny_study(tmp_path), "--dir", tmp_path / "run", "--serial", "search.num_trials=1", "tracking=[wandb, trackio]"
     )  # fmt: skip
