@@ -55,12 +55,14 @@ def test_bins_double_and_cover_everything():
 
 def test_rows_files_and_tokens_agree(bundle, tmp_path):
     separated = "\n\0\n".join(TEXTS).encode()
-    (tmp_path / "all.txt").write_bytes(separated)
+    (tmp_path / "texts").mkdir()
+    for i, text in enumerate(TEXTS):
+        (tmp_path / "texts" / f"{i:03}.txt").write_text(text)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     np.frombuffer(separated, np.uint8).astype(np.uint16).tofile(tmp_path / "val.bin")
     np.zeros(9, np.uint16).tofile(tmp_path / "train.bin")
     losses = [
-        evaluate(bundle, DataConfig(kind="text", path=str(tmp_path / "all.txt"))).loss,
+        evaluate(bundle, DataConfig(kind="text", path=str(tmp_path / "texts"))).loss,
         evaluate(bundle, DataConfig(kind="jsonl", path=str(tmp_path / "rows.jsonl"))).loss,
         evaluate(bundle, DataConfig(kind="tokens", path=str(tmp_path), vocab_size=256)).loss,
     ]
