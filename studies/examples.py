@@ -23,6 +23,9 @@ Array = NDArray[np.float64]
 
 _CHUNKS = (1, 2, 4, 8, 16, 32)
 
+MOST_TRIALS = 500
+"""Trials that a predictor learns from at most: more teach it little, and take long."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:

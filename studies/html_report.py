@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +35,7 @@ from studies.ranking import (
     effects_by_place,
     observe_all,
     predicted_effects,
+    representative,
     schedule_of,
     with_space,
 )
@@ -46,6 +48,7 @@ _BEST = 5
 _LEAST_TAU = 0.2
 _MOST_SCHEDULES = 60
 _MOST_CURVES = 300
+_MOST_ROWS = 500
 _BLUE, _GREEN, _GREY = "#3b82c4", "#2da44e", "#9aa5b1"
 _INK = "#010203"
 """Becomes the page's text colour."""
@@ -88,6 +91,7 @@ def write_html(
         failures=_failures(records),
         best=_best(records, corpus),
         ranking=_ranking(records, corpus),
+        unlisted=max(0, len(ranked(records)) - _MOST_ROWS),
         study=settings.to_yaml(),
         versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),
         folder=file.parent.name,
@@ -269,7 +273,8 @@ def _schedule(record: TrialRecord) -> list[tuple[str, int]]:
 
 
 def _schedules(records: Sequence[TrialRecord]) -> go.Figure:
-    order = [(record, schedule) for record in ranked(records) if (schedule := _schedule(record))][:_MOST_SCHEDULES]
+    having = ((record, schedule) for record in ranked(records) if (schedule := _schedule(record)))
+    order = list(islice(having, _MOST_SCHEDULES))
     width = max(len(schedule) for _, schedule in order)
     chunks = [[math.log2(s[i][1]) if i < len(s) else None for i in range(width)] for _, s in order]
     names = [[s[i][0] if i < len(s) else "" for i in range(width)] for _, s in order]
@@ -300,7 +305,7 @@ def _schedules(records: Sequence[TrialRecord]) -> go.Figure:
 
 def _measured_effects(shown: Sequence[TrialRecord]) -> Effects:
     """Of searched trials, each at its last rung, brought to the level of the full budget."""
-    searched = [record for record in shown if record.purpose == "search"]
+    searched = [record for record in representative(shown) if record.purpose == "search"]
     if len(searched) < FEWEST:
         return {}
     seen = observe_all(searched)
@@ -407,7 +412,7 @@ def _ranking(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, A
     baseline = best_of(records, purpose="baseline")
     full = max((record.flops for record in records), default=1.0) or 1.0
     rows = []
-    for place, record in enumerate(ranked(records), start=1):
+    for place, record in enumerate(ranked(records)[:_MOST_ROWS], start=1):
         complete = record.state == "complete"
         versus = f"stopped at {record.flops / full:.0%}"
         if complete:

@@ -16,7 +16,7 @@ from searchspace.nodes import LoopNode
 from searchspace.space import SpaceSpec
 from studies.config import LearnerName, StudyConfig
 from studies.data import CorpusFacts
-from studies.examples import Array, Example, Observation, adjust, last_rungs, make_example, observe
+from studies.examples import MOST_TRIALS, Array, Example, Observation, adjust, last_rungs, make_example, observe
 from studies.predictors import FEWEST, Predictor, rank_correlation
 from studies.proposer import Proposer
 from studies.samplers import Proposal
@@ -27,13 +27,28 @@ Tick: TypeAlias = Callable[[int, int], None]
 """Told how many of how many are done."""
 
 
+def representative(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """At most `MOST_TRIALS` of the trials with a result: the best tenth, and of the others evenly spaced ones.
+
+    What was trained again after the search stays out.
+    """
+    told = [record for record in records if record.purpose != "promotion" and record.rungs]
+    if len(told) <= MOST_TRIALS:
+        return told
+    best = sorted(told, key=lambda record: (-len(record.rungs), record.rungs[-1].loss))[: MOST_TRIALS // 10]
+    kept = {record.number for record in best}
+    others = [record for record in told if record.number not in kept]
+    room = MOST_TRIALS - len(best)
+    kept |= {others[i * len(others) // room].number for i in range(room)}
+    return [record for record in told if record.number in kept]
+
+
 def observe_all(records: Sequence[TrialRecord], study: str = "") -> list[Observation]:
-    """Every rung of every trial; what was trained again after the search stays out."""
+    """Every rung of every trial that is `representative`."""
     found: list[Observation] = []
-    for record in records:
-        if record.purpose != "promotion" and record.rungs:
-            rungs = [(rung.flops, rung.loss) for rung in record.rungs]
-            found += observe(record.arch_spec(), record.cost, record.training, rungs, record.number, study)
+    for record in representative(records):
+        rungs = [(rung.flops, rung.loss) for rung in record.rungs]
+        found += observe(record.arch_spec(), record.cost, record.training, rungs, record.number, study)
     return found
 
 

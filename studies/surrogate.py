@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from studies.examples import Example, Observation
     from studies.predictors import Predictor
 
-_MOST_TRIALS = 500
 _LEAST_TAU = 0.1
 
 
@@ -79,7 +78,9 @@ class Surrogate:
         if due <= self._fitted_on or self._pending is not None:
             return
         ended.sort(key=lambda t: (t.datetime_complete, t.number))
-        shown = ended[:due][-_MOST_TRIALS:]
+        from studies.examples import MOST_TRIALS
+
+        shown = ended[:due][-MOST_TRIALS:]
         seen = [o for trial in shown for o in self._observe(trial)]
         kept = {trial.number for trial in shown}
         self._examples = {number: found for number, found in self._examples.items() if number in kept}
