@@ -39,9 +39,10 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
         reason = getattr(error, "strerror", None) or str(error)
         raise SpecError("", f"can't be read: {reason}", "check the path", file=str(path)) from error
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise SpecError("", "is no regular file", "give a file, not a folder, pipe or device", file=str(path))
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(mode):
-            raise SpecError("", "is no regular file", "give a file, not a folder, pipe or device", file=str(path))
         yield file
 
 
