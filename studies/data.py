@@ -265,7 +265,7 @@ class _TextLoss:
         if not isinstance(codec, Bytes) and self._given < _LOOKED_AT:
             piece = ids[: max(1, len(ids) * len(text.encode()) // len(document.text))]
             self._given += len(text)
-            self._kept += len(codec.decode(piece.tolist()))
+            self._kept += len(codec.decode([token for token in piece.tolist() if token != codec.unknown]))
 
     def notes(self) -> tuple[str, ...]:
         found = []

@@ -64,9 +64,10 @@ def survey(space: SpaceSpec, budget: Budget, runnable: Runnable = lambda arch, c
     scope = f"all {found.looked_at:,}" if found.exhaustive else f"{found.looked_at:,} random"
     count, error = max(found.refused.values(), key=lambda pair: pair[0], default=(0, None))
     if error is not None and count >= found.looked_at - sum(n for n, _ in found.refused.values()):
-        whom = f"all of {scope} candidates" if count == found.looked_at else f"{count:,} of {scope} candidates"
-        others = "" if count == found.looked_at else "; none of the others is feasible either"
-        raise SpecError(error.path, f"{error.problem} ({whom}{others})", error.remedy)
+        whom = f"{scope} candidates"
+        if count < found.looked_at:
+            whom = f"{count:,} of {whom}; none of the others is feasible either"
+        raise SpecError(error.path, f"{error.problem} (so it is for {whom})", error.remedy)
     raise SpecError(
         "budget", _nothing_feasible(found, budget, f"none of {scope}"), "loosen that limit, or change the space"
     )

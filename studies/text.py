@@ -31,6 +31,8 @@ class Codec(Protocol):
     vocab_size: int
     separator: list[int]
     """Between documents."""
+    unknown: int | None
+    """Stands for text that the vocabulary lacks."""
 
     def encode(self, text: bytes) -> list[int]:
         """UTF-8 text as token ids."""
@@ -44,6 +46,7 @@ class Bytes:
 
     def __init__(self) -> None:
         self.vocab_size, self.separator = 256, list(_BYTE_SEPARATOR)
+        self.unknown: int | None = None
 
     def encode(self, text: bytes) -> list[int]:
         return list(text)
@@ -88,6 +91,8 @@ class Tokenizer:
             raise SpecError("data.tokenizer", what, f"give one of up to {_MOST_TOKENS:,} tokens", str(file))
         end = next((i for name in ENDS if (i := self._tokenizer.token_to_id(name)) is not None), None)
         self.separator = [] if end is None else [end]
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self.unknown = self._tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
 
     def encode(self, text: bytes) -> list[int]:
         found: list[int] = self._tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False).ids
