@@ -20,7 +20,7 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -m ""
 
 fuzz: $(READY)
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_fuzz.py --timeout=3600
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_borders.py --timeout=3600
 
 chaos: $(READY)
 	CHAOS_RUNS=10 $(BIN)/python -m pytest tests/studies/test_chaos.py --timeout=900

@@ -72,7 +72,7 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
 def parse_json(data: bytes | str, file: str = "") -> Any:
     """JSON as plain data. Raises `SpecError` for what is none, or is nested too deeply."""
     try:
-        return json.loads(data)
+        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
     except RecursionError as error:
         raise SpecError("", "is nested too deeply", "flatten it", file=file) from error
     except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits

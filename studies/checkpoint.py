@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,7 +195,7 @@ def remove_attempts(attempts: Sequence[Store], study_id: str) -> None:
 
 
 def _is_step(name: str) -> bool:
-    return name.startswith("step-") and name.endswith(".safetensors")
+    return re.fullmatch(r"step-[0-9]{9,12}\.safetensors", name) is not None
 
 
 def save_checkpoint(attempt: Store, state: dict[str, Any], step: int, identity: str) -> None:
@@ -298,5 +299,4 @@ def _is_entry(entry: object, identity: str) -> bool:
         and isinstance(entry.get("sha256"), str)
         and isinstance(file := entry.get("file"), str)
         and _is_step(file)
-        and not set("/\\\0") & set(file)
     )

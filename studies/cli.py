@@ -28,7 +28,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
+
+
+class _Console(Console):
+    """Leaves a reader that is gone to `_command`; the library would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+console = _Console()
 
 EXIT_BAD_INPUT, EXIT_HALTED, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -62,7 +71,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _fail(*known, error)
 
-    return app.command()(run)
+    return app.command(function.__name__.replace("_shipped", "").replace("_", "-"))(run)
 
 
 def _fail(message: str, code: int, error: BaseException) -> NoReturn:
@@ -156,7 +165,7 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-@app.command("list")
+@_command
 def list_shipped() -> None:
     """List the shipped architectures, spaces and studies."""
     from searchspace.loading import PACKAGE

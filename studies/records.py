@@ -104,7 +104,7 @@ def _replay(lines: Iterable[bytes]) -> tuple[list[str], list[_Trial]]:
         if line[:11] == b'{"op_code":' and line[12:13] == b"," and line[11] in b"13579":
             continue  # parameters, intermediate values and attributes of the samplers: two thirds of the file
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode())
         except ValueError as error:
             waiting = str(error)  # the end may be half written, nothing else
             continue
@@ -117,13 +117,14 @@ def _replay(lines: Iterable[bytes]) -> tuple[list[str], list[_Trial]]:
             check_format(entry["user_attr"][FORMAT_KEY], "")
         elif operation == _CREATE_TRIAL:
             state = 0 if entry.get("state") is None else entry["state"]
-            trials.append(_Trial(entry["study_id"], state, entry.get("user_attrs") or {}))
+            attrs = entry.get("user_attrs") or {}
+            trials.append(_Trial(_number(entry["study_id"]), _number(state), dict(attrs)))
         elif operation == _TRIAL_STATE:
-            trial = trials[_index(entry)]
+            trial = trials[_number(entry["trial_id"])]
             if trial.state in (0, 4):  # what has ended does not change
-                trial.state = entry["state"]
+                trial.state = _number(entry["state"])
         elif operation == _TRIAL_ATTR:
-            trial = trials[_index(entry)]
+            trial = trials[_number(entry["trial_id"])]
             if trial.state in (0, 4):
                 trial.attrs.update(entry["user_attr"])
         elif operation not in _OTHERS:
@@ -131,11 +132,10 @@ def _replay(lines: Iterable[bytes]) -> tuple[list[str], list[_Trial]]:
     return studies, trials
 
 
-def _index(entry: Mapping[str, Any]) -> int:
-    number = entry["trial_id"]
-    if type(number) is not int or number < 0:
-        raise ValueError("no trial's number")
-    return number
+def _number(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{show(value)} is no number of a trial, a study or a state")
+    return value
 
 
 def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], path: Path) -> TrialRecord | None:

@@ -79,6 +79,7 @@ class Tokenizer:
             if getattr(self._tokenizer.model, "dropout", None):
                 self._tokenizer.model.dropout = None
             ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+            self._tokenizer.encode("a 0\u2603\n", add_special_tokens=False)  # some can't, whatever they load
         except BaseException as error:  # the library panics with what is no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
