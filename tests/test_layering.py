@@ -101,6 +101,11 @@ def test_pricing_leaves_torch_out():
         assert not loaded_after(code) & heavy, code
 
 
+@pytest.mark.parametrize("module", ["studies.watch", "studies.resume", "studies.records"])
+def test_reading_a_study_leaves_torch_and_optuna_out(module):
+    assert not loaded_after(f"import {module}") & {"torch", "ray", "optuna", "torch_geometric"}
+
+
 def test_the_torch_check_can_fail():
     assert "torch" in loaded_after("import builder.lowering")
 
