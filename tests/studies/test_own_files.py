@@ -75,7 +75,7 @@ def commands(file, run, out):
     yield ("predict", run, "--learner", "cost", "--candidates", "8", "-o", f"{out}-p")
 
 
-@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 200))])
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 200))])
 def test_nothing_outside_a_study_is_created_changed_or_removed(seed, finished, tmp_path, monkeypatch):
     """Random names and working folders, with links to others' files and foreign files in the study's folder."""
     from typer.testing import CliRunner
