@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from searchspace.errors import SpecError, printable
 from searchspace.loading import add_line
+from studies.terminal import (
+    EXIT_BAD_INPUT,
+    EXIT_HALTED,
+    EXIT_INTERRUPTED,
+    TerminalConsole,
+    fail,
+    say,
+    silence,
+    told,
+    unheard,
+)
 
 app = typer.Typer(
     help="Compile, search and export multi-resolution looped Transformers.",
@@ -28,18 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-
-class _Console(Console):
-    """Leaves a reader that is gone to `_command`; the library would exit with 1."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-console = _Console()
-
-EXIT_BAD_INPUT, EXIT_HALTED, EXIT_INTERRUPTED = 2, 3, 130
+console = TerminalConsole()
 
 Arch = Annotated[str, typer.Argument(help="Architecture: a file, or a shipped name.")]
 Space = Annotated[str, typer.Argument(help="Space: a file, or a shipped name.")]
@@ -61,108 +59,17 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.flush()
         except SpecError as error:
             add_line(error)
-            _fail(str(error), EXIT_BAD_INPUT, error)
+            fail(str(error), EXIT_BAD_INPUT, error)
         except BrokenPipeError:
-            _silence()
+            silence()
         except KeyboardInterrupt as error:
-            _fail("interrupted", EXIT_INTERRUPTED, error)
+            fail("interrupted", EXIT_INTERRUPTED, error)
         except (OSError, MemoryError, RuntimeError) as error:
-            if (known := _told(error)) is None:
+            if (known := told(error)) is None:
                 raise
-            _fail(*known, error)
+            fail(*known, error)
 
     return app.command(function.__name__.replace("_shipped", "").replace("_", "-"))(run)
-
-
-def _fail(message: str, code: int, error: BaseException) -> NoReturn:
-    with suppress(OSError):
-        Console(stderr=True).print(f"[bold red]error:[/] {_escape(message)}", highlight=False, soft_wrap=True)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _silence()
-    raise typer.Exit(code) from error
-
-
-def _silence() -> None:
-    """Nobody reads what is left to be printed, or it can't be written."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _told(error: OSError | MemoryError | RuntimeError) -> tuple[str, int] | None:
-    """Message and exit code for what the machine refused; None for what is a fault of ours."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory: {text}", EXIT_HALTED
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if isinstance(error.filename, str | Path) else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{where}the disk is full; make room, and run the command again", EXIT_HALTED
-        what = printable(error.strerror or text)
-        return f"{where}{what[:1].lower()}{what[1:]}; choose a place that can be read and written", EXIT_BAD_INPUT
-    if any(word in text for word in ("CUDA", "cuda", "NVIDIA", "accelerator")):
-        return f"the device can't be used: {text}; use --device cpu, or gpus_per_trial: 0", EXIT_BAD_INPUT
-    return None
-
-
-class _Tolerant(io.TextIOBase):
-    """A stream that drops what can't be written: nobody may be reading what a search prints, and it goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.broken = False
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
-
-    def write(self, text: str) -> int:
-        if not self.broken:
-            try:
-                return self._stream.write(text)
-            except (OSError, ValueError):
-                self.broken = True
-        return len(text)
-
-    def flush(self) -> None:
-        if not self.broken:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self.broken = True
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Let a long command go on when its output can't be written."""
-    stream = _Tolerant(sys.stdout)
-    try:
-        with redirect_stdout(stream):
-            yield
-            stream.flush()
-    finally:
-        if stream.broken:
-            _silence()
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line as it is."""
-    from studies.progress import say as print_line
-
-    print_line(console, text)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 @_command
@@ -268,7 +175,6 @@ def draw(
         print("in a cell: the call's share of the forward FLOPs")
         return
     from studies.draw import write_drawing
-    from studies.progress import say
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_drawing(spec, out)
@@ -425,7 +331,7 @@ def train(
 
     check_replaceable(out, bundle_contents, "a bundle")
     probe_folder(out.parent, "-o")
-    with _unheard():
+    with unheard():
         bundle = train_one(spec, settings, out, device, console)
         say(console, f"saved {bundle}")
 
@@ -458,7 +364,7 @@ def search(
     if dry:
         dry_run(settings, folder, console)
         return
-    with _unheard():
+    with unheard():
         try:
             run_study(settings, folder, console, serial=serial, address=address)
         except KeyboardInterrupt:

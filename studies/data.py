@@ -168,7 +168,7 @@ def prepare_corpus(config: DataConfig, folder: str | Path, base: Path = Path()) 
 def content_digest(folder: Path) -> str:
     """Of the arrays and the tokenizer; of large files, evenly spread blocks."""
     digest = hashlib.sha256()
-    for name in ("train.bin", "val.bin", TOKENIZER):
+    for name in (*_PARTS, TOKENIZER):
         if name == TOKENIZER and not (folder / name).exists():
             continue
         with open_regular(folder / name) as file:
@@ -300,11 +300,16 @@ def find_path(name: str, base: Path) -> Path:
     return base / home if (base / home).exists() else home
 
 
-def _link_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
-    """Token files of somebody's own, or of ``spiralformer tokenize``, which says what they are."""
+def token_folder(config: DataConfig, base: Path) -> Path:
+    """The folder of token files that ``config`` names. Raises `SpecError` if it names none, or several."""
     if not isinstance(config.path, str):
         raise SpecError("data.path", "data of kind tokens needs one path", "give a folder with train.bin and val.bin")
-    source = find_path(config.path, base)
+    return find_path(config.path, base)
+
+
+def _link_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
+    """Token files of somebody's own, or of ``spiralformer tokenize``, which says what they are."""
+    source = token_folder(config, base)
     found = look_at_tokens(source, config)
     for name in _PARTS:
         (folder / name).symlink_to((source / name).resolve())
@@ -314,7 +319,7 @@ def _link_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
 
 
 def look_at_tokens(
-    source: Path, config: DataConfig, parts: Sequence[str] = ("train.bin", "val.bin"), codec_in: Path | None = None
+    source: Path, config: DataConfig, parts: Sequence[str] = _PARTS, codec_in: Path | None = None
 ) -> CorpusFacts:
     """What a folder of token files holds, looked through once.
 

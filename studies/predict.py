@@ -22,9 +22,9 @@ from studies.examples import Observation
 from studies.importance import measured_importance
 from studies.learners import LEARNERS
 from studies.predictors import FEWEST, Predictor, fit_best, predictor_contents
-from studies.progress import say
 from studies.ranking import Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
 from studies.records import open_study
+from studies.terminal import say
 from studies.trial import TrialRecord
 
 _SOURCE = "from"

@@ -17,7 +17,7 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
-from studies.data import CorpusFacts, find_path, look_at_tokens, prepare_corpus
+from studies.data import CorpusFacts, find_path, look_at_tokens, prepare_corpus, token_folder
 from studies.documents import source_files
 from studies.folder import read_settings
 from studies.plan import check_fit, make_plan
@@ -147,11 +147,7 @@ def look_at_data(study: StudyConfig, *, prepare: bool = True) -> CorpusFacts:
     """
     config, base = study.data, study.base
     if config.kind == "tokens":
-        if not isinstance(config.path, str):
-            raise SpecError(
-                "data.path", "data of kind tokens needs one path", "give a folder with train.bin and val.bin"
-            )
-        return look_at_tokens(find_path(config.path, base), config)
+        return look_at_tokens(token_folder(config, base), config)
     files = source_files(config, base)
     if prepare and config.kind != "hf" and sum(file.stat().st_size for file in files) <= _PREPARED_BYTES:
         few = replace(config, max_bytes=min(config.max_bytes or _PREPARED_BYTES, _PREPARED_BYTES))

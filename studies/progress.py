@@ -8,18 +8,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from searchspace.errors import printable, show
+from searchspace.errors import show
 from studies.data import Corpus
 from studies.describe import summarize
 from studies.searcher import StudyDriver
+from studies.terminal import say
 from studies.trial import TrialRecord
 
 _EVERY_S = 0.25
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line as it is: names and paths are no markup, and steer no terminal."""
-    console.print(printable(text), markup=False, highlight=False)
 
 
 def failure_of(record: TrialRecord) -> str:

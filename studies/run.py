@@ -21,15 +21,16 @@ from studies.config import MiddleChooser, StudyConfig, check_training, decide_tr
 from studies.data import Corpus, prepare_corpus
 from studies.describe import short
 from studies.execution import run_on_ray, run_serial
-from studies.folder import BEST, DATA, REPORT, check_links, check_place, is_study, remove_study, study_folder
+from studies.folder import BEST, DATA, REPORT, check_links, is_study, remove_study, study_folder
 from studies.journal import mend
 from studies.plan import check_fit, make_plan
 from studies.preflight import check_resources, device_of, look_at_data, preflight
-from studies.progress import StudyView, failure_of, say
+from studies.progress import StudyView, failure_of
 from studies.report import best_of, notes, promotion_table, ranked, ranking_table
 from studies.resume import check_settings, keep_settings
 from studies.searcher import StudyDriver, StudyHaltedError
 from studies.stopper import expected_work, rung_shares
+from studies.terminal import say
 from studies.text import codec_of_bundle
 from studies.tracking import Tracking
 from studies.training import measure_speed
@@ -50,9 +51,7 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         SpecError: if the folder holds something else or is in use, or nothing is feasible.
         StudyHaltedError: if it can't go on now (too many failures in a row, a full disk), or no trial completed.
     """
-    check_place(folder)
     here = address is None
-    check_resources(settings, here=here)
     if not is_study(folder):  # what is wrong whatever the data holds is said before they are prepared
         preflight(settings, look_at_data(settings, prepare=False), here=here)
     with study_folder(folder):
@@ -235,7 +234,6 @@ def show_results(
 
 def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     """Say what would run: size, feasible share, FLOPs, and time after a short calibration."""
-    check_place(folder)
     check_settings(settings, folder)
     check_resources(settings)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)

@@ -59,7 +59,7 @@ class Tokenizer:
     """A file of the library ``tokenizers``.
 
     Args:
-        file: ``tokenizer.json``.
+        file: ``tokenizer.json``, or a folder with one.
 
     Raises:
         SpecError: if it can't be read, or the library is missing.
@@ -70,7 +70,7 @@ class Tokenizer:
             tokenizers = import_module("tokenizers")
         except ImportError as error:
             raise SpecError("data.tokenizer", "needs tokenizers", "pip install 'spiralformer[hf]'") from error
-        text = read_bytes(file, _MOST_BYTES)
+        text = read_tokenizer(file)
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(text)
             # What belongs to the batches of whoever saved it, not to the text: it would be lost, or told by chance.
