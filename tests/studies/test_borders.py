@@ -75,6 +75,14 @@ def test_a_tokenizer_that_draws_does_not_draw():
     assert {tuple(codec.encode(b"ab" * 9)) for _ in range(20)} == {(2,) * 9}
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "."])
+def test_a_tokenizer_is_a_file_or_its_folder(name, tmp_path):
+    tokenizer(tmp_path / "t/tokenizer.json")
+    over = {"data": {"kind": "text", "path": str(text(tmp_path)), "tokenizer": str(tmp_path / "t" / name)}}
+    study = load_study(tiny_study(tmp_path, over))
+    assert [look_at_data(study, prepare=prepare).vocab_size for prepare in (True, False)] == [len(WORDS)] * 2
+
+
 def test_holes_in_the_vocabulary_count(tmp_path):
     file = tokenizer(tmp_path / "tokenizer.json", lambda data: data["model"]["vocab"].update({"99": 339}))
     assert Tokenizer(file).vocab_size == 340
@@ -425,6 +433,11 @@ def test_notes_of_what_may_not_be_meant(tmp_path):
     assert "contexts differ (seq_len 12, 24)" in " ".join(run_cli("check", file).split())
 
 
+def quick_search(folder):
+    """Two trials of a second, in ``run``."""
+    return run_cli("search", tiny_study(folder), "--serial", "--dir", folder / "run", "search.num_trials=2", "training.flops=1e8")  # fmt: skip
+
+
 # -- results ---------------------------------------------------------------------------------------
 
 
@@ -479,15 +492,7 @@ def test_what_is_shown_last_decides_nothing(tmp_path, monkeypatch):
         raise RuntimeError("no picture today")
 
     monkeypatch.setattr(html_report, "write_html", fail)
-    output = run_cli(
-        "search",
-        tiny_study(tmp_path),
-        "--serial",
-        "--dir",
-        tmp_path / "run",
-        "search.num_trials=2",
-        "training.flops=1e8",
-    )
+    output = quick_search(tmp_path)
     assert "note: no ranking: no picture today" in output
     assert (tmp_path / "run/best/manifest.json").is_file()
 
@@ -535,15 +540,7 @@ def test_links_out_of_a_study_are_refused(name, tmp_path):
 
 
 def test_a_damaged_sum_is_no_damage_of_the_journal(tmp_path):
-    run_cli(
-        "search",
-        tiny_study(tmp_path),
-        "--serial",
-        "--dir",
-        tmp_path / "run",
-        "search.num_trials=2",
-        "training.flops=1e8",
-    )
+    quick_search(tmp_path)
     sums = tmp_path / "run" / SUMS
     whole, journal = sums.read_bytes(), (tmp_path / "run/journal.log").read_bytes()
     for place in range(0, len(whole), 13):
