@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 import re
-
-import torch
-from torch_geometric.data import HeteroData
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from builder.cost import Cost
 from builder.ir import Graph, Node
 from builder.ops import OPS
 from searchspace.arch import BlockSpec, ffn_dim
+
+if TYPE_CHECKING:
+    import torch
+    from torch_geometric.data import HeteroData
 
 KINDS = tuple(sorted(OPS))
 
@@ -48,8 +51,24 @@ COST_FEATURES = ("log_params", "log_flops_per_token", "log_kv_bytes_per_token", 
 _ITERATION = re.compile(r"\.t(\d+)\.")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class GraphFeatures:
+    """A graph's features and edges, as numbers."""
+
+    ops: list[list[float]]
+    """`OP_FEATURES` of each operation."""
+    blocks: list[list[float]]
+    """`BLOCK_FEATURES` of each block."""
+    cost: list[float]
+    """`COST_FEATURES`."""
+    next: list[tuple[int, int]]
+    """Operations, from and to."""
+    uses: list[tuple[int, int]]
+    """Operation and block."""
+
+
 def encode_graph(graph: Graph, cost: Cost) -> HeteroData:
-    """The graph's nodes, edges and features.
+    """The graph's nodes, edges and features for `torch_geometric`.
 
     Args:
         graph: verified.
@@ -58,6 +77,32 @@ def encode_graph(graph: Graph, cost: Cost) -> HeteroData:
     Returns:
         ``op.x`` (N, len(OP_FEATURES)), ``block.x`` (M, len(BLOCK_FEATURES)), ``edge_index`` (2, E) of the four edge
         types, and ``cost`` (1, len(COST_FEATURES)).
+    """
+    return hetero_data(graph_features(graph, cost))
+
+
+def hetero_data(features: GraphFeatures) -> HeteroData:
+    """See `encode_graph`."""
+    import torch
+    from torch_geometric.data import HeteroData  # seconds to import, for the graph network alone
+
+    data = HeteroData()
+    data["op"].x = torch.tensor(features.ops, dtype=torch.float32)
+    data["block"].x = torch.tensor(features.blocks, dtype=torch.float32).view(-1, len(BLOCK_FEATURES))
+    data["op", "next", "op"].edge_index = _edges(features.next)
+    data["op", "back", "op"].edge_index = _edges([(b, a) for a, b in features.next])
+    data["op", "uses", "block"].edge_index = _edges(features.uses)
+    data["block", "used_by", "op"].edge_index = _edges([(b, a) for a, b in features.uses])
+    data.cost = torch.tensor([features.cost])
+    return data
+
+
+def graph_features(graph: Graph, cost: Cost) -> GraphFeatures:
+    """The graph's nodes, edges and features.
+
+    Args:
+        graph: verified.
+        cost: its price.
     """
     place = {node.name: i for i, node in enumerate(graph.nodes)}
     levels = {node.name: node.level for node in graph.nodes}
@@ -101,24 +146,8 @@ def encode_graph(graph: Graph, cost: Cost) -> HeteroData:
         )
         for name, place_ in block_place.items()
     ]
-    data = HeteroData()
-    data["op"].x = torch.tensor(op_rows, dtype=torch.float32)
-    data["block"].x = torch.tensor(block_rows, dtype=torch.float32).view(len(called), len(BLOCK_FEATURES))
-    data["op", "next", "op"].edge_index = _edges(next_edges)
-    data["op", "back", "op"].edge_index = _edges([(b, a) for a, b in next_edges])
-    data["op", "uses", "block"].edge_index = _edges(uses)
-    data["block", "used_by", "op"].edge_index = _edges([(b, a) for a, b in uses])
-    data.cost = torch.tensor(
-        [
-            [
-                math.log(cost.params),
-                math.log(cost.flops_per_token),
-                math.log1p(cost.kv_cache_bytes_per_token),
-                math.log2(graph.d_model),
-            ]
-        ]
-    )
-    return data
+    logs = [math.log(cost.params), math.log(cost.flops_per_token), math.log1p(cost.kv_cache_bytes_per_token)]
+    return GraphFeatures(op_rows, block_rows, [*logs, math.log2(graph.d_model)], next_edges, uses)
 
 
 def _block_row(
@@ -162,4 +191,6 @@ def _number(node: Node, name: str) -> float:
 
 
 def _edges(pairs: list[tuple[int, int]]) -> torch.Tensor:
+    import torch
+
     return torch.tensor(pairs, dtype=torch.long).T.contiguous().view(2, len(pairs))

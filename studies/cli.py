@@ -357,7 +357,7 @@ def search(
     settings = load_study(study, overrides or ())
     folder = folder or Path("runs") / settings.name
     check_place(folder)
-    check_settings(settings, folder, lenient=True)  # seconds of imports before what takes none
+    check_settings(settings, folder)  # seconds of imports before what takes none
     from studies.run import NothingCompleteError, dry_run, run_study
     from studies.searcher import StudyHaltedError
 
@@ -457,7 +457,7 @@ def predict(
     space: Annotated[str | None, typer.Argument(help="Space to rank; default: the study's own.")] = None,
     overrides: Overrides = None,
     top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 20,
-    candidates: Annotated[int, typer.Option(min=8, help="How many to draw and rank.")] = 1000,
+    candidates: Annotated[int, typer.Option(min=8, help="How many to draw where the space can't be listed.")] = 1000,
     learner: Annotated[str, typer.Option(help="cost, scaling_law, tabular, gnn; auto: what ranks best.")] = "auto",
     source: Annotated[Path | None, typer.Option("--from", help="Learn from this study too; says what it adds.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Say which decisions matter.")] = False,

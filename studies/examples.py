@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch_geometric.data import HeteroData
 
 from builder.compiler import compile_arch
 from builder.cost import Cost
-from builder.graphdata import BLOCK_FEATURES, COST_FEATURES, KINDS, encode_graph
+from builder.graphdata import BLOCK_FEATURES, COST_FEATURES, KINDS, OP_FEATURES, GraphFeatures, graph_features
 from builder.ir import Graph
 from searchspace.arch import ArchSpec
 from studies.config import TrainingConfig, check_training
@@ -31,7 +30,7 @@ MOST_TRIALS = 500
 class Example:
     """A candidate as predictors see it, at one rung of its training."""
 
-    data: HeteroData
+    graph: GraphFeatures
     features: Array
     """Costs, training settings, and counts, sums and paths of the schedule (`FEATURES`)."""
     cost: Cost
@@ -95,15 +94,15 @@ def make_example(graph: Graph, cost: Cost, training: Mapping[str, Any]) -> Examp
         cost: its price.
         training: decided settings, as a study's ``training``.
     """
-    data = encode_graph(graph, cost)
-    block, names = data["block"].x.double().numpy(), {name: i for i, name in enumerate(BLOCK_FEATURES)}
+    encoded = graph_features(graph, cost)
+    block, names = _rows(encoded.blocks, BLOCK_FEATURES), {name: i for i, name in enumerate(BLOCK_FEATURES)}
     params = block[:, names["params_share"]] * cost.params
     uses = block[:, names["uses"]] * 8
     many = uses > 1.5
     config = check_training(training)
     return Example(
-        data=data,
-        features=_features(graph, data, config),
+        graph=encoded,
+        features=_features(graph, encoded, config),
         cost=cost,
         once=float(params[~many].sum()),
         looped=float(params[many].sum()),
@@ -112,16 +111,20 @@ def make_example(graph: Graph, cost: Cost, training: Mapping[str, Any]) -> Examp
     )
 
 
-def _features(graph: Graph, data: HeteroData, training: TrainingConfig) -> Array:
+def _rows(rows: list[list[float]], names: Sequence[str]) -> Array:
+    return np.array(rows, dtype=np.float32).astype(np.float64).reshape(-1, len(names))
+
+
+def _features(graph: Graph, encoded: GraphFeatures, training: TrainingConfig) -> Array:
     """`FEATURES`: costs; settings; operations; calls by chunk; where in the schedule coarse levels stand."""
-    ops = data["op"].x.double().numpy()
+    ops = _rows(encoded.ops, OP_FEATURES)
     calls = [node for node in graph.nodes if node.op == "block"]
     chunks = [node.level.chunk for node in calls]
     logs = [math.log2(chunk) for chunk in chunks] or [0.0]
     steps = list(pairwise(logs))
     return np.array(
         [
-            *data.cost[0].double().tolist(),
+            *np.array(encoded.cost, dtype=np.float32).astype(np.float64),
             math.log(training.lr),
             math.log(training.muon_lr),
             float(training.optimizer == "muon"),

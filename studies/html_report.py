@@ -179,7 +179,7 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
     ):
         if (figure := _effects(effects, corpus)) is not None:
             figures[name] = figure.update_layout(title={"text": titles[name], "font": {"size": 14}})
-    figures.update(optuna_figures(records, settings))
+    figures |= optuna_figures(records, settings)
     return figures
 
 
@@ -198,36 +198,45 @@ def _who(record: TrialRecord) -> str:
     return f"{record.purpose} {record.number}" + (f" ({record.name})" if record.purpose == "baseline" else "")
 
 
+_CURVES = {
+    "stopped or failed": (_GREY, 1.0),
+    "complete": (_BLUE, 1.2),
+    "trained again": ("#b7791f", 1.2),
+    "best": (_GREEN, 2.5),
+    "baseline": (_INK, 2.5),
+}
+"""Colour and width by kind of trial, the later in front."""
+
+
 def _learning(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
     """One line for each trial; of very many, the best."""
     best = best_of(shown)
     figure = go.Figure(layout={"xaxis": {"type": "log", "title": "training FLOPs"}, "margin": _MARGIN})
     order = [*shown] if len(shown) <= _MOST_CURVES else ranked(shown)[:_MOST_CURVES]
-    groups: set[str] = set()
-    marked = {record.number for record in (best,) if record is not None}
-    for record in sorted(order, key=lambda r: (r.purpose == "baseline", r.number in marked)):
-        name, color, width = "complete", _BLUE, 1.2
+    groups: dict[str, list[TrialRecord]] = {name: [] for name in _CURVES}
+    for record in order:
+        name = "complete" if record.state == "complete" else "stopped or failed"
         if record.purpose == "baseline":
-            name, color, width = "baseline", _INK, 2.5
-        elif record.number in marked:
-            name, color, width = "best", _GREEN, 2.5
+            name = "baseline"
+        elif record is best:
+            name = "best"
         elif record.purpose == "promotion":
-            name, color = "trained again", "#b7791f"
-        elif record.state != "complete":
-            name, color, width = "stopped or failed", _GREY, 1.0
-        figure.add_scatter(
-            x=[rung.flops for rung in record.rungs],
-            y=[corpus.bits_per_byte(rung.loss) for rung in record.rungs],
-            mode="lines+markers",
-            line={"color": color, "width": width},
-            marker={"size": 6},
-            name=name,
-            legendgroup=name,
-            showlegend=name not in groups,
-            hovertext=_hover(record, corpus),
-            hoverinfo="text",
-        )
-        groups.add(name)
+            name = "trained again"
+        groups[name].append(record)
+    for name, group in groups.items():
+        x: list[float | None] = []
+        y: list[float | None] = []
+        hover: list[str] = []
+        for record in group:  # all in one trace, a gap after each: a trace of its own for each takes ten times longer
+            x += [*(rung.flops for rung in record.rungs), None]
+            y += [*(corpus.bits_per_byte(rung.loss) for rung in record.rungs), None]
+            hover += [_hover(record, corpus)] * (len(record.rungs) + 1)
+        if group:
+            color, width = _CURVES[name]
+            line, marker = {"color": color, "width": width}, {"size": 6}
+            figure.add_scatter(
+                x=x, y=y, mode="lines+markers", line=line, marker=marker, name=name, hovertext=hover, hoverinfo="text"
+            )
     figure.update_yaxes(title="held-out bits per byte")
     figure.update_layout(legend={"orientation": "h", "y": -0.25})
     return figure
@@ -238,6 +247,7 @@ def _front(complete: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
     figure = go.Figure()
     searched = [record for record in complete if record.purpose == "search"]
     baselines = [record for record in complete if record.purpose == "baseline"]
+    hovers = {record.number: _hover(record, corpus) for record in (*searched, *baselines)}
     kinds = {name: metric for name, metric in _COSTS.items() if all(r.objective(metric) for r in complete)}
     for i, metric in enumerate(kinds.values()):
         line = front(complete, ("loss", metric))[::-1]  # by cost: on a front the better is the dearer
@@ -247,7 +257,7 @@ def _front(complete: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
             ("baseline", baselines, {"mode": "markers", "marker": {"color": _INK, "size": 14, "symbol": "star"}}),
         )
         for label, group, style in rows:
-            hover = {} if label == "front" else {"hovertext": [_hover(r, corpus) for r in group], "hoverinfo": "text"}
+            hover = {} if label == "front" else {"hovertext": [hovers[r.number] for r in group], "hoverinfo": "text"}
             x, y = [r.objective(metric) for r in group], [corpus.bits_per_byte(r.rungs[-1].loss) for r in group]
             figure.add_scatter(x=x, y=y, name=label, visible=i == 0, **style, **hover)
     buttons = [

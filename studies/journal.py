@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,10 +25,24 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from searchspace.choices import Scalar
 from searchspace.disk import read_bytes, write_file
 from searchspace.errors import SpecError
 from studies.folder import JOURNAL, SUMS
-from studies.records import FORMAT, FORMAT_KEY, STATES, check_format, damaged, make_record
+from studies.records import (
+    CREATE_TRIAL,
+    FORMAT,
+    FORMAT_KEY,
+    STATES,
+    TRIAL_ATTR,
+    TRIAL_PARAM,
+    TRIAL_STATE,
+    TRIAL_SYSTEM_ATTR,
+    check_format,
+    damaged,
+    make_record,
+    reading,
+)
 from studies.trial import Purpose, Rung, TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -135,6 +150,8 @@ class _JournalFile(JournalFileBackend):
         super().__init__(str(self._journal), lock_obj=_OneWriter())  # type: ignore[arg-type]
         data = read_bytes(self._journal, _MOST_BYTES)
         self._hash, self._end, self._lines = hashlib.sha256(data), len(data), data.count(b"\n")
+        begins = b'{"op_code":4,'
+        self._trials = data.startswith(begins) + data.count(b"\n" + begins)
         self._pending: list[dict[str, Any]] = []
         self._text: list[bytes] = []
         self.batching = False
@@ -142,11 +159,12 @@ class _JournalFile(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         self._pending.extend(logs)
         # As text now: Optuna's own trials share these dicts, and change them before the batch is written.
-        self._text.extend(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+        self._text.extend(_line(log) for log in logs)
         if not self.batching:
             self.flush()
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Entries from a number on, as Optuna counts what it wrote: a fold is for who reads the file anew."""
         if log_number_from < self._lines:
             yield from super().read_logs(log_number_from)
         yield from self._pending[max(0, log_number_from - self._lines) :]
@@ -155,7 +173,7 @@ class _JournalFile(JournalFileBackend):
         """Write what is pending, durably; what can't be written whole leaves the files as they were."""
         if not self._pending:
             return
-        data, number = b"".join(self._text), len(self._pending)
+        (data, begun), number = _fold(self._text, self._trials), len(self._pending)
         self._pending, self._text = [], []
         running = self._hash.copy()
         running.update(data)
@@ -169,6 +187,57 @@ class _JournalFile(JournalFileBackend):
                     os.truncate(path, end)
             raise
         self._hash, self._end, self._lines = running, self._end + len(data), self._lines + number
+        self._trials += begun
+
+
+def _line(log: Mapping[str, Any]) -> bytes:
+    return json.dumps(log, separators=(",", ":")).encode() + b"\n"
+
+
+def _fold(lines: Iterable[bytes], first: int) -> tuple[bytes, int]:
+    """A batch as it is written: what it says of a trial that it begins in one line, but for its launch and its end.
+
+    Optuna writes a line for each parameter, with its distribution: three quarters of a journal's lines, and most of
+    the time to read it.
+
+    Args:
+        lines: entries of Optuna's journal.
+        first: number of the first trial they begin.
+
+    Returns:
+        The lines to write, and how many trials they begin.
+    """
+    kept: list[dict[str, Any]] = []
+    begun: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        log = json.loads(line)
+        operation, trial = log["op_code"], begun.get(log.get("trial_id", -1))
+        if operation == CREATE_TRIAL:
+            # Kind, study and state first: who only reads needs no more of it (`records`).
+            given = {"op_code": operation, "study_id": 0, "state": OptunaState.RUNNING.value, "params": {}}
+            log = begun[first + len(begun)] = {
+                **given,
+                "distributions": {},
+                "user_attrs": {},
+                "system_attrs": {},
+                **log,
+            }
+        elif trial is not None and operation == TRIAL_PARAM:
+            trial["params"][log["param_name"]] = log["param_value_internal"]
+            trial["distributions"][log["param_name"]] = log["distribution"]
+            continue
+        elif trial is not None and operation == TRIAL_SYSTEM_ATTR:
+            trial["system_attrs"].update(log["system_attr"])
+            continue
+        elif trial is not None and operation == TRIAL_ATTR and "launch" not in log["user_attr"]:
+            trial["user_attrs"].update(log["user_attr"])
+            continue
+        elif trial is not None and operation == TRIAL_STATE and "datetime_start" in log:
+            trial.update(state=log["state"], datetime_start=log["datetime_start"])
+            trial["system_attrs"].pop("fixed_params", None)  # what was enqueued is its parameters now
+            continue
+        kept.append(log)
+    return b"".join(map(_line, kept)), len(begun)
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -186,13 +255,13 @@ class Journal:
 
     Args:
         folder: of the study; None keeps the journal in memory.
-        directions: number of objectives.
+        objectives: their names, all to be made least.
 
     Raises:
         SpecError: if the file is damaged, or of another version.
     """
 
-    def __init__(self, folder: Path | None, directions: int = 1) -> None:
+    def __init__(self, folder: Path | None, objectives: Sequence[str] = ("loss",)) -> None:
         storage: BaseStorage = InMemoryStorage()
         self._path = Path(JOURNAL) if folder is None else folder / JOURNAL
         self._file = None if folder is None else _JournalFile(folder)
@@ -201,13 +270,18 @@ class Journal:
         self.studies: dict[Purpose, optuna.Study] = {}
         try:
             if self._file is not None:
-                storage = JournalStorage(self._file)
+                with reading(self._path):
+                    storage = JournalStorage(self._file)
             known = {study.study_name for study in storage.get_all_studies()}
             with self.batch():
                 for purpose in purposes:
                     if purpose not in known:  # `load_if_exists` would write even when it only loads
-                        storage.create_new_study([StudyDirection.MINIMIZE] * directions, study_name=purpose)
-                    self.studies[purpose] = optuna.load_study(study_name=purpose, storage=storage)
+                        storage.create_new_study([StudyDirection.MINIMIZE] * len(objectives), study_name=purpose)
+                    study = self.studies[purpose] = optuna.load_study(study_name=purpose, storage=storage)
+                    if purpose not in known:
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                            study.set_metric_names(list(objectives))
                 search = self.studies["search"]
                 if FORMAT_KEY not in search.user_attrs and not any(
                     study.get_trials(deepcopy=False) for study in self.studies.values()
@@ -232,13 +306,14 @@ class Journal:
 
     def launched(self) -> list[tuple[FrozenTrial, TrialRecord]]:
         """Every launched trial with its record, by number."""
-        pairs = [
-            (trial, record)
-            for purpose, study in self.studies.items()
-            for trial in study.get_trials(deepcopy=False)
-            if trial.state in STATES
-            and (record := make_record(purpose, STATES[trial.state], trial.user_attrs, self._path)) is not None
-        ]
+        with reading(self._path):
+            pairs = [
+                (trial, record)
+                for purpose, study in self.studies.items()
+                for trial in study.get_trials(deepcopy=False)
+                if trial.state in STATES
+                and (record := make_record(purpose, STATES[trial.state], trial.user_attrs, self._path)) is not None
+            ]
         return sorted(pairs, key=lambda pair: pair[1].number)
 
     def interrupted(self) -> Iterator[optuna.Trial]:
@@ -251,8 +326,13 @@ class Journal:
                     study._storage.set_trial_state_values(trial._trial_id, OptunaState.RUNNING)
                 yield revive(study, trial)
 
-    def launch(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
-        """Journal that ``trial`` is about to run; gives the record over the journal's own copy of what it holds."""
+    def launch(self, trial: optuna.Trial, record: TrialRecord, shown: Mapping[str, Any]) -> TrialRecord:
+        """Journal that ``trial`` is about to run; gives the record over the journal's own copy of what it holds.
+
+        ``shown`` is what Optuna's own tables and plots are to show of it.
+        """
+        for name, value in shown.items():
+            trial.set_user_attr(name, value)
         plain = asdict(record)
         for name in ("state", "rungs", "tokens", "steps", "seconds", "reason", "error", "purpose"):
             del plain[name]
@@ -270,14 +350,30 @@ class Journal:
             trial.report(rung.loss, index)
 
     def finish(
-        self, trial: optuna.Trial, state: OptunaState, values: list[float] | None, facts: Mapping[str, Any]
+        self,
+        trial: optuna.Trial,
+        state: OptunaState,
+        values: list[float] | None,
+        facts: Mapping[str, Any],
+        shown: Mapping[str, Any],
     ) -> None:
         """Journal the end, exactly once; telling a finished trial again changes nothing."""
         try:
+            for name, value in shown.items():
+                trial.set_user_attr(name, value)
             trial.set_user_attr("result", dict(facts))
         except optuna.exceptions.UpdateFinishedTrialError:
             return
         trial.study.tell(trial, values, state=state)
+
+
+def settle(trial: optuna.Trial, decided: Mapping[str, Scalar]) -> None:
+    """Make a trial's parameters what was decided, which its sampler then learns from, where it had asked for others."""
+    storage, frozen = trial.study._storage, trial.study._storage.get_trial(trial._trial_id)
+    for name, value in decided.items():
+        if frozen.params.get(name, value) != value:
+            distribution = frozen.distributions[name]
+            storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
 
 
 def revive(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:

@@ -22,7 +22,7 @@ from studies.examples import Observation
 from studies.importance import measured_importance
 from studies.learners import LEARNERS
 from studies.predictors import FEWEST, Predictor, fit_best, predictor_contents
-from studies.ranking import Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
+from studies.ranking import Drawn, Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
 from studies.records import open_study
 from studies.terminal import say
 from studies.trial import TrialRecord
@@ -80,16 +80,19 @@ def run_predict(
         pool = Pool(over, corpus.facts)
         task = progress.add_task("drawing candidates", total=candidates)
         drawn = pool.draw(candidates, seed, lambda done, of: progress.update(task, completed=done, total=of))
-        if not drawn:
-            raise SpecError("", "no candidate is within the study's budget", "see `spiralformer count --budget`")
-        ranked = rank(drawn, predictor)
-    _show(ranked[:top], len(drawn), records, corpus, console)
+        if not drawn.proposals:
+            what = f"none of the {drawn.looked_at:,} ways looked at keeps the study's budget"
+            raise SpecError("", what, "see `spiralformer count --budget`")
+        ranked = rank(drawn.proposals, predictor)
+    _show(ranked[:top], drawn, records, corpus, console)
     if why:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("asking why", total=None)
-            found = explain(
-                pool, predictor, seed=seed, tick=lambda done, of: progress.update(task, completed=done, total=of)
-            )
+
+            def tick(done: int, of: int) -> None:
+                progress.update(task, completed=done, total=of)
+
+            found = explain(pool, drawn.proposals, predictor, seed=seed, tick=tick)
         _show_reasons(found, records, corpus, settings, console)
     if out is not None:
         _write(ranked[:top], out, console)
@@ -121,11 +124,11 @@ def _show_transfer(
 
 
 def _show(
-    ranked: Sequence[Ranked], drawn: int, records: Sequence[TrialRecord], corpus: Corpus, console: Console
+    ranked: Sequence[Ranked], drawn: Drawn, records: Sequence[TrialRecord], corpus: Corpus, console: Console
 ) -> None:
     trained = {record.arch_id: record.number for record in records}
     table = Table(
-        title=f"Predicted best of {drawn} candidates within the budget; none of these figures is measured",
+        title=f"Predicted best of {drawn}; none of these figures is measured",
         title_justify="left",
         expand=True,
         box=SIMPLE,

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections import Counter, deque
 from collections.abc import Mapping
+from functools import cached_property
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -31,6 +32,7 @@ from searchspace.errors import ConstraintError, SpecError
 from searchspace.space import assignments
 from studies.config import StudyConfig, check_training, decide_training
 from studies.data import CorpusFacts
+from studies.journal import settle
 from studies.plan import check_fit, make_plan
 from studies.samplers import Proposal, make_sampler, startup_trials
 from studies.surrogate import Surrogate
@@ -59,6 +61,18 @@ class OptunaChooser:
         return self._trial.suggest_float(
             decision.name, decision.low, decision.high, step=decision.step, log=decision.log
         )
+
+
+class NotingChooser:
+    """Notes what another chooser decides."""
+
+    def __init__(self, chooser: Chooser) -> None:
+        self._chooser = chooser
+        self.decided: dict[str, Scalar] = {}
+
+    def choose(self, decision: Decision) -> Scalar:
+        value = self.decided[decision.name] = self._chooser.choose(decision)
+        return value
 
 
 class HintedChooser:
@@ -104,7 +118,6 @@ class Proposer:
         self.exhausted = ""
         """Why it gave up, if it has."""
         search = study.search
-        self._narrower = Narrower(study.space, budget) if search.narrow and search.sampler != "grid" else None
         self._grid = iter(list_candidates(study)) if search.sampler == "grid" else None
         self._learns = search.sampler not in ("random", "grid")
         self.surrogate = Surrogate(search.predictor, search.seed) if search.sampler == "predictor" else None
@@ -136,7 +149,9 @@ class Proposer:
             for attempt in range(_JOURNALED_REJECTIONS):
                 study.sampler = self._sampler(_seed_of(self.study.search.seed, number, attempt))
                 trial = study.ask()
-                proposal, reason, excesses = self._draw(OptunaChooser(trial))
+                chooser = NotingChooser(self._narrow(OptunaChooser(trial)))
+                proposal, reason, excesses = self._draw(chooser, narrow=False)
+                settle(trial, chooser.decided)
                 if proposal is not None:
                     return trial, proposal
                 self.reject(trial, reason, excesses)
@@ -187,16 +202,24 @@ class Proposer:
             search.sampler, seed, search.num_trials, self.study.space.schedules, self.complete, self.surrogate
         )
 
-    def complete(self, given: Mapping[str, Scalar], seed: int) -> Proposal | None:
+    def complete(self, given: Mapping[str, Scalar], seed: int, *, narrow: bool = True) -> Proposal | None:
         """A candidate that keeps the given decisions where it can; None if it may not be launched."""
-        return self._draw(HintedChooser(given, seed))[0]
+        return self._draw(HintedChooser(given, seed), narrow=narrow)[0]
+
+    @cached_property
+    def _narrower(self) -> Narrower | None:
+        """It takes seconds to learn; who draws at random from a wide budget never needs it."""
+        search = self.study.search
+        return Narrower(self.study.space, self.budget) if search.narrow and search.sampler != "grid" else None
+
+    def _narrow(self, chooser: Chooser) -> Chooser:
+        return chooser if self._narrower is None else self._narrower.wrap(chooser)
 
     def _draw(self, chooser: Chooser, *, narrow: bool = True) -> tuple[Proposal | None, str, dict[str, float]]:
         """One candidate, priced; or why not, and by how much it exceeds each limit."""
         self.counts["drawn"] += 1
-        narrowed = self._narrower.wrap(chooser) if narrow and self._narrower is not None else chooser
         try:
-            candidate = self.study.space.draw(narrowed)
+            candidate = self.study.space.draw(self._narrow(chooser) if narrow else chooser)
             training = decide_training(self.study.training, chooser)
             graph = compile_arch(candidate.arch)
             cost = estimate(graph)

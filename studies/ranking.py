@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import mean
 from typing import TypeAlias
 
 import numpy as np
 
 from searchspace.arch import ArchSpec
-from searchspace.choices import Scalar
+from searchspace.choices import RandomChooser, Scalar
 from searchspace.errors import SpecError
 from searchspace.nodes import LoopNode
-from searchspace.space import SpaceSpec
+from searchspace.space import SpaceSpec, assignments
 from studies.config import LearnerName, StudyConfig
 from studies.data import CorpusFacts
 from studies.examples import MOST_TRIALS, Array, Example, Observation, adjust, last_rungs, make_example, observe
@@ -21,6 +25,13 @@ from studies.predictors import FEWEST, Predictor, rank_correlation
 from studies.proposer import Proposer
 from studies.samplers import Proposal
 from studies.trial import TrialRecord
+
+_LISTED = 100_000
+_SECONDS = 60.0
+_IN_VAIN = 20_000
+_UNNARROWED = 200
+_TRIED = 4
+"""Pairs of candidates looked at for each that is to be changed."""
 
 Effects: TypeAlias = dict[tuple[int, str], float]
 Tick: TypeAlias = Callable[[int, int], None]
@@ -52,6 +63,26 @@ def observe_all(records: Sequence[TrialRecord], study: str = "") -> list[Observa
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Different candidates within a study's budget, and what was looked at to find them."""
+
+    proposals: list[Proposal]
+    looked_at: int
+    """Ways to decide the architecture."""
+    ways: float
+    """All there are; infinite with a continuous range."""
+    whole: bool
+    """Whether the proposals are all that keep the budget."""
+
+    def __str__(self) -> str:
+        found = f"{len(self.proposals):,}"
+        if self.whole:
+            return f"{found} of {found} candidates within the budget"
+        space = "a continuous range" if math.isinf(self.ways) else f"{self.ways:,.0f} ways to decide"
+        return f"{found} candidates within the budget, out of {self.looked_at:,} of {space} looked at"
+
+
 class Pool:
     """Candidates of a study's space within its budget.
 
@@ -61,22 +92,82 @@ class Pool:
     """
 
     def __init__(self, settings: StudyConfig, facts: CorpusFacts) -> None:
+        self._template = settings.space.template
         self._proposer = Proposer(settings, settings.absolute_budget(), facts)
 
-    def draw(self, number: int, seed: int = 0, tick: Tick = lambda done, of: None) -> list[Proposal]:
-        """Up to ``number`` different ones; fewer where 20 draws in a row bring nothing new."""
+    def draw(
+        self,
+        number: int,
+        seed: int = 0,
+        tick: Tick = lambda done, of: None,
+        *,
+        listed: int = _LISTED,
+        seconds: float = _SECONDS,
+    ) -> Drawn:
+        """All there are where the space has few enough ways to be decided, else so many at random.
+
+        Open training settings are drawn at random for each.
+
+        Args:
+            number: how many to draw where the space is not listed.
+            seed: of the draws.
+            tick: progress.
+            listed: the most ways to decide that are looked at one by one.
+            seconds: after which it is content with what it has found.
+        """
+        ways, until = self._template.size(), time.monotonic() + seconds
+        choices = self._list(until) if ways <= listed else None
+        if choices is not None:
+            random.Random(seed).shuffle(choices)  # what the time does not suffice for is missing everywhere alike
+            return self._price(iter(choices), len(choices), ways, tick, until, whole=True)
+        return self._price(self._choices(seed), number, ways, tick, until, whole=False)
+
+    def _list(self, until: float) -> list[dict[str, Scalar]] | None:
+        """Every way that satisfies the constraints; None where that takes too long, or a range is continuous."""
+        found = []
+        for choices in assignments(self._template):
+            found.append(choices)
+            if time.monotonic() > until:
+                return None
+        return found
+
+    def _choices(self, seed: int) -> Iterator[dict[str, Scalar] | None]:
+        """Random ways without end; None for one that breaks a constraint."""
+        draw = random.Random(seed)
+        while True:
+            try:
+                yield self._template.decide(RandomChooser(draw.getrandbits(48))).choices
+            except SpecError:
+                yield None
+
+    def _price(
+        self,
+        choices: Iterator[dict[str, Scalar] | None],
+        number: int,
+        ways: float,
+        tick: Tick,
+        until: float,
+        *,
+        whole: bool,
+    ) -> Drawn:
         found: dict[str, Proposal] = {}
-        in_vain = 0
-        attempt = 0
-        while len(found) < number and in_vain < 20:
-            proposal = self._proposer.complete({}, seed * 1_000_003 + attempt)
-            attempt += 1
-            in_vain += 1
+        looked_at = in_vain = 0
+        for seed, given in enumerate(choices):
+            if time.monotonic() > until or in_vain >= _IN_VAIN:
+                whole = False
+                break
+            looked_at += 1
+            in_vain += not whole
+            # Rejection alone draws evenly from what fits; where little fits, narrowing finds it.
+            narrow = not whole and in_vain > _UNNARROWED
+            proposal = None if given is None else self._proposer.complete(given, seed, narrow=narrow)
             if proposal is not None and _key(proposal) not in found:
                 found[_key(proposal)] = proposal
                 in_vain = 0
-            tick(len(found), number)
-        return list(found.values())
+            tick(looked_at if whole else len(found), number)
+            if not whole and len(found) >= number:
+                break
+        return Drawn(list(found.values()), looked_at, ways, whole)
 
     def complete(self, given: Mapping[str, Scalar], seed: int) -> Proposal | None:
         """A candidate that keeps the given decisions where it can; None if it is over the budget."""
@@ -160,10 +251,10 @@ class Explanation:
 
 def explain(
     pool: Pool,
+    drawn: Sequence[Proposal],
     predictor: Predictor,
     *,
     study: str = "",
-    candidates: int = 200,
     swaps: int = 24,
     seed: int = 0,
     tick: Tick = lambda done, of: None,
@@ -171,10 +262,10 @@ def explain(
     """Permutation importance of every decision, and the effect of each level at each place of a loop's schedule.
 
     Args:
-        pool: where candidates come from.
+        pool: where changed candidates come from.
+        drawn: candidates of it.
         predictor: fitted.
         study: whose losses to state effects in, nats per token.
-        candidates: drawn for the effects.
         swaps: candidates each decision is changed in.
         seed: of the draws.
         tick: progress.
@@ -182,19 +273,20 @@ def explain(
     Raises:
         SpecError: if hardly a candidate is within the budget.
     """
-    drawn = pool.draw(candidates, seed)
     if len(drawn) < FEWEST:
         raise SpecError("", f"only {len(drawn)} candidates are within the budget", "there is little to explain")
     means, _ = predictor.predict([_example(proposal) for proposal in drawn])
-    scale = predictor.scales[study].spread
+    scale, order = predictor.scales[study].spread, random.Random(seed)
     names = list(dict.fromkeys(name for proposal in drawn for name in proposal.choices))
     importance = {}
     for done, name in enumerate(names):
         having = [i for i, proposal in enumerate(drawn) if name in proposal.choices]
-        changed, before = [], []
-        for i, j in zip(having[:swaps], [*having[1:], *having[:1]], strict=False):
+        order.shuffle(having)
+        changed: list[Example] = []
+        before = []
+        for i, j in islice(zip(having, [*having[1:], *having[:1]], strict=True), _TRIED * swaps):
             value = drawn[j].choices[name]
-            if value == drawn[i].choices[name]:
+            if value == drawn[i].choices[name] or len(changed) == swaps:
                 continue
             other = pool.complete({**drawn[i].choices, name: value}, seed + i)
             if other is not None:
@@ -206,9 +298,9 @@ def explain(
     return Explanation(dict(sorted(importance.items(), key=lambda item: -item[1])), _effects(drawn, means * scale))
 
 
-def predicted_effects(pool: Pool, predictor: Predictor, study: str = "", candidates: int = 150) -> Effects:
-    """`Explanation.effect` alone; empty where hardly a candidate is within the budget."""
-    drawn = pool.draw(candidates)
+def predicted_effects(pool: Pool, predictor: Predictor, study: str = "") -> Effects:
+    """`Explanation.effect` alone, over a small sample; empty where hardly a candidate is within the budget."""
+    drawn = pool.draw(150, listed=1000, seconds=5).proposals
     if len(drawn) < FEWEST:
         return {}
     means, _ = predictor.predict([_example(proposal) for proposal in drawn])

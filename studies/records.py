@@ -6,9 +6,12 @@ states, and three user attributes: ``launch``, ``rung.N`` and ``result``.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -25,10 +28,16 @@ FORMAT = 1
 """Of launches, rungs and results; stands in the journal under `FORMAT_KEY`."""
 FORMAT_KEY = "spiralformer_journal"
 
-_CREATE_STUDY, _STUDY_ATTR, _CREATE_TRIAL, _TRIAL_STATE, _TRIAL_ATTR = 0, 2, 4, 6, 8
-_OTHERS = (1, 3, 5, 7, 9, 10)
+CREATE_STUDY, STUDY_ATTR, CREATE_TRIAL, TRIAL_PARAM, TRIAL_STATE, TRIAL_ATTR, TRIAL_SYSTEM_ATTR = 0, 2, 4, 5, 6, 8, 9
+"""Kinds of entries in Optuna's journal."""
+_OTHERS = (1, 3, TRIAL_PARAM, 7, TRIAL_SYSTEM_ATTR, 10)
 STATES: dict[int, TrialState] = {0: "running", 1: "complete", 2: "stopped", 3: "failed"}
 """By Optuna's number; 4 is a proposal that waits, which nobody has launched."""
+
+_LARGE = 16 * 2**20
+
+_BEGUN = re.compile(rb'\{"op_code":4,"study_id":(\d{1,9}),"state":(\d),"params":\{')
+"""Begins the line that begins a trial, with all its parameters; the launch is a line of its own."""
 
 _RESULT = {"tokens": int, "steps": int, "seconds": float, "reason": str, "error": str}
 _LAUNCH = {
@@ -46,6 +55,24 @@ class _Trial:
     attrs: dict[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def reading(journal: Path) -> Iterator[None]:
+    """What is made of a large journal inside is there to stay: the garbage collector leaves it alone, now and later.
+
+    With ten thousand trials it would walk over millions of objects again and again, for a third of the time.
+    """
+    if not journal.is_file() or journal.stat().st_size < _LARGE or not gc.isenabled():
+        yield
+        return
+    gc.collect()  # what is garbage now is not to stay
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def open_study(folder: Path) -> tuple[list[TrialRecord], Corpus, StudyConfig]:
     """A study folder's records, data and settings. Raises `SpecError` if it is none, or damaged."""
     return open_for_reading(folder), Corpus(folder / DATA), read_settings(folder)
@@ -61,22 +88,32 @@ def open_for_reading(folder: Path) -> list[TrialRecord]:
     if not path.is_file():
         what = "is not a study folder (no journal.log)"
         raise SpecError("", what, "give the folder that search made", file=str(folder))
-    try:
-        with open_regular(path) as lines:
-            studies, trials = _replay(lines)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, SpecError):
-            error.file = error.file or str(path)
-            raise
-        raise damaged(path, error) from error
     found = []
-    for trial in trials:
-        purpose = studies[trial.study] if trial.study < len(studies) else ""
-        if purpose in get_args(Purpose) and trial.state in STATES:
-            record = make_record(purpose, STATES[trial.state], trial.attrs, path)  # type: ignore[arg-type]
-            if record is not None:
-                found.append(record)
+    with reading(path):
+        try:
+            with open_regular(path) as lines:
+                studies, trials = _replay(lines)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, SpecError):
+                error.file = error.file or str(path)
+                raise
+            raise damaged(path, error) from error
+        for trial in trials:
+            purpose = studies[trial.study] if trial.study < len(studies) else ""
+            if purpose in get_args(Purpose) and trial.state in STATES:
+                record = make_record(purpose, STATES[trial.state], trial.attrs, path)  # type: ignore[arg-type]
+                if record is not None:
+                    found.append(record)
     return sorted(found, key=lambda record: record.number)
+
+
+def has_launches(folder: Path) -> bool:
+    """Whether a study folder's journal holds a launch; where it can't be read, which shows later, it may."""
+    path = folder / JOURNAL
+    if not path.is_file():
+        return False
+    with open_regular(path) as lines:
+        return any(b'"user_attr":{"launch":' in line or not line.startswith(b'{"op_code":') for line in lines)
 
 
 def damaged(path: Path, error: Exception) -> SpecError:
@@ -102,7 +139,10 @@ def _replay(lines: Iterable[bytes]) -> tuple[list[str], list[_Trial]]:
         if waiting:
             raise ValueError(waiting)
         if line[:11] == b'{"op_code":' and line[12:13] == b"," and line[11] in b"13579":
-            continue  # parameters, intermediate values and attributes of the samplers: two thirds of the file
+            continue  # intermediate values and attributes of the samplers
+        if (begun := _BEGUN.match(line)) and line.endswith(b"}\n"):  # a third of the file is its parameters
+            trials.append(_Trial(int(begun[1]), int(begun[2])))
+            continue
         try:
             entry = json.loads(line.decode())
         except ValueError as error:
@@ -111,19 +151,19 @@ def _replay(lines: Iterable[bytes]) -> tuple[list[str], list[_Trial]]:
         if not line.endswith(b"\n"):
             break
         operation = entry["op_code"]
-        if operation == _CREATE_STUDY:
+        if operation == CREATE_STUDY:
             studies.append(entry["study_name"])
-        elif operation == _STUDY_ATTR and FORMAT_KEY in entry["user_attr"]:
+        elif operation == STUDY_ATTR and FORMAT_KEY in entry["user_attr"]:
             check_format(entry["user_attr"][FORMAT_KEY], "")
-        elif operation == _CREATE_TRIAL:
+        elif operation == CREATE_TRIAL:
             state = 0 if entry.get("state") is None else entry["state"]
             attrs = entry.get("user_attrs") or {}
             trials.append(_Trial(_number(entry["study_id"]), _number(state), dict(attrs)))
-        elif operation == _TRIAL_STATE:
+        elif operation == TRIAL_STATE:
             trial = trials[_number(entry["trial_id"])]
             if trial.state in (0, 4):  # what has ended does not change
                 trial.state = _number(entry["state"])
-        elif operation == _TRIAL_ATTR:
+        elif operation == TRIAL_ATTR:
             trial = trials[_number(entry["trial_id"])]
             if trial.state in (0, 4):
                 trial.attrs.update(entry["user_attr"])

@@ -10,31 +10,17 @@ from searchspace.errors import SpecError, show
 from searchspace.loading import read_file
 from studies.config import StudyConfig
 from studies.folder import JOURNAL, SETTINGS, SUMS
-from studies.records import open_for_reading
+from studies.records import has_launches
 
 _MAY_CHANGE = ("search.num_trials", "search.max_failures", "search.promote", "resources", "name", "tracking")
 """Settings that may differ when a study goes on."""
 
 
-def check_settings(settings: StudyConfig, folder: Path, *, lenient: bool = False) -> None:
-    """Raise `SpecError` if the folder's journal was begun with other settings.
-
-    Args:
-        settings: to go on with.
-        folder: of the study.
-        lenient: let pass a journal that can't be read, which may be mended yet.
-    """
+def check_settings(settings: StudyConfig, folder: Path) -> None:
+    """Raise `SpecError` if the folder's journal was begun with other settings."""
     file = folder / SETTINGS
-    if not file.is_file() or not (folder / JOURNAL).is_file():
-        return
-    try:
-        launched = bool(open_for_reading(folder))
-    except SpecError:
-        if not lenient:
-            raise
-        launched = True
-    if not launched:  # nothing was launched: these settings may have been what was wrong
-        return
+    if not file.is_file() or not has_launches(folder):
+        return  # where nothing was launched, these settings may have been what was wrong
     before = read_file(file)
     if differing := _first_difference(before, settings.plain):
         old, new = (show(_at(data, differing)) for data in (before, settings.plain))
@@ -45,7 +31,7 @@ def check_settings(settings: StudyConfig, folder: Path, *, lenient: bool = False
 
 def keep_settings(settings: StudyConfig, folder: Path) -> None:
     """Write the study's settings into its folder, whole. A journal in which nothing was launched begins anew."""
-    if (folder / JOURNAL).is_file() and not open_for_reading(folder):
+    if (folder / JOURNAL).is_file() and not has_launches(folder):
         for name in (JOURNAL, SUMS):
             (folder / name).unlink(missing_ok=True)
     write_file(folder / SETTINGS, settings.to_yaml())

@@ -25,6 +25,7 @@ from searchspace.space import Candidate
 from studies.checkpoint import Store, attempts_in, open_store, remove_attempts
 from studies.config import MiddleChooser, StudyConfig, decide_training
 from studies.data import Corpus, find_path
+from studies.describe import summarize
 from studies.folder import TRIALS, mark_study, study_id
 from studies.journal import Journal, revive
 from studies.proposer import Proposer, trial_key
@@ -96,9 +97,9 @@ class StudyDriver:
         journal: Journal | None = None,
     ) -> None:
         self.study, self.corpus, self.device = study, str(corpus.folder.absolute()), device
-        self._data = corpus.facts.content
+        self._data, self._bits_per_byte = corpus.facts.content, corpus.bits_per_byte
         self.folder = folder.absolute()  # workers run in folders of their own
-        self.journal = journal or Journal(folder, directions=len(study.objectives))
+        self.journal = journal or Journal(folder, study.objectives)
         self.id = mark_study(folder)
         self.trials = trials_store(study, self.folder)
         self.tracking: Tracking | None = None
@@ -300,7 +301,9 @@ class StudyDriver:
             seed=self.study.search.seed if seed is None else seed,
             cost=proposal.cost,
         )
-        record = self.journal.launch(trial, record)
+        shown = {"trial": number, "architecture": summarize(arch)}
+        shown |= {name: getattr(record.cost, name) for name in ("params", "flops_per_token")}
+        record = self.journal.launch(trial, record, shown)
         self._note_launch(record)
         self._running[number] = _Running(trial, record)
         return self._spec(record)
@@ -397,7 +400,8 @@ class StudyDriver:
         values = None
         if state == OptunaState.COMPLETE:
             values = [record.objective(name) for name in self.study.objectives]
-        self.journal.finish(running.trial, state, values, facts)
+        shown = {"bits_per_byte": self._bits_per_byte(record.rungs[-1].loss)} if record.rungs else {}
+        self.journal.finish(running.trial, state, values, facts, shown)
         finished = replace(record, state="failed" if report.reason else STATES[state], **facts)
         self._note_end(finished)
         self._events.append(finished)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import _dynamo, nn
+from torch import nn
 
 from builder.compiler import compile_arch
 from builder.cost import estimate
@@ -197,6 +197,8 @@ def _compile_blocks(model: nn.Module, graph: Graph) -> None:
 
     Compiling the whole model takes several times as long cold, for the same steady speed.
     """
+    from torch import _dynamo  # a second to import, for nothing where nothing is compiled
+
     torch.compiler.reset()
     calls = [node for node in graph.nodes if node.op == "block"]
     lengths = {(node.attr("block"), node.level.closed_chunks(graph.seq_len)) for node in calls}

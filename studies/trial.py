@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias
 
 from builder.cost import Cost
@@ -105,7 +105,7 @@ class Report:
         return Report(**{**data, "rungs": tuple(Rung(**rung) for rung in data["rungs"])})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One launched trial as the journal tells it. Finished records never change."""
 
@@ -142,6 +142,10 @@ class TrialRecord:
 
     def arch_spec(self) -> ArchSpec:
         """The architecture, decoded."""
+        return self._decoded
+
+    @cached_property
+    def _decoded(self) -> ArchSpec:
         return decode(ArchSpec, self.arch)
 
 

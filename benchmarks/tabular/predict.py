@@ -27,6 +27,7 @@ from searchspace.choices import FixedChooser
 from searchspace.space import assignments
 from studies import learners
 from studies.examples import Observation, observe
+from studies.gnn import GraphNetwork
 from studies.predictors import Predictor, rank_correlation
 
 NAMES = ("cost", "scaling_law", "tabular", "gnn", "gnn, no sharing")
@@ -62,9 +63,9 @@ def stop_early(trials: list[list[Observation]]) -> list[Observation]:
 def make(name: str) -> Predictor:
     """A predictor; the ablation replaces the learner behind it."""
     if name == "gnn, no sharing":
-        learners.LEARNERS["gnn"] = lambda: learners.GraphNetwork(sharing=False)  # type: ignore[assignment]
+        learners.LEARNERS["gnn"] = lambda: GraphNetwork(sharing=False)
         return Predictor("gnn")
-    learners.LEARNERS["gnn"] = learners.GraphNetwork
+    learners.LEARNERS["gnn"] = GraphNetwork
     return Predictor(name)  # type: ignore[arg-type]
 
 

@@ -78,7 +78,7 @@ def simulate(
     Only candidates within ``max_flops_per_token`` count, whatever the study's own budget is.
     """
     with tempfile.TemporaryDirectory() as folder:
-        driver = StudyDriver(settings, Path(folder), data, journal=Journal(None, len(settings.objectives)))
+        driver = StudyDriver(settings, Path(folder), data, journal=Journal(None, settings.objectives))
         shares = [min(range(len(table.rungs)), key=lambda i: abs(table.rungs[i] - share)) for share in driver.shares]
         queue: list[tuple[float, int, int]] = []  # time of the next report, trial, its rung
         spent, best, trace = 0.0, float("inf"), Trace()

@@ -1,14 +1,22 @@
 """Samplers by name: evolution's edits, the grid, priors, and learning from another study."""
 
+import math
 import random
 
+import optuna
 import pytest
 from helpers import end_all, make_driver, tiny_study
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
+from builder.compiler import compile_arch
+from builder.cost import estimate
 from searchspace import FixedChooser, SpecError
 from searchspace.space import SpaceSpec
 from studies.config import load_study
+from studies.describe import summarize
 from studies.execution import run_serial
+from studies.importance import measured_importance
 from studies.run import prepare_data
 from studies.samplers import mutate
 from studies.searcher import StudyDriver
@@ -181,18 +189,53 @@ def test_a_folder_without_a_study_is_refused(tmp_path):
         make_driver(tmp_path, None, f"search.from={tmp_path}")
 
 
-def test_what_was_asked_and_what_was_decided_are_both_recorded(tmp_path):
-    """Under a tight budget some decisions are steered; Optuna keeps the question, the record the answer."""
+def test_optuna_shows_what_ran(tmp_path):
+    """Under a tight budget decisions are steered; whoever opens the journal with Optuna sees what was decided."""
     space = {"d_model": {"int": [8, 64], "step": 4}, "blocks": {"core": {"layers": {"int": [1, 6]}}}}
-    over = {"space": space, "budget": {"params": {"min": 40000, "max": 48000}}}
-    driver = end_all(make_driver(tmp_path, over, "search.num_trials=30", "search.stopper=none"))
-    steered = 0
-    for trial, record in driver.journal.launched():
-        if record.purpose != "search":
-            continue
-        assert driver.study.space.resolve(FixedChooser(record.choices)) == record.arch_spec()
-        assert set(trial.params) == set(record.choices)
-        steered += trial.params != record.choices
-    assert steered > 0
-    ranges = {str(t.distributions["d_model"]) for t, r in driver.journal.launched() if r.purpose == "search"}
-    assert len(ranges) == 1  # what a name means to the sampler never changes
+    over = {"space": space, "budget": {"params": {"min": 40000, "max": 48000}, "flops_per_token": None}, "baseline": []}
+    over["training"] = {"lr": {"float": [1e-3, 1e-2]}}
+    driver = make_driver(tmp_path, over, "search.num_trials=40", "search.stopper=none")
+    end_all(driver, lambda record: 3 + record.cost.params / 1e5 + record.training["lr"])
+    storage = JournalStorage(JournalFileBackend(str(driver.folder / "journal.log")))
+    study = optuna.load_study(study_name="search", storage=storage)
+    records = {record.number: record for record in driver.records}
+    trials = {t.user_attrs["trial"]: t for t in study.trials if "launch" in t.user_attrs}
+    assert trials.keys() == records.keys()
+    for number, trial in trials.items():
+        record = records[number]
+        assert trial.params == record.choices
+        assert driver.study.space.draw(FixedChooser(arch_choices(record))).arch == record.arch_spec()
+        assert trial.user_attrs["params"] == record.cost.params
+        assert trial.user_attrs["architecture"] == summarize(record.arch_spec())
+        assert trial.user_attrs["bits_per_byte"] == pytest.approx(record.loss / math.log(2))
+    best = min(driver.records, key=lambda record: record.loss)
+    assert study.best_params == best.choices
+    assert study.metric_names == ["loss"]
+    assert len({str(trial.distributions["d_model"]) for trial in trials.values()}) == 1
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    theirs = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    ours = measured_importance(driver.records, driver.study)
+    assert ours
+    assert {name: theirs[name] for name in ours} == pytest.approx(ours)
+    plots = optuna.visualization.plot_slice(study, params=["d_model", "training.lr"]).data
+    for name, plot in zip(("d_model", "training.lr"), plots, strict=True):
+        decided = [records[number].choices[name] for number in trials]
+        assert list(map(float, plot.x)) == pytest.approx(decided)
+
+
+def test_a_rejected_proposal_teaches_what_was_priced(tmp_path):
+    """The constraint values of a rejection belong to the decisions that were priced, not to those first asked for."""
+    space = {"d_model": {"int": [8, 64], "step": 4}, "blocks": {"core": {"layers": {"int": [1, 6]}}}}
+    over = {"space": space, "budget": {"params": {"min": 40000, "max": 48000}, "flops_per_token": None}, "baseline": []}
+    driver = end_all(make_driver(tmp_path, over, "search.num_trials=40", "search.stopper=none"))
+    rejected = [
+        t for t in driver.journal.studies["search"].trials if t.user_attrs.get("rejected", "").startswith("over")
+    ]
+    assert rejected
+    for trial in rejected:
+        cost = estimate(compile_arch(driver.study.space.draw(FixedChooser(trial.params)).arch))
+        assert dict(driver.budget.excesses(cost)) == trial.constraints
+
+
+def arch_choices(record):
+    return {name: value for name, value in record.choices.items() if not name.startswith("training.")}
