@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-all: $(READY)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[tracking]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[tracking,finetune]"
 	$(BIN)/python -m pytest -m ""
 
 fuzz: $(READY)

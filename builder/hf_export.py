@@ -9,29 +9,35 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from builder.bundle import save_weights
 from builder.compiler import compile_arch
 from builder.ir import Graph
-from builder.lowering import Step, steps_of, why_undecodable
+from builder.lowering import Part, Step, build_model, init_settings, steps_of, why_undecodable
 from builder.part_sources import library, names_in, sources_of
 from searchspace.arch import ArchSpec
 from searchspace.decode import encode
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from spiralformer.decoding import Clock
+from spiralformer.embedding import Head
+from spiralformer.init import initial_values
 from spiralformer.model import SpiralFormer
 
 MODELING, _CONFIG = "modeling_spiralformer.py", "config.json"
 _FILES = ("README.md", "architecture.svg", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 _TOLERANCE = 1e-5
+"""In single precision; in half precision four of its steps."""
 _CHECKED_TOKENS = 16
 
 
@@ -121,7 +127,8 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
         ours, theirs = model(tokens_BL), loaded(tokens_BL).logits
     model.train(was_training)
     gap = float((ours - theirs).abs().max())
-    if not gap <= _TOLERANCE * max(1.0, float(ours.abs().max())):
+    tolerance = max(_TOLERANCE, 4 * torch.finfo(ours.dtype).eps) if ours.dtype.itemsize < 4 else _TOLERANCE
+    if not gap <= tolerance * max(1.0, float(ours.abs().max())):
         raise SpecError("", f"the exported model's logits differ by {gap:.2g}", "report this as a bug", str(folder))
     if why_undecodable(graph):
         return
@@ -143,7 +150,13 @@ def modeling_code(graph: Graph) -> str:
     roots = [name for part in modules.values() for name in names_in(str(part))]
     parts = sources_of([*roots, "_PoolState", "_UpscaleState"] if not undecodable else roots)
     head = _HEAD.format(name=graph.name, arch_id=graph.arch_id)
-    tail = _TAIL.format(arch_id=graph.arch_id, undecodable=undecodable)
+    tail = _TAIL.format(
+        arch_id=graph.arch_id,
+        undecodable=undecodable,
+        vocab_size=graph.vocab_size,
+        initial=_initial(graph),
+        logits="None" if graph.tie_embeddings else "self.model.head.logits",
+    )
     return "\n\n".join([head, _imports(f"{parts}\n\n{body}"), *([parts] if parts else []), _STATE, body, tail]) + "\n"
 
 
@@ -151,12 +164,12 @@ def _model_class(graph: Graph, steps: Sequence[Step], undecodable: str) -> Itera
     made = {step.target: step.part for step in steps if step.target is not None and step.part is not None}
     holders = sorted({".".join(target.split(".")[:i]) for target in made for i in range(1, len(target.split(".")))})
     makers = [f"        self.{name} = nn.Module()" for name in holders]
-    makers += [_wrap(f"        self.{target} = {part}") for target, part in made.items()]
+    makers += [_wrap(f"        self.{target} = {_of_any_vocabulary(part)}") for target, part in made.items()]
     logits = next(step.label for step in steps if step.node.name == graph.output)
     yield (
         "class SpiralFormerModel(nn.Module):\n"
         f'    """The compiled graph of {graph.name}: tokens (B, L) to logits (B, L, V)."""\n\n'
-        "    def __init__(self):\n        super().__init__()\n" + "\n".join(makers)
+        "    def __init__(self, vocab_size):\n        super().__init__()\n" + "\n".join(makers)
     )
     yield (
         "    def forward(self, tokens):\n"
@@ -179,6 +192,33 @@ def _model_class(graph: Graph, steps: Sequence[Step], undecodable: str) -> Itera
         + "\n".join(_decode_lines(steps))
         + f"\n        state.position += 1\n        return {logits}[:, -1]"
     )
+
+
+def _of_any_vocabulary(part: Part) -> Part:
+    """The part with the vocabulary's size as a name: it may be resized."""
+    place = {nn.Embedding: 0, Head: 1}.get(part.make)  # type: ignore[call-overload]
+    if place is None:
+        return part
+    return replace(part, args=(*part.args[:place], _Name("vocab_size"), *part.args[place + 1 :]))
+
+
+class _Name(str):
+    """Code, not text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _initial(graph: Graph) -> str:
+    """How parameters begin, by name, numbers of layers as ``*``."""
+    model = build_model(graph, device="meta")
+    rows: dict[str, tuple[str, float]] = {}
+    for name, (draw, value) in initial_values(model, **init_settings(graph)).items():
+        if draw == "normal" or value:
+            rows[re.sub(r"\.\d+(?=\.)", ".*", name)] = (draw, value)
+    return "INITIAL = {\n" + "".join(f'    "{name}": {row!r},\n'.replace("'", '"') for name, row in rows.items()) + "}"
 
 
 def _wrap(line: str) -> str:
@@ -272,17 +312,19 @@ def _ticks(clock: Clock) -> str:
 def _imports(code: str) -> str:
     _, imports = library()
     used = names_in(code) - {"torch", "nn", "F"}
-    lines = {imports[name] for name in used if name in imports}
-    standard = sorted(line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names)
-    return "\n".join([*standard, "", *sorted(_ALWAYS | (lines - set(standard)))])
+    lines = _ALWAYS | {imports[name] for name in used if name in imports}
+    standard = {line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names}
+    return "\n".join([*sorted(standard), "", *sorted(lines - standard)])
 
 
 _ALWAYS = {
+    "import re",
     "import torch",
     "import torch.nn.functional as F",
     "from torch import Tensor, nn",
     "from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel",
     "from transformers.modeling_outputs import CausalLMOutputWithPast",
+    "from transformers.utils import logging",
 }
 
 _HEAD = '''"""{name} ({arch_id}), generated by SpiralFormer search: the parts it uses, and its compiled graph.
@@ -334,14 +376,22 @@ _STATE = textwrap.dedent(
 ).strip()
 
 _TAIL = '''
+{initial}
+"""How weights begin that no checkpoint holds: normal with this deviation, or filled; others are zero."""
+
+LOSS_SETTINGS = ("num_items_in_batch", "shift_labels", "ignore_index")
+NOT_OFFERED = ("output_attentions", "output_hidden_states")
+logger = logging.get_logger(__name__)
+
+
 class SpiralFormerConfig(PretrainedConfig):
-    """Facts of the model in this file; changing them does not change it."""
+    """Facts of the model in this file; but for the vocabulary's size, changing them does not change it."""
 
     model_type = "spiralformer"
 
-    def __init__(self, arch_id="{arch_id}", is_causal=True, **settings):
+    def __init__(self, arch_id="{arch_id}", is_causal=True, vocab_size={vocab_size}, **settings):
         super().__init__(**settings)
-        self.arch_id, self.is_causal = arch_id, is_causal
+        self.arch_id, self.is_causal, self.vocab_size = arch_id, is_causal, vocab_size
 
 
 class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
@@ -350,18 +400,34 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = SpiralFormerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
     undecodable = {undecodable!r}
 
     def __init__(self, config):
         super().__init__(config)
         if config.arch_id != "{arch_id}":
             raise ValueError(f"config.json describes {{config.arch_id}}, this file {arch_id}")
-        self.model = SpiralFormerModel()
+        self.model = SpiralFormerModel(config.vocab_size)
+        for name, module in self.model.named_modules():
+            path = re.sub(r"\\.\\d+(?=\\.|$)", ".*", name) + "."
+            own = dict(module.named_parameters(recurse=False))
+            module.initial_values = {{key: INITIAL.get(path.lstrip(".") + key, ("fill", 0.0)) for key in own}}
         self.post_init()
 
     def _init_weights(self, module):
-        if type(module).__name__ == "Rotary":  # its tables are computed, not loaded
-            module.reset()
+        missing = [
+            (name, parameter)
+            for name, parameter in module.named_parameters(recurse=False)
+            if not getattr(parameter, "_is_hf_initialized", False)
+        ]
+        if hasattr(module, "reset") and (missing or type(module).__name__ == "Rotary"):
+            module.reset()  # begins as it says; rotary tables are computed, not loaded
+            return
+        for name, parameter in missing:
+            draw, value = getattr(module, "initial_values", {{}}).get(name, ("normal", 0.02))
+            with torch.no_grad():
+                parameter.fill_(value) if draw == "fill" else parameter.normal_(0.0, value)
 
     @classmethod
     def _supports_default_dynamic_cache(cls):
@@ -370,43 +436,85 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self):
         return self.model.embed
 
+    def set_input_embeddings(self, value):
+        self.model.embed = value
+
+    def get_output_embeddings(self):
+        return {logits}
+
+    def set_output_embeddings(self, value):
+        if self.get_output_embeddings() is not None:  # else the head reads the embedding itself
+            self.model.head.logits = value
+
     def forward(
         self,
-        input_ids,
+        input_ids=None,
         attention_mask=None,
-        labels=None,
+        position_ids=None,
         past_key_values=None,
+        labels=None,
         use_cache=None,
         logits_to_keep=0,
-        return_dict=True,
-        **unused,
+        return_dict=None,
+        **settings,
     ):
-        """Logits (B, L, V), and the mean loss of predicting ``labels`` (B, L) from what is before; -100 is left out."""
-        if attention_mask is not None and not attention_mask.bool().all():
-            tokens = attention_mask.bool().int()
-            if (tokens[:, 1:] > tokens[:, :-1]).any():
-                raise ValueError("padding on the left moves the chunk grid: pad on the right, or use batch size 1")
-            if use_cache:
-                raise ValueError("prompts of different lengths can't share one cache: use batch size 1")
+        """Logits (B, L, V), and the mean loss of predicting ``labels`` (B, L) from what is before; -100 is left out.
+
+        ``logits_to_keep``: how many at the end, or which positions; 0 for all. Settings of the loss are those of
+        transformers' losses: ``num_items_in_batch``, ``shift_labels``, ``ignore_index``.
+        """
+        loss_settings = {{name: settings.pop(name) for name in LOSS_SETTINGS if name in settings}}
+        unknown = [name for name, value in settings.items() if value is not None and value is not False]
+        for name in set(unknown) & set(NOT_OFFERED):
+            unknown.remove(name)
+            logger.warning_once(f"{{name}}: this model gives none")
+        if unknown:
+            raise TypeError(f"forward() does not know {{', '.join(unknown)}}: it would have no effect")
+        if input_ids is None:
+            raise ValueError("give input_ids: embeddings can't be given instead")
         state = past_key_values
+        self._check_inputs(input_ids, attention_mask, position_ids, use_cache, 0 if state is None else state.position)
         if use_cache and state is None and not self.undecodable and not self.training:
             state = self.new_state()
+        last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         if state is None:
             logits = self.model(input_ids)
         elif state.position == 0:
-            logits = self.model.prefill(input_ids, state, logits_to_keep)
+            logits = self.model.prefill(input_ids, state, 0 if labels is not None else last)
         else:
             each = [self.model.decode(input_ids[:, i : i + 1], state) for i in range(input_ids.shape[1])]
             logits = torch.stack(each, dim=1)
         loss = None
         if labels is not None:
-            scores = logits[:, :-1].flatten(0, 1).float()
-            loss = F.cross_entropy(scores, labels[:, 1:].flatten().to(logits.device), ignore_index=-100)
-        if isinstance(logits_to_keep, int) and logits_to_keep:
-            logits = logits[:, -logits_to_keep:]
-        if not return_dict:
+            loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **loss_settings)
+        if not isinstance(logits_to_keep, int):
+            logits = logits[:, logits_to_keep]
+        elif last:
+            logits = logits[:, -last:]
+        if not (getattr(self.config, "return_dict", True) if return_dict is None else return_dict):
             return tuple(value for value in (loss, logits, state) if value is not None)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
+
+    def _check_inputs(self, input_ids, attention_mask, position_ids, use_cache, first):
+        """What would have no effect, or the wrong one, is refused."""
+        if attention_mask is not None:
+            if attention_mask.dim() != 2:
+                raise ValueError("attention_mask: give one of shape (B, L); who sees whom is the architecture's")
+            if not attention_mask.bool().all():
+                tokens = attention_mask.bool().int()
+                if (tokens[:, 1:] > tokens[:, :-1]).any():
+                    raise ValueError("padding on the left moves the chunk grid: pad on the right, or use batch size 1")
+                if use_cache:
+                    raise ValueError("prompts of different lengths can't share one cache: use batch size 1")
+            if attention_mask.dtype != torch.bool and ((attention_mask != 0) & (attention_mask != 1)).any():
+                raise ValueError("attention_mask: holds other numbers than 0 and 1; packed texts can't be told apart")
+        if position_ids is not None:
+            length = input_ids.shape[1]
+            wrong = position_ids != torch.arange(first, first + length, device=position_ids.device)
+            if attention_mask is not None:
+                wrong = wrong & attention_mask[:, -length:].bool()  # of padding it does not matter
+            if wrong.any():
+                raise ValueError("position_ids: are counted from the first token; packed texts can't be told apart")
 
     def new_state(self):
         """An empty `DecodeState`."""

@@ -6,6 +6,7 @@ import keyword
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -48,14 +49,14 @@ def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.devic
             module.reset()
     if seed is None:
         return model
-    init_weights(
-        model,
-        seed=seed,
-        d_model=graph.d_model,
-        num_layers=graph.num_layers,
-        scaled_branches=graph.residual_scale != "none",
-    )
+    init_weights(model, seed=seed, **init_settings(graph))
     return model
+
+
+def init_settings(graph: Graph) -> dict[str, Any]:
+    """What initial weights depend on beside the parts (`spiralformer.init`)."""
+    scaled = graph.residual_scale != "none"
+    return {"d_model": graph.d_model, "num_layers": graph.num_layers, "scaled_branches": scaled}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,18 @@ from spiralformer.pooling import LinearPool, SelfAggregatePool
 from spiralformer.recall import ConcatRecall, LinearRecall
 from spiralformer.upscale import LearnedUpscale
 
+Draw: TypeAlias = Literal["normal", "fill"]
 
-def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, scaled_branches: bool) -> None:
-    """Draw every parameter in place.
+
+def initial_values(
+    model: nn.Module, *, d_model: int, num_layers: int, scaled_branches: bool
+) -> dict[str, tuple[Draw, float]]:
+    """How each parameter begins, by name: normal with a standard deviation, or filled with a number.
+
+    What is not among them begins as its module's ``reset`` says.
 
     Args:
-        model: made of this package's parts.
-        seed: of the whole model.
+        model: made of this package's parts; may lie on the meta device.
         d_model: width D of the stream.
         num_layers: unrolled layers N, each use of a shared layer counted.
         scaled_branches: whether the residual branches are scaled already; else their output maps are.
@@ -61,19 +67,42 @@ def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, 
             ones.add(id(module.gain))
         elif isinstance(module, WeightedJoin):
             kept.update(id(p) for p in module.parameters())
+    found: dict[str, tuple[Draw, float]] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in kept:
+            continue
+        std = stds.get(id(parameter), small)
+        if parameter.dim() < 2 or std == 0:
+            found[name] = ("fill", 1.0 if id(parameter) in ones else 0.0)
+        else:
+            found[name] = ("normal", std)
+    return found
+
+
+def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, scaled_branches: bool) -> None:
+    """Draw every parameter in place, as `initial_values` says; those on the meta device are left alone.
+
+    Args:
+        model: made of this package's parts.
+        seed: of the whole model.
+        d_model: width D of the stream.
+        num_layers: unrolled layers N, each use of a shared layer counted.
+        scaled_branches: whether the residual branches are scaled already; else their output maps are.
+    """
+    found = initial_values(model, d_model=d_model, num_layers=num_layers, scaled_branches=scaled_branches)
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.is_meta or id(parameter) in kept:
+        for name, (draw, value) in found.items():
+            parameter = parameters[name]
+            if parameter.is_meta:
                 continue
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if id(parameter) in ones else 0.0)
+            if draw == "fill":
+                parameter.fill_(value)
             else:
-                parameter.copy_(_normal(parameter, stds.get(id(parameter), small), seed, name))
+                parameter.copy_(_normal(parameter, value, seed, name))
 
 
 def _normal(parameter: Tensor, std: float, seed: int, name: str) -> Tensor:
-    if std == 0:
-        return torch.zeros(parameter.shape)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.randn(parameter.shape, generator=generator).mul_(std)

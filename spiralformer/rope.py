@@ -5,6 +5,8 @@ Shape legend: B batch, L positions, N heads, H head dim, R rotated dimensions (R
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,13 @@ class Rotary(nn.Module):
     def reset(self) -> None:
         """Compute the tables again, where they lie (after `to_empty`)."""
         self.cos_LR, self.sin_LR = self._tables(self.cos_LR.shape[0], self.cos_LR.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        """Move with the model, but keep the tables' precision: in bf16, late positions would share their angles."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.cos_LR.dtype != torch.float32:
+            self.reset()
+        return self
 
     def forward(self, length: int, stride: int = 1, first: int = 0) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions first, first + stride, ..., each (length, R)."""

@@ -193,9 +193,9 @@ def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], p
             if rung["loss"] < 0 or rung["flops"] < 0:
                 raise ValueError(f"rung {len(rungs)} is negative")
             rungs.append(Rung(**rung))
-        result = attrs.get("result", {})
-        if result:
-            _check(result, _RESULT, "result")
+        result: dict[str, Any] = {}
+        if "result" in attrs:
+            result = _check(attrs["result"], _RESULT, "result")
         if state in ("complete", "stopped") and not rungs and not result.get("reason"):
             raise ValueError(f"it is {state} without a result")
         return TrialRecord(
@@ -210,8 +210,8 @@ def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], p
         raise SpecError(where, f"can't be read: {error}", remedy, file=str(path)) from error
 
 
-def _check(found: object, known: Mapping[str, type], what: str) -> None:
-    """Raise ValueError unless ``found`` has these fields, each of its type and every number finite."""
+def _check(found: object, known: Mapping[str, type], what: str) -> dict[str, Any]:
+    """``found``. Raises ValueError unless it has these fields, each of its type and every number finite."""
     if not isinstance(found, dict):
         raise ValueError(f"{what} is {show(found)}")
     if found.keys() != known.keys():
@@ -224,6 +224,7 @@ def _check(found: object, known: Mapping[str, type], what: str) -> None:
         fits = type(value) is kind or (kind is float and type(value) is int)
         if not fits or (kind is float and not math.isfinite(value)):
             raise ValueError(f"{what}.{name} is {show(value)}")
+    return found
 
 
 def _cost(found: Any) -> Cost:

@@ -9,11 +9,13 @@ import torch
 from helpers import TOPOLOGIES, built, randomize, tiny_arch
 
 from builder import build_model, compile_arch
+from builder.bundle import load_bundle, save_bundle
 from builder.hf_export import MODELING, export_hf, modeling_code
 from builder.torch_export import export_torch
 from searchspace import SpecError, load_space
 
 transformers = pytest.importorskip("transformers")
+find_labels = pytest.importorskip("transformers.utils").find_labels
 pytestmark = pytest.mark.filterwarnings("default:::transformers", "default:::torch")
 
 CASES = {
@@ -139,3 +141,135 @@ def test_torch_export(tmp_path):
     for batch in (1, 5):
         tokens = torch.randint(0, 17, (batch, 24))
         assert torch.allclose(program(tokens), model(tokens), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def spiral(tmp_path_factory):
+    """An export with pools, learned factors and a recall."""
+    over = {"graph": {"h": {"topology": TOPOLOGIES[5], "recall": "concat"}}}
+    folder = tmp_path_factory.mktemp("spiral") / "hf"
+    model = build_model(compile_arch(tiny_arch(over)), seed=0)
+    export_hf(folder, tiny_arch(over), model)
+    return folder, model
+
+
+def test_trained_anew_it_begins_as_the_product_does(spiral):
+    folder, model = spiral
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    torch.manual_seed(0)
+    fresh = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    ours, theirs = dict(model.named_parameters()), dict(fresh.model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if value.dim() < 2 or value.std() == 0:
+            assert torch.equal(value, theirs[name]), name
+        else:
+            assert theirs[name].std().item() == pytest.approx(value.std().item(), rel=0.25), name
+
+
+def test_weights_that_are_missing_are_drawn(spiral, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, model = spiral
+    weights = load_file(folder / "model.safetensors")
+    gone = [name for name in weights if "qkv" in name or "norm" in name or "factors" in name]
+    assert len(gone) > 3
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    kept = {name: value + 1 for name, value in weights.items() if name not in gone}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = dict(load(tmp_path).named_parameters())
+    for name, value in model.named_parameters():
+        found = loaded[f"model.{name}"]
+        if f"model.{name}" not in gone:
+            assert torch.equal(found, kept[f"model.{name}"])
+        elif value.dim() < 2:
+            assert torch.equal(found, value)
+        else:
+            assert found.std().item() == pytest.approx(value.std().item(), rel=0.25)
+
+
+def test_the_loss_is_shared_by_all_that_accumulate(spiral):
+    """transformers' Trainer hands over how many labels the whole batch has; each part then gives its share."""
+    model = load(spiral[0])
+    tokens = torch.randint(0, 17, (4, 24))
+    whole = model(tokens, labels=tokens).loss
+    parts = [model(t[None], labels=t[None], num_items_in_batch=torch.tensor(4 * 23)).loss for t in tokens]
+    assert torch.allclose(sum(parts), whole)
+    shifted = torch.nn.functional.pad(tokens, (0, 1), value=-100)[:, 1:].contiguous()
+    assert torch.allclose(model(tokens, shift_labels=shifted, labels=tokens).loss, whole)
+    assert find_labels(type(model)) == ["labels"]  # or evaluation would look for others in vain
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error"),
+    [
+        ({"atention_mask": 1}, TypeError),
+        ({"inputs_embeds": torch.zeros(1, 12, 16)}, TypeError),
+        ({"position_ids": torch.arange(12).remainder(6)[None]}, ValueError),
+        ({"attention_mask": torch.ones(1, 1, 12, 12).tril()}, ValueError),
+        ({"attention_mask": torch.arange(12)[None] // 6 + 1}, ValueError),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_would_have_no_effect_is_refused(spiral, inputs, error):
+    with pytest.raises(error, match=r"does not know|counted from the first|shape|other numbers"):
+        load(spiral[0])(torch.randint(0, 17, (1, 12)), **inputs)
+
+
+def test_what_means_nothing_new_is_accepted(spiral):
+    model = load(spiral[0])
+    tokens = torch.randint(0, 17, (2, 12))
+    expected = model(tokens).logits
+    for same in (
+        {"position_ids": torch.arange(12)[None]},
+        {"attention_mask": torch.ones(2, 12)},
+        {"output_attentions": False, "inputs_embeds": None, "return_dict": None},
+    ):
+        assert torch.equal(model(tokens, **same).logits, expected)
+    assert torch.equal(model(tokens, logits_to_keep=torch.tensor([3, 4])).logits, expected[:, 3:5])
+    assert torch.equal(model(tokens, logits_to_keep=2, labels=tokens).logits, expected[:, -2:])
+    assert isinstance(model(tokens, return_dict=False), tuple)
+    named = transformers.AutoModelForCausalLM.from_pretrained(
+        spiral[0], trust_remote_code=True, attn_implementation="sdpa"
+    )
+    assert torch.equal(named.eval()(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_token_is_added_trained_and_kept(tied, tmp_path):
+    over = {"tie_embeddings": tied}
+    export_hf(tmp_path / "hf", tiny_arch(over), built(over))
+    model = load(tmp_path / "hf")
+    with torch.no_grad():
+        before = model(torch.arange(12)[None]).logits
+    model.resize_token_embeddings(20)
+    tokens = torch.tensor([[1, 18, 2, 19, 3, 18]])
+    assert model(tokens).logits.shape == (1, 6, 20)
+    assert torch.allclose(model(torch.arange(12)[None]).logits[..., :17], before, atol=1e-6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    model.save_pretrained(tmp_path / "more")
+    assert torch.equal(load(tmp_path / "more")(tokens).logits, model.eval()(tokens).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, tmp_path):
+    """A model cast to half precision is kept so, in a bundle and in an export; positions keep their precision."""
+    over = {"blocks": {"core": {"recall": "linear"}}}
+    arch, model = tiny_arch(over), built(over).to(dtype)
+    assert {buffer.dtype for name, buffer in model.named_buffers() if "_LR" in name} == {torch.float32}
+    save_bundle(tmp_path / "b", arch, model)
+    loaded = load_bundle(tmp_path / "b").model
+    tokens = torch.randint(0, 17, (2, 24))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert torch.equal(loaded(tokens), model(tokens))
+    export_hf(tmp_path / "hf", arch, model)
+    assert load(tmp_path / "hf")(tokens).logits.dtype == dtype

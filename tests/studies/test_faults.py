@@ -1,6 +1,7 @@
 """What goes wrong, and what must not be lost by it (in one process; `test_ray.py` and `test_chaos.py` kill real ones)."""
 
 import errno
+import json
 import os
 
 import pytest
@@ -212,6 +213,18 @@ def test_a_damaged_journal_is_no_traceback_for_readers(tmp_path):
     middle = data.rindex(b'"launch"')
     path.write_bytes(data[:middle] + b"\x00{" + data[middle + 2 :])
     with pytest.raises(SpecError, match="is damaged"):
+        open_for_reading(driver.folder)
+
+
+@pytest.mark.parametrize("result", [None, [], 0, {"tokens": 1}])
+def test_a_result_that_is_none_is_said_so(tmp_path, result):
+    driver = end_all(make_driver(tmp_path))
+    path = driver.folder / JOURNAL
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if '"result"' in line)
+    lines[at] = json.dumps({**json.loads(lines[at]), "user_attr": {"result": result}}, separators=(",", ":")) + "\n"
+    path.write_text("".join(lines))
+    with pytest.raises(SpecError, match="result"):
         open_for_reading(driver.folder)
 
 
