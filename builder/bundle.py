@@ -149,7 +149,9 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
     except (SafetensorError, OSError) as error:
         raise SpecError("", f"can't be read: {error}", "export it again", file=str(folder / _WEIGHTS)) from error
     model = build_model(graph, seed=None, device=device)
-    model.load_state_dict(weights, assign=True)  # in the dtype they were saved in
+    for name, parameter in model.named_parameters():  # in the dtype they were saved in
+        parameter.data = parameter.data.to(weights[name].dtype)
+    model.load_state_dict(weights)
     model.eval()
     return Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)
 

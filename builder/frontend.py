@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from builder.ir import TOKEN_LEVEL, Attr, Graph, Level, Node, meet
-from searchspace.arch import ArchSpec
+from searchspace.arch import ArchSpec, LevelSpec
 from searchspace.errors import SpecError
 from searchspace.nodes import (
-    TABLEAUS,
     BlockNode,
     EmbedNode,
     HeadNode,
@@ -145,6 +144,7 @@ class _Value:
     level: Level
     upscale: str = "uniform"
     positions: str = "chunk_index"
+    front: str = "read"
 
 
 @dataclass(slots=True)
@@ -158,7 +158,8 @@ class _Lowering:
         """Append the operations of one spec node."""
         v = self.value
         if isinstance(node, EmbedNode):
-            v[name] = self.emit(name, "embed", (), TOKEN_LEVEL, owner="embed")
+            scale: dict[str, Attr] = {} if node.scale == "none" else {"scale": node.scale}
+            v[name] = self.emit(name, "embed", (), TOKEN_LEVEL, owner="embed", **scale)
         elif isinstance(node, BlockNode):
             v[name] = self.block(name, node.block, v[node.input], v[node.recall] if node.recall else None)
         elif isinstance(node, PoolNode):
@@ -166,7 +167,7 @@ class _Lowering:
         elif isinstance(node, UpscaleNode):
             target = self.level_of(node.upscale)
             declared = self.arch.levels[node.upscale.level]
-            then = _Value("", target, node.upscale.upscale or declared.upscale, declared.positions)
+            then = replace(self.like(declared, node.upscale), level=target)
             v[name] = self.upscale(name, v[node.input], then, node.delay + node.upscale.delay, node.reads)
         elif isinstance(node, JoinNode):
             v[name] = self.join(name, node.join, [v[i] for i in node.inputs], node.factors, node.learned)
@@ -216,7 +217,11 @@ class _Lowering:
         kind = use.pool or declared.pool
         owner = "" if kind in ("mean", "last") else f"sites.{name}"
         pooled = self.emit(name, f"pool.{kind}", (source,), level, owner=owner)
-        return _Value(pooled.node, level, use.upscale or declared.upscale, declared.positions)
+        return replace(self.like(declared, use), node=pooled.node, level=level)
+
+    def like(self, declared: LevelSpec, use: LevelUse) -> _Value:
+        """A value of a level, as it says of its latents."""
+        return _Value("", TOKEN_LEVEL, use.upscale or declared.upscale, declared.positions, declared.front)
 
     def upscale(self, name: str, source: _Value, then: _Value, delay: int, reads: str) -> _Value:
         """Spread ``source`` back to the level of ``then``, which says how that is spread in turn."""
@@ -224,18 +229,27 @@ class _Lowering:
         if reads == "auto":
             reads = "closed" if self.arch.causal else "own_chunk"
         owner = f"sites.{name}" if source.upscale == "learned" else ""
-        spread = self.emit(name, f"upscale.{source.upscale}", (source,), target, owner=owner, delay=delay, reads=reads)
+        attrs: dict[str, Attr] = {"delay": delay, "reads": reads}
+        if source.front != "read" and reads == "closed":
+            attrs["front"] = source.front
+        spread = self.emit(name, f"upscale.{source.upscale}", (source,), target, owner=owner, **attrs)
         return replace(then, node=spread.node)
 
     def join(
-        self, name: str, kind: str, values: list[_Value], factors: Sequence[float] = (), learned: bool = False
+        self,
+        name: str,
+        kind: str,
+        values: list[_Value],
+        factors: Sequence[float] = (),
+        learned: bool = False,
+        owner: str = "",
     ) -> _Value:
+        """Fewer factors than values: the first values have none."""
         last, inputs = values[-1], tuple(values)
         if kind == "weighted":
-            text, owner = ",".join(f"{factor:.12g}" for factor in factors), f"sites.{name}" if learned else ""
-            joined = self.emit(
-                name, "join.weighted", inputs, last.level, owner=owner, factors=text, learned=int(learned)
-            )
+            attrs: dict[str, Attr] = {"factors": ",".join(f"{f:.12g}" for f in factors), "learned": int(learned)}
+            owner = (owner or f"sites.{name}") if learned else ""
+            joined = self.emit(name, "join.weighted", inputs, last.level, owner=owner, **attrs)
         elif kind == "mixture":
             joined = self.emit(name, "join.mixture", inputs, last.level, owner=f"sites.{name}")
         else:
@@ -310,8 +324,11 @@ class _Lowering:
         slots = auto if settings.slots == "auto" else settings.slots
         path = f"graph.{name}"
         memory = self.emit(f"{name}.memory", "memory", (embedding,), embedding.level, slots=slots)
-        memory = self.route(f"{name}.start.write", "write", (memory, start, start), path)
-        state = self.route(f"{name}.start.read", "read", (memory, start), path)
+        asked = start if settings.entry == "state" else embedding
+        if asked.level != start.level:
+            raise SpecError(f"{path}.topology.mesh.entry", "the embedding is at another level", "use entry: state")
+        memory = self.route(f"{name}.start.write", "write", (memory, start, asked), path)
+        state = self.route(f"{name}.start.read", "read", (memory, asked), path)
         for t in range(len(loop.schedule)):
             update = self.iteration(name, loop, t, state, start)
             memory = self.route(f"{name}.t{t}.write", "write", (memory, update, state), path)
@@ -321,23 +338,25 @@ class _Lowering:
 
     def runge_kutta_loop(self, name: str, loop: LoopNode, start: _Value, settings: RungeKuttaSettings) -> _Value:
         """Iterations are stages v_j = f(x + sum of theta_jl v_l); a step is x + sum of theta_j v_j."""
-        tableau, state = TABLEAUS[settings.tableau], start
+        tableau, state = settings.scheme, start
         for first in range(0, len(loop.schedule), tableau.stages):
             stages: list[_Value] = []
             for j, factors in enumerate(tableau.stage_factors):
-                point = self.combine(f"{name}.t{first + j}.stage", state, stages, factors, settings.learned)
+                owner = f"sites.{name}.stage{j}" if settings.trains else ""
+                point = self.combine(f"{name}.t{first + j}.stage", state, stages, factors, owner)
                 stages.append(self.iteration(name, loop, first + j, point, start))
             t = first + tableau.stages - 1
-            state = self.combine(f"{name}.t{t}.join", state, stages, tableau.step_factors, settings.learned)
+            owner = f"sites.{name}.step" if settings.trains else ""
+            state = self.combine(f"{name}.t{t}.join", state, stages, tableau.step_factors, owner)
             state = self.outer_norm(name, loop, t, state)
         return state
 
-    def combine(
-        self, name: str, state: _Value, stages: list[_Value], factors: Sequence[float], learned: bool
-    ) -> _Value:
-        """The state plus the stages; those with factor 0 are left out unless factors are learned."""
-        used = [(stage, f) for stage, f in zip(stages, factors, strict=True) if f or learned]
+    def combine(self, name: str, state: _Value, stages: list[_Value], factors: Sequence[float], owner: str) -> _Value:
+        """The state plus the stages, with factors that ``owner`` learns; else those of factor 0 are left out."""
+        used = [(stage, f) for stage, f in zip(stages, factors, strict=True) if f or owner]
         if not used:
             return state
-        values = [state, *[stage for stage, _ in used]]
-        return self.join(name, "weighted", values, [1.0, *[factor for _, factor in used]], learned)
+        values, own = [state, *[stage for stage, _ in used]], [factor for _, factor in used]
+        if owner:
+            return self.join(name, "weighted", values, own, learned=True, owner=owner)
+        return self.join(name, "weighted", values, [1.0, *own])

@@ -30,7 +30,7 @@ from searchspace.decode import encode
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from spiralformer.decoding import Clock
-from spiralformer.embedding import Head
+from spiralformer.embedding import Head, ScaledEmbedding
 from spiralformer.init import initial_values
 from spiralformer.model import SpiralFormer
 
@@ -196,7 +196,7 @@ def _model_class(graph: Graph, steps: Sequence[Step], undecodable: str) -> Itera
 
 def _of_any_vocabulary(part: Part) -> Part:
     """The part with the vocabulary's size as a name: it may be resized."""
-    place = {nn.Embedding: 0, Head: 1}.get(part.make)  # type: ignore[call-overload]
+    place = {nn.Embedding: 0, ScaledEmbedding: 0, Head: 1}.get(part.make)  # type: ignore[call-overload]
     if place is None:
         return part
     return replace(part, args=(*part.args[:place], _Name("vocab_size"), *part.args[place + 1 :]))

@@ -15,7 +15,7 @@ from builder.ir import Graph, Level, Node
 from searchspace.arch import ffn_dim, head_dim, rotary_dim
 from spiralformer.block import Block, BlockConfig
 from spiralformer.decoding import SITE, UNDECODABLE, Clock, Site
-from spiralformer.embedding import Head, TiedHead
+from spiralformer.embedding import Head, ScaledEmbedding, TiedHead
 from spiralformer.init import init_weights
 from spiralformer.joins import AddStep, MixtureJoin, ScaleStep, WeightedJoin
 from spiralformer.model import SpiralFormer
@@ -239,7 +239,9 @@ def _pool(make: Callable[..., nn.Module], *, learned: bool = False) -> ModuleRul
 def _upscale(make: Callable[..., nn.Module], *, learned: bool = False) -> ModuleRule:
     def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
         chunk, offset = levels[0].relative_to(node.level)
-        extra = {"d_model": graph.d_model} if learned else {}
+        extra: dict[str, object] = {"d_model": graph.d_model} if learned else {}
+        if dict(node.attrs).get("front") == "zero":
+            extra["zero_front"] = True
         own_chunk, target = node.attr("reads") == "own_chunk", tuple(node.level)
         return part(make, chunk, offset, delay=node.int_attr("delay"), own_chunk=own_chunk, target=target, **extra)
 
@@ -256,7 +258,9 @@ def _norm(kind: str) -> ModuleRule:
 
 
 MODULES: dict[str, ModuleRule] = {
-    "embed": lambda graph, node, levels: part(nn.Embedding, graph.vocab_size, graph.d_model),
+    "embed": lambda graph, node, levels: part(
+        ScaledEmbedding if dict(node.attrs).get("scale") else nn.Embedding, graph.vocab_size, graph.d_model
+    ),
     "block": _block,
     "pool.mean": _pool(MeanPool),
     "pool.last": _pool(LastPool),

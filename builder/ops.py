@@ -211,7 +211,7 @@ def _pool_attention_work(graph: Graph, node: Node, levels: Sequence[Level]) -> t
 
 
 def _weighted_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
-    return len(levels) if node.attr("learned") else 0
+    return str(node.attr("factors")).count(",") + 1 if node.attr("learned") else 0
 
 
 def _vector_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
@@ -225,7 +225,7 @@ def _relative_chunk(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
 _scorer_params, _scorer_work = _linear(lambda graph, node, levels: 1, at_input=True)
 _allocation_params, _allocation_work = _linear(_relative_chunk, at_input=True)
 _router_params, _router_work = _linear(lambda graph, node, levels: node.int_attr("slots"))
-_mixture_params, _mixture_work = _linear(lambda graph, node, levels: len(levels) - 2)
+_mixture_params, _mixture_work = _linear(lambda graph, node, levels: len(levels) - 1)
 _two_matrices_params, _two_matrices_work = _matrices(2)
 _four_matrices_params, _ = _matrices(4)
 

@@ -14,10 +14,10 @@ from typing import Literal
 from searchspace.decode import encode, key
 from searchspace.errors import SpecError, one_of, show
 from searchspace.nodes import (
-    TABLEAUS,
     BlockNode,
     EmbedNode,
     FfnKind,
+    FrontRule,
     HeadNode,
     JoinNode,
     LevelUse,
@@ -73,6 +73,11 @@ class LevelSpec:
     )
     pool: PoolKind = key("How a chunk becomes a latent.", default="self_aggregate")
     upscale: UpscaleKind = key("How a latent's update is spread over the tokens.", default="learned")
+    front: FrontRule = key(
+        "Whether the first chunk - 1 tokens read the short chunk that an offset leaves at the front, or zeros as a "
+        "literal right shift gives (SpiralFormer leaves it open).",
+        default="read",
+    )
     positions: Positions = key(
         "What the rotary embedding is told of a latent: chunk_index, or the position of the chunk's last_token.",
         default="chunk_index",
@@ -283,11 +288,11 @@ def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
     if not 1 <= len(node.schedule) <= 256:
         raise SpecError(f"{path}.schedule", f"has {len(node.schedule)} iterations", "give 1 to 256 levels")
     if isinstance(node.topology.settings, RungeKuttaSettings):
-        stages = TABLEAUS[node.topology.settings.tableau].stages
+        stages = node.topology.settings.scheme.stages
         if len(node.schedule) % stages:
             raise SpecError(
                 f"{path}.schedule",
-                f"has {len(node.schedule)} iterations, but {node.topology.settings.tableau} takes {stages} a step",
+                f"has {len(node.schedule)} iterations, but its Runge-Kutta scheme takes {stages} a step",
                 f"give a multiple of {stages}",
             )
     if node.reads_embedding and node.embedding is None and len(embeds) != 1:

@@ -16,6 +16,9 @@ TopologyKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "
 Support: TypeAlias = Literal["residual", "anchor", "anchor_star"]
 MixWeights: TypeAlias = Literal["sum", "static", "dynamic"]
 Tableau: TypeAlias = Literal["euler", "midpoint", "rk4"]
+EmbedScale: TypeAlias = Literal["none", "sqrt_d_model"]
+MeshEntry: TypeAlias = Literal["state", "embedding"]
+FrontRule: TypeAlias = Literal["read", "zero"]
 ResidualKind: TypeAlias = Literal["add", "gate", "gru"]
 Positions: TypeAlias = Literal["chunk_index", "last_token"]
 StepKind: TypeAlias = Literal["add", "scale"]
@@ -60,15 +63,21 @@ class MeshSettings:
     """Memory slots with learned writes and reads (MeSH)."""
 
     slots: int | Literal["auto"] = key("Memory slots; auto is iterations + 3.", default="auto", low=2, high=256)
+    entry: MeshEntry = key(
+        "What the routers before the first iteration read: the state that enters the loop, or the embedding (the paper "
+        "leaves it open).",
+        default="state",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixSettings:
-    """Several supports at once (MeSH, section 2.5)."""
+    """Several supports at once (MeSH, appendix E.2)."""
 
     of: tuple[Support, ...] = key("What the update is added to.")
     weights: MixWeights = key(
-        "sum: all of each. static: a learned factor for each, from 1/n. dynamic: a router's softmax for each token.",
+        "sum: all of each. static: a learned factor for each, and the update's. dynamic: for each token, a router's "
+        "softmax over the update and each.",
         default="sum",
     )
 
@@ -77,8 +86,28 @@ class MixSettings:
 class RungeKuttaSettings:
     """Iterations as stages of an explicit Runge-Kutta step over depth (R2N2, arXiv 2211.12386)."""
 
-    tableau: Tableau = key("euler: 1 stage a step. midpoint: 2. rk4: 4.")
-    learned: bool = key("Train the tableau's factors, from these values.", default=False)
+    tableau: Tableau | None = key("euler: 1 stage a step. midpoint: 2. rk4: 4.", default=None)
+    learned: bool = key("Train the tableau's factors, one set for all steps, from these values.", default=False)
+    stages: int | None = key(
+        "Instead of a named tableau, one of so many stages with learned factors, from 1/n for the stage before and for "
+        "each in the step.",
+        default=None,
+        low=1,
+        high=64,
+    )
+
+    @property
+    def scheme(self) -> ButcherTableau:
+        """The factors to begin with."""
+        if self.tableau is not None:
+            return TABLEAUS[self.tableau]
+        n = self.stages or 1
+        return ButcherTableau(tuple((*[0.0] * (j - 1), 1 / n)[:j] for j in range(n)), (1 / n,) * n)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the factors are learned."""
+        return self.learned or self.stages is not None
 
 
 class ButcherTableau(NamedTuple):
@@ -124,6 +153,8 @@ class TopologySpec:
         settings = decode(_SETTINGS[name], mapping[name], join_path(path, name))
         if isinstance(settings, MixSettings) and not 1 <= len(settings.of) == len(set(settings.of)):
             raise SpecError(f"{path}.mix.of", f"{list(settings.of)} is not a set of supports", "name each once")
+        if isinstance(settings, RungeKuttaSettings) and (settings.tableau is None) == (settings.stages is None):
+            raise SpecError(f"{path}.runge_kutta", "has no scheme, or two", "give one of tableau and stages")
         return TopologySpec(kind=decoder_for(TopologyKind)(name, path), settings=settings)
 
     def __encode__(self) -> object:
@@ -135,6 +166,10 @@ class EmbedNode:
     """Token ids to token stream."""
 
     embed: Literal["tokens"] = key("The input: tokens.")
+    scale: EmbedScale = key(
+        "sqrt_d_model: multiplied by it in the forward (MeSH, appendix B), the weights drawn smaller by as much.",
+        default="none",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,8 +208,8 @@ class JoinNode:
     """Topology step: an update, and what it is added to."""
 
     join: JoinKind = key(
-        "base: the update alone. weighted: a sum with a factor for each input. mixture: the first input, plus the "
-        "others from the third on, weighted for each token by a router that reads the second. Others: the sum."
+        "base: the update alone. weighted: a sum with a factor for each input. mixture: the first and all "
+        "from the third on, weighted for each token by a softmax router that reads the second. Others: the sum."
     )
     inputs: tuple[str, ...] = key("The update first, then states.", name="in")
     factors: tuple[float, ...] = key("Of weighted, one for each input.", default=())

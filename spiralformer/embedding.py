@@ -5,10 +5,23 @@ Shape legend: B batch, L tokens, D model, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spiralformer.norm import make_norm
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Token embedding times sqrt(D) (MeSH, appendix B).
+
+    Shape:
+        (B, L) -> (B, L, D).
+    """
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        return super().forward(tokens_BL) * math.sqrt(self.embedding_dim)
 
 
 class Head(nn.Module):

@@ -4,7 +4,7 @@ Each parameter draws from a generator of its own, seeded by (seed, name): what o
 does not depend on which other parts the model has.
 
 Matrices are normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX); the embedding
-with sqrt(D) times that, as MeSH scales it, unless the head uses it too; the output maps of attention and
+with sqrt(D) times that, unless it is scaled in the forward or the head uses it too; the output maps of attention and
 feed-forward with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one;
 biases, scorers and allocations zero, so that pools start as means and up-scaling as uniform; maps that
 stand in the stream itself (recall, linear pooling) preserve variance; gains and factors begin as their
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spiralformer.attention import Attention
 from spiralformer.block import FeedForward, GatedFeedForward
-from spiralformer.embedding import TiedHead
+from spiralformer.embedding import ScaledEmbedding, TiedHead
 from spiralformer.joins import ScaleStep, WeightedJoin
 from spiralformer.pooling import LinearPool, SelfAggregatePool
 from spiralformer.recall import ConcatRecall, LinearRecall
@@ -52,7 +52,8 @@ def initial_values(
     tied = any(isinstance(module, TiedHead) for module in model.modules())
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            stds[id(module.weight)] = small if tied else small * math.sqrt(d_model)
+            drawn_small = tied or isinstance(module, ScaledEmbedding)
+            stds[id(module.weight)] = small if drawn_small else small * math.sqrt(d_model)
         elif isinstance(module, Attention | FeedForward | GatedFeedForward):
             stds[id(module.out.weight)] = branch
         elif isinstance(module, SelfAggregatePool):

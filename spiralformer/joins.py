@@ -14,6 +14,8 @@ from torch import Tensor, nn
 class WeightedJoin(nn.Module):
     """A sum with a factor for each input, fixed or learned (Runge-Kutta stages, static mixtures of supports).
 
+    With fewer factors than inputs, the first inputs have none.
+
     Shape:
         any number of (B, L, D) -> (B, L, D).
     """
@@ -30,14 +32,15 @@ class WeightedJoin(nn.Module):
                 self.factors.copy_(torch.tensor(self.initial))
 
     def forward(self, *inputs_BLD: Tensor) -> Tensor:
-        total = self.factors[0] * inputs_BLD[0]
-        for factor, x_BLD in zip(self.factors[1:], inputs_BLD[1:], strict=True):
-            total = total + factor * x_BLD
+        plain = len(inputs_BLD) - len(self.factors)
+        total = inputs_BLD[0] if plain else self.factors[0] * inputs_BLD[0]
+        for i, x_BLD in enumerate(inputs_BLD[1:], start=1):
+            total = total + (x_BLD if i < plain else self.factors[i - plain] * x_BLD)
         return total
 
 
 class MixtureJoin(nn.Module):
-    """The update, plus supports weighted for each token by a softmax router that reads the state (MeSH, 2.5).
+    """The update and supports, weighted for each token by a softmax router that reads the state (MeSH, appendix E.2).
 
     Shape:
         update, state, then K supports, each (B, L, D) -> (B, L, D).
@@ -45,13 +48,14 @@ class MixtureJoin(nn.Module):
 
     def __init__(self, d_model: int, supports: int) -> None:
         super().__init__()
-        self.router = nn.Linear(d_model, supports)
+        self.router = nn.Linear(d_model, 1 + supports)
 
     def forward(self, update_BLD: Tensor, state_BLD: Tensor, *supports_BLD: Tensor) -> Tensor:
         weights_BLK = self.router(state_BLD).softmax(dim=-1)
-        for k, support_BLD in enumerate(supports_BLD):
-            update_BLD = update_BLD + weights_BLK[..., k : k + 1] * support_BLD
-        return update_BLD
+        mixed_BLD = weights_BLK[..., :1] * update_BLD
+        for k, support_BLD in enumerate(supports_BLD, start=1):
+            mixed_BLD = mixed_BLD + weights_BLK[..., k : k + 1] * support_BLD
+        return mixed_BLD
 
 
 class AddStep(nn.Module):

@@ -23,17 +23,29 @@ class Upscale(nn.Module):
         offset: of the chunk borders, in positions of the finer level.
         delay: read as of this many positions ago.
         own_chunk: read the chunk one is in, closed or not (not causal).
+        zero_front: give zero up to the end of the first whole chunk, as a literal right shift by g - 1 does; else a
+            short chunk that the offset leaves at the front is read once it is closed.
         target: (chunk, offset) of the finer level, in tokens.
 
     Shape:
         z (B, M, D), tokens (B, T) -> (B, L, D), L the finer level's length for T tokens.
     """
 
-    def __init__(self, chunk: int, offset: int, *, delay: int, own_chunk: bool, target: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        chunk: int,
+        offset: int,
+        *,
+        delay: int,
+        own_chunk: bool,
+        target: tuple[int, int],
+        zero_front: bool = False,
+    ) -> None:
         super().__init__()
         self.target_chunk, self.target_offset = target
         self.chunk, self.scale = chunk, math.sqrt(chunk)
         self.shift = (-offset if own_chunk else chunk - offset - 1) + delay
+        self.first = chunk - 1 + delay if zero_front else self.shift
 
     def forward(self, z_BMD: Tensor, tokens_BT: Tensor) -> Tensor:
         return self.place(self.spread(z_BMD), tokens_BT)
@@ -44,15 +56,15 @@ class Upscale(nn.Module):
 
     def reads(self, position: int) -> tuple[int, int]:
         """(chunk, place) that a position reads; a negative chunk is zero."""
-        return divmod(position - self.shift, self.chunk)
+        return divmod(position - self.shift, self.chunk) if position >= self.first else (-1, 0)
 
     def place(self, update_BMGD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Lay the chunks' places on the positions; zero where no closed chunk can be read."""
         length = (tokens_BT.shape[1] + self.target_offset) // self.target_chunk
-        flat = update_BMGD.flatten(1, 2)
+        flat = update_BMGD.flatten(1, 2)[:, self.first - self.shift :]
         if flat.shape[1] == 0:
             return flat.new_zeros(flat.shape[0], length, flat.shape[2])
-        shift = min(self.shift, length)
+        shift = min(self.first, length)
         return F.pad(flat, (0, 0, shift, length - shift - flat.shape[1]))
 
 
@@ -67,9 +79,17 @@ class LearnedUpscale(Upscale):
     """beta = softmax over places of a linear map of the latent."""
 
     def __init__(
-        self, chunk: int, offset: int, *, delay: int, own_chunk: bool, target: tuple[int, int], d_model: int
+        self,
+        chunk: int,
+        offset: int,
+        *,
+        delay: int,
+        own_chunk: bool,
+        target: tuple[int, int],
+        d_model: int,
+        zero_front: bool = False,
     ) -> None:
-        super().__init__(chunk, offset, delay=delay, own_chunk=own_chunk, target=target)
+        super().__init__(chunk, offset, delay=delay, own_chunk=own_chunk, target=target, zero_front=zero_front)
         self.allocation = nn.Linear(d_model, chunk)
 
     def spread(self, z_BMD: Tensor) -> Tensor:

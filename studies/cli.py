@@ -25,6 +25,7 @@ from studies.terminal import (
     EXIT_INTERRUPTED,
     TerminalConsole,
     fail,
+    interrupts,
     say,
     silence,
     told,
@@ -46,6 +47,21 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.path=value, 
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 
 
+def _end(error: Exception | KeyboardInterrupt, *, interrupted: bool) -> None:
+    """Say what ended a command, and exit with its code; raises again what is a fault of ours."""
+    if isinstance(error, KeyboardInterrupt) or (interrupted and not isinstance(error, typer.Exit)):
+        fail("interrupted", EXIT_INTERRUPTED, error)
+    if isinstance(error, SpecError):
+        add_line(error)
+        fail(str(error), EXIT_BAD_INPUT, error)
+    if isinstance(error, BrokenPipeError):
+        silence()
+    elif isinstance(error, OSError | MemoryError | RuntimeError) and (known := told(error)) is not None:
+        fail(*known, error)
+    else:
+        raise error
+
+
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command that ends with one message and a documented exit code, whatever the system does to it."""
 
@@ -54,20 +70,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone shows '?'
-        try:
-            function(*args, **kwargs)
-            sys.stdout.flush()
-        except SpecError as error:
-            add_line(error)
-            fail(str(error), EXIT_BAD_INPUT, error)
-        except BrokenPipeError:
-            silence()
-        except KeyboardInterrupt as error:
-            fail("interrupted", EXIT_INTERRUPTED, error)
-        except (OSError, MemoryError, RuntimeError) as error:
-            if (known := told(error)) is None:
-                raise
-            fail(*known, error)
+        with interrupts() as interrupted:
+            try:
+                function(*args, **kwargs)
+                sys.stdout.flush()
+            except (Exception, KeyboardInterrupt) as error:
+                _end(error, interrupted=bool(interrupted))
 
     return app.command(function.__name__.replace("_shipped", "").replace("_", "-"))(run)
 

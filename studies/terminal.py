@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import NoReturn, TextIO
 
 import typer
@@ -41,6 +43,25 @@ def fail(message: str, code: int, error: BaseException) -> NoReturn:
     except OSError:
         silence()
     raise typer.Exit(code) from error
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Note every SIGINT on its way: in the midst of an import, a library may make another exception of it."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def silence() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -55,7 +56,7 @@ def _status(folder: Path, *, table: bool) -> RenderableType:
     running = len(records) - ended
     lines: list[RenderableType] = [Text.from_markup(f"[bold]{settings.name}[/]: {ended} of {total} trials ended")]
     if table:
-        lines.append(ProgressBar(total=total, completed=ended, width=60))
+        lines.append(Padding(ProgressBar(total=total, completed=ended, width=60), 0))  # on a line of its own
     for purpose in ("search", "baseline"):
         if (best := best_of(records, purpose=purpose)) is not None:
             bits = corpus.bits_per_byte(best.rungs[-1].loss)

@@ -21,10 +21,11 @@ CHUNKS = (2, 3, 4)
 
 def ladder(pool, upscale, topology, chunk, offset, delay=0):
     """A loop at the level, then at one twice as coarse, then at full resolution."""
+    front = "zero" if delay else "read"
     return {
         "levels": {
             "phrase": {"chunk": 2 * chunk, "offset": chunk + offset, "pool": pool, "upscale": upscale},
-            "word": {"chunk": chunk, "offset": offset, "pool": pool, "upscale": upscale},
+            "word": {"chunk": chunk, "offset": offset, "pool": pool, "upscale": upscale, "front": front},
         },
         "graph": {
             "h": {"schedule": [{"level": "word", "delay": delay}, "phrase", "token", "word"], "topology": topology},
@@ -110,7 +111,7 @@ def test_non_causal_models_do_see_ahead():
 
 
 def test_every_kind_is_in_the_grid():
-    assert set(LevelSpec.__dataclass_fields__) == {"chunk", "offset", "pool", "upscale", "positions"}
+    assert set(LevelSpec.__dataclass_fields__) == {"chunk", "offset", "pool", "upscale", "positions", "front"}
     assert len(list(itertools.product(POOLS, UPSCALES))) == 10
 
 

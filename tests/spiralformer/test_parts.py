@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
-from helpers import built
+from helpers import built, tiny_arch
 
+from builder import build_model, compile_arch
 from spiralformer.attention import Attention
 from spiralformer.block import Block, BlockConfig
+from spiralformer.embedding import ScaledEmbedding
 from spiralformer.generate import Sampling, sample_next
+from spiralformer.joins import MixtureJoin, WeightedJoin
 from spiralformer.pooling import LastPool, MeanPool, SelfAggregatePool
 from spiralformer.rope import Rotary, rotate
 from spiralformer.topology import OpenMemory, ReadMemory, WriteMemory
@@ -176,3 +179,96 @@ def test_generate_is_repeatable_and_checks_its_input():
     ):
         with pytest.raises(ValueError, match=r"must be|need"):
             model.generate(**{"tokens_BL": prompt, "max_new_tokens": 1, **bad})
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 4])
+def test_zero_front_is_the_literal_right_shift(chunk):
+    """Spread over the places of each own chunk, then shifted right by g - 1 with zeros coming in (SpiralFormer)."""
+    for offset in range(chunk):
+        z_BMD = torch.randn(2, (13 + offset) // chunk, D)
+        kinds = {"read": False, "zero": True}
+        up = {
+            kind: UniformUpscale(chunk, offset, delay=0, own_chunk=False, target=(1, 0), zero_front=zero)
+            for kind, zero in kinds.items()
+        }
+        own_BLD = up["zero"].spread(z_BMD).flatten(1, 2)[:, offset:]
+        literal_BLD = torch.cat((torch.zeros(2, chunk - 1, D), own_BLD), dim=1)[:, :13]
+        tokens = torch.zeros(2, 13, dtype=torch.long)
+        placed = {kind: upscale(z_BMD, tokens) for kind, upscale in up.items()}
+        assert torch.equal(placed["zero"], literal_BLD)
+        assert torch.equal(placed["read"][:, chunk - 1 :], placed["zero"][:, chunk - 1 :])
+        assert torch.equal(placed["read"], placed["zero"]) == (offset == 0)
+
+
+def run_loop(topology, iterations, seed=0):
+    """A tiny loop in double precision; also its input, the function of its core, and the model."""
+    over = {
+        "graph": {"h": {"topology": topology, "schedule": ["token"] * iterations}},
+    }
+    model = built(over, seed).double()
+    seen = {}
+    model.blocks.core.register_forward_hook(
+        lambda module, args, out: seen.setdefault("calls", []).append((args[0], out))
+    )
+    model.head.register_forward_pre_hook(lambda module, args: seen.setdefault("out", args[0]))
+    model(torch.randint(0, 17, (2, 9)))
+    return model, seen
+
+
+def test_a_dynamic_combination_weighs_the_update_too():
+    """All three coefficients of each token come from one softmax over the state (MeSH, appendix E.2)."""
+    model, seen = run_loop({"mix": {"of": ["residual", "anchor"], "weights": "dynamic"}}, 3)
+    routers = [module.router for module in model.modules() if isinstance(module, MixtureJoin)]
+    assert len(routers) == 3
+    start = state = seen["calls"][0][0]
+    for (entered, update), router in zip(seen["calls"], routers, strict=True):
+        assert torch.allclose(entered, state, atol=1e-12)
+        weights = (state @ router.weight.T + router.bias).softmax(-1)
+        state = weights[..., 0:1] * update + weights[..., 1:2] * state + weights[..., 2:3] * start
+    assert torch.allclose(seen["out"], state, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"stages": 3}, {"stages": 1}, {"stages": 4}, {"tableau": "rk4", "learned": True}])
+def test_learned_runge_kutta_has_one_set_of_scalars(settings):
+    """v_j = f(x + sum theta_jl v_l), x' = x + sum theta_j v_j; n (n + 1) / 2 scalars, none for x (R2N2)."""
+    n = settings.get("stages", 4)
+    model, seen = run_loop({"runge_kutta": settings}, 2 * n)
+    joins = {name: module for name, module in model.named_modules() if isinstance(module, WeightedJoin)}
+    assert sum(p.numel() for join in joins.values() for p in join.parameters()) == n * (n + 1) // 2
+    with torch.no_grad():
+        for join in joins.values():
+            join.factors.uniform_(-1, 1)
+    seen.clear()
+    model(torch.randint(0, 17, (2, 9)))
+    theta = [next((j.factors for name, j in joins.items() if name.endswith(f"stage{i}")), ()) for i in range(n)]
+    last = next(join.factors for name, join in joins.items() if name.endswith("step"))
+    state = seen["calls"][0][0]
+    for first in (0, n):
+        updates = []
+        for j in range(n):
+            entered, update = seen["calls"][first + j]
+            point = state + sum(theta[j][i] * updates[i] for i in range(j))
+            assert torch.allclose(entered, point, atol=1e-12)
+            updates.append(update)
+        state = state + sum(last[j] * updates[j] for j in range(n))
+    assert torch.allclose(seen["out"], state, atol=1e-12)
+
+
+def test_the_embedding_is_scaled_in_the_forward():
+    """Equal at the start to weights drawn larger, but not once they are trained (MeSH, appendix B)."""
+    archs = [tiny_arch({"graph": {"x": {"scale": scale}}}) for scale in ("none", "sqrt_d_model")]
+    plain, scaled = (build_model(compile_arch(arch), seed=0) for arch in archs)
+    tokens = torch.randint(0, 17, (2, 9))
+    assert torch.allclose(plain(tokens), scaled(tokens), atol=1e-5)
+    assert torch.allclose(scaled.embed.weight * math.sqrt(plain.embed.embedding_dim), plain.embed.weight, atol=1e-6)
+    assert isinstance(scaled.embed, ScaledEmbedding)
+
+
+def test_the_routers_before_the_loop_may_read_the_embedding():
+    """Which of the two MeSH leaves open; the weights are the same."""
+    logits = {}
+    for entry in ("state", "embedding"):
+        loop = {"in": "p", "topology": {"mesh": {"entry": entry}}}
+        model = built({"graph": {"p": {"block": "core", "in": "x"}, "h": loop}})
+        logits[entry] = model(torch.arange(9)[None])
+    assert not torch.allclose(logits["state"], logits["embedding"])
