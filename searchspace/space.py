@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,12 @@ from searchspace.parts import Sequence as ScheduleChoice
 from searchspace.template import Template
 
 _ENUMERABLE = 20_000
-_ENUMERATION_STEPS = 300_000
+_ENUMERATION_STEPS = 1_000_000
 _PATIENCE = 1000
 _LEAST_PATIENCE = 20
 _DRAWN_VALUES = 60_000
 _CONTRADICTIONS = 100
+_LISTED_VALUES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class SpaceSpec:
         self.template = Template(data)
         self._file = file
         self.name = str(data.get("name", "unnamed"))
+        self.valid: list[dict[str, Scalar]] | None = None
+        """Every way that satisfies the constraints, once random draws have failed to find one: they are rare."""
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -102,7 +106,20 @@ class SpaceSpec:
         Raises:
             SpecError: if none of 1,000 draws in a row does (fewer for a large file), or 100 give no architecture.
         """
-        return self._first_valid(RandomChooser(seed))
+        if self.valid is None:
+            try:
+                return self._first_valid(RandomChooser(seed))
+            except ConstraintError:
+                if self.template.size() * self.template.weight > _LISTED_VALUES:
+                    raise
+                self.valid = list(assignments(self.template))
+                if not self.valid:
+                    raise
+        draw = random.Random(seed)
+        for choices in draw.sample(self.valid, len(self.valid)):
+            with contextlib.suppress(SpecError):  # decisions that contradict each other
+                return self.draw(FixedChooser(choices))
+        return self.draw(FixedChooser(self.valid[0]))
 
     def _first_valid(self, chooser: Chooser) -> Candidate:
         """Draw until a candidate holds; decisions that contradict each other are drawn again."""
@@ -134,6 +151,8 @@ class SpaceSpec:
         ways = self.template.size()
         if not self.template.constraints:
             return SpaceSize(ways, ways)
+        if self.valid is not None:
+            return SpaceSize(len(self.valid), len(self.valid))
         if ways > _ENUMERABLE:
             return SpaceSize(0, ways)
         last = self.template.work + _ENUMERATION_STEPS

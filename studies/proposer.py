@@ -39,6 +39,7 @@ from studies.surrogate import Surrogate
 
 _JOURNALED_REJECTIONS = 2
 _PATIENCE = 1000
+_MISSES = 20_000
 _UNNARROWED = 200
 _MOST_LISTED = 20_000
 
@@ -160,10 +161,18 @@ class Proposer:
     def _propose_random(self, study: optuna.Study, number: int) -> tuple[optuna.Trial, Proposal] | None:
         draw = random.Random(f"{self.study.search.seed}:{number}")
         reasons: list[str] = []
+        misses = 0
         while len(reasons) < _PATIENCE:
             # Rejection alone draws evenly from what fits; where little fits, narrowing finds it.
-            chooser = RandomChooser(draw.getrandbits(48))
-            proposal, reason, _ = self._draw(chooser, narrow=len(reasons) >= _UNNARROWED)
+            narrow = len(reasons) >= _UNNARROWED
+            seed = draw.getrandbits(48)
+            chooser: Chooser = RandomChooser(seed)
+            if (valid := self.study.space.valid) is not None:
+                chooser = HintedChooser(draw.choice(valid), seed)
+            elif not narrow and misses < _MISSES and not self._holds(seed):
+                misses += 1  # decided anew, not given up on
+                continue
+            proposal, reason, _ = self._draw(chooser, narrow=narrow)
             found = self._enqueue(study, proposal)
             if found is not None:
                 self.counts["random"] += 1
@@ -173,6 +182,16 @@ class Proposer:
         counted = "; ".join(f"{count} times {reason}" for reason, count in Counter(reasons).most_common(3))
         self.exhausted = f"stopped proposing after {_PATIENCE} rejections in a row: {counted}"
         return None
+
+    def _holds(self, seed: int) -> bool:
+        """Whether a random draw satisfies the constraints, for a fraction of what building it takes."""
+        try:
+            self.study.space.template.decide(RandomChooser(seed))
+        except ConstraintError:
+            return False
+        except SpecError:
+            pass
+        return True
 
     def _propose_listed(self, study: optuna.Study) -> tuple[optuna.Trial, Proposal] | None:
         for choices in self._grid or ():

@@ -117,3 +117,48 @@ def test_command_line_overrides(tmp_path):
     for bad in ("novalue", "=1", "a..b=1", "a=[1"):
         with pytest.raises(SpecError):
             parse_overrides([bad])
+
+
+FIGURE_8 = {
+    "extends": "looped_410m_base",
+    "blocks": {
+        "prelude": {"layers": {"int": [1, 10]}},
+        "core": {"layers": {"int": [2, 12]}},
+        "coda": {"layers": {"int": [1, 10]}},
+    },
+    "graph": {
+        "h": {
+            "schedule": {"sequence": {"of": ["token"], "length": [2, 4]}},
+            "topology": {"choice": ["base", "mesh"]},
+        }
+    },
+    "constraints": [
+        "blocks.prelude.layers == blocks.coda.layers",
+        "blocks.prelude.layers + blocks.coda.layers + len(graph.h.schedule) * blocks.core.layers == 24",
+    ],
+}
+
+
+def figure_8(folder, data):
+    (folder / "figure_8.yaml").write_text(dump_yaml(data))
+    return load_space(folder / "figure_8.yaml")
+
+
+def test_a_space_of_which_hardly_a_way_is_valid(tmp_path):
+    """MeSH's figure 8: 34 of 6,600 ways; all are counted, and samples reach them all."""
+    space = figure_8(tmp_path, FIGURE_8)
+    space.check()
+    assert str(space.count()) == "34"
+    found = [space.sample(seed) for seed in range(400)]
+    assert len({str(candidate.choices) for candidate in found}) == 34
+    for candidate in found[:20]:
+        layers = {name: block.layers for name, block in candidate.arch.blocks.items()}
+        iterations = len(candidate.arch.graph["h"].schedule)
+        assert layers["prelude"] == layers["coda"]
+        assert layers["prelude"] + layers["coda"] + iterations * layers["core"] == 24
+
+
+def test_a_space_of_which_no_way_is_valid(tmp_path):
+    space = figure_8(tmp_path, {**FIGURE_8, "constraints": ["blocks.prelude.layers > 10"]})
+    with pytest.raises(SpecError, match="no draw of"):
+        space.sample(0)

@@ -1,13 +1,18 @@
 """The command line as a user meets it: output, exit codes, one-line errors, nothing lost."""
 
 import json
+import os
 import re
+import signal
+import time
 
 import pytest
+import typer
 from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, tiny_study
 from helpers import run_cli as run
 from typer.testing import CliRunner
 
+from studies import cli
 from studies.cli import app
 
 
@@ -250,3 +255,21 @@ def test_help_lists_the_commands():
         "generate",
     ):
         assert command in output
+
+
+def test_an_interrupt_that_becomes_another_exception(monkeypatch, capsys):
+    """In the midst of an import a library may turn it into an exception of its own."""
+    monkeypatch.setattr(cli, "app", typer.Typer())
+
+    def imports() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module") from None
+
+    with pytest.raises(typer.Exit) as ended:
+        cli._command(imports)()
+    assert ended.value.exit_code == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,6 +199,52 @@ def test_ranking_and_reasons_follow_what_was_learned(trials, pool):
     coarse, fine = (why.effect.get((0, level)) for level in ("phrase", "token"))
     if coarse is not None and fine is not None:
         assert coarse < fine
+
+
+def small_pool(tmp_path, corpus_facts, **over):
+    """A constrained space of 2 x 2 x (2^3 + 2^4) ways to decide."""
+    schedule = {"sequence": {"of": ["word", "token"], "length": [3, 4]}}
+    space = {
+        "d_model": {"choice": [16, 32]},
+        "levels": {"word": {"pool": {"choice": ["mean", "last"]}}},
+        "graph": {"h": {"schedule": schedule}},
+        "constraints": ["count('h', 'word') >= 1 and last('h') == 'token'"],
+        **over,
+    }
+    settings = load_study(tiny_study(tmp_path, {"space": space, "budget": {}}))
+    return Pool(settings, replace(corpus_facts, vocab_size=17)), settings
+
+
+def test_a_small_space_is_ranked_whole(tmp_path, corpus_facts):
+    pool, settings = small_pool(tmp_path, corpus_facts)
+    for seed in (0, 1):
+        drawn = pool.draw(8, seed)
+        graphs = [compile_arch(candidate.arch) for candidate in settings.space.enumerate()]
+        expected = {graph.arch_id for graph in graphs if settings.absolute_budget().allows(estimate(graph))}
+        assert len(expected) > 50
+        assert {proposal.graph.arch_id for proposal in drawn.proposals} == expected
+        assert str(drawn) == f"{len(expected)} of {len(expected)} candidates within the budget"
+
+
+def test_constraints_are_drawn_again_not_given_up_on(tmp_path, corpus_facts):
+    """Hardly a draw in 200 holds; the space is taken for too large to list."""
+    rare = ["count('h', 'word') == 3 and last('h') == 'token' and d_model == 16 and levels.word.pool == 'last'"]
+    pool, _ = small_pool(tmp_path, corpus_facts, constraints=rare, seq_len={"int": [20, 24]})
+    drawn = pool.draw(5, listed=0)
+    assert len(drawn.proposals) == 5
+    assert not drawn.whole
+    assert f"out of {drawn.looked_at:,} of 960 ways to decide looked at" in str(drawn)
+
+
+def test_the_time_is_limited(tmp_path, corpus_facts):
+    impossible = ["count('h', 'word') == 4 and last('h') == 'token'"]
+    pool, _ = small_pool(tmp_path, corpus_facts, constraints=impossible)
+    start = time.monotonic()
+    drawn = pool.draw(5, listed=0, seconds=0.5)
+    assert time.monotonic() - start < 5
+    assert not drawn.proposals
+    assert drawn.looked_at > 10
+    assert pool.draw(5).looked_at == 0  # none of the listed satisfies the constraints
 
 
 def drive(folder, num_trials, loss, stop=None):
