@@ -407,6 +407,7 @@ def report(
     watch: Annotated[bool, typer.Option(help="Write it again and again until nothing drives the study.")] = False,
 ) -> None:
     """Ranking and notes here; plots, diagrams and how to reproduce in DIR/report.html."""
+    from studies.folder import is_driven
     from studies.records import open_study
     from studies.run import show_results
     from studies.watch import watch_report
@@ -414,7 +415,7 @@ def report(
     if watch:
         watch_report(folder, console)
     records, corpus, settings = open_study(folder)
-    show_results(records, folder, corpus, console, settings, top=top)
+    show_results(records, folder, corpus, console, settings, top=top, driven=is_driven(folder))
 
 
 @_command

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from builder.cost import Cost, breakdown
 from builder.ir import Graph
 from searchspace.arch import ArchSpec
+from searchspace.choices import Scalar
 from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, NodeSpec, NormNode, level_uses
 
 _STRIP = 32
@@ -30,6 +33,43 @@ def summarize(arch: ArchSpec) -> str:
             parts.append(f"{arch.blocks[node.loop].layers}R[{' '.join(map(str, chunks))}]")
             topologies.append(node.topology.kind)
     return ", ".join([" + ".join(parts) or "no layers", *dict.fromkeys(topologies)])
+
+
+def labels(candidates: Sequence[tuple[ArchSpec, Mapping[str, Scalar]]]) -> list[str]:
+    """`summarize` for each candidate with its decisions; where some read alike, with decisions that tell them apart."""
+    summaries = [summarize(arch) for arch, _ in candidates]
+    alike: dict[str, list[Mapping[str, Scalar]]] = {}
+    for summary, (_, choices) in zip(summaries, candidates, strict=True):
+        alike.setdefault(summary, []).append(choices)
+    telling = {summary: _telling(group) for summary, group in alike.items() if len(group) > 1}
+    found = []
+    for summary, (_, choices) in zip(summaries, candidates, strict=True):
+        told = [decided(name, choices[name]) for name in telling.get(summary, ()) if name in choices]
+        found.append("; ".join([summary, *([", ".join(told)] if told else [])]))
+    return found
+
+
+def _telling(group: Sequence[Mapping[str, Scalar]]) -> list[str]:
+    """The fewest decisions that split the group as far as its decisions can, the most telling first."""
+    names = list(dict.fromkeys(name for choices in group for name in choices))
+    chosen: list[str] = []
+    parts = 1
+    while names:
+        split = {n: len({tuple(str(c.get(m)) for m in (*chosen, n)) for c in group}) for n in names}
+        best = max(names, key=split.__getitem__)
+        if split[best] == parts:
+            break
+        chosen.append(best)
+        names.remove(best)
+        parts = split[best]
+    return chosen
+
+
+def decided(name: str, value: Scalar) -> str:
+    """One decision, in short."""
+    for head in ("graph.", "levels.", "blocks.", "vars.", "training."):
+        name = name.removeprefix(head)
+    return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _chain(arch: ArchSpec) -> list[NodeSpec]:

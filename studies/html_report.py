@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -24,7 +25,7 @@ from searchspace.disk import write_file
 from searchspace.errors import SpecError, show
 from studies.config import StudyConfig
 from studies.data import Corpus
-from studies.describe import cost_lines, cost_rows, short, summarize
+from studies.describe import cost_lines, cost_rows, decided, short, summarize
 from studies.draw import draw_svg
 from studies.examples import adjust, last_rungs
 from studies.importance import measured_importance, optuna_figures
@@ -39,13 +40,15 @@ from studies.ranking import (
     schedule_of,
     with_space,
 )
-from studies.report import best_of, front, notes, promotions, ranked
+from studies.report import best_of, counts_of, front, labels_of, notes, other_objectives, promotions, ranked
 from studies.trial import TrialRecord
 
 Figures: TypeAlias = dict[str, go.Figure]
 
 _BEST = 5
 _LEAST_TAU = 0.2
+_PLACE = re.compile(r"\.(length|count\.[^.]+|\d+)$")
+"""Decisions about a schedule, which the summary shows."""
 _MOST_SCHEDULES = 60
 _MOST_CURVES = 300
 _MOST_ROWS = 500
@@ -67,7 +70,13 @@ _COSTS = {
 
 
 def write_html(
-    records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus, file: Path, *, refresh_s: int = 0
+    records: Sequence[TrialRecord],
+    settings: StudyConfig,
+    corpus: Corpus,
+    file: Path,
+    *,
+    refresh_s: int = 0,
+    driven: bool = False,
 ) -> Path:
     """Write the report.
 
@@ -77,20 +86,23 @@ def write_html(
         corpus: its data, for bits per byte.
         file: to be written, whole or not at all.
         refresh_s: seconds after which a browser loads it again; 0 never.
+        driven: whether a process drives the study now.
     """
     figures = _figures(records, settings, corpus)
     page = _template().render(
         name=settings.name,
         headline=_headline(records, corpus),
-        facts=_facts(records, settings, corpus),
-        notes=notes(records, corpus),
+        facts=_facts(records, settings, corpus, driven=driven),
+        notes=notes(records, corpus, driven=driven),
         figures=figures,
         figures_json=_json(figures),
         why=" ".join(text for name, text in _WHY.items() if name in figures),
         again=_again(records, corpus),
         failures=_failures(records),
         best=_best(records, corpus),
-        ranking=_ranking(records, corpus),
+        ranking=_ranking(records, corpus, settings.objectives),
+        others=list(other_objectives(settings.objectives).values()),
+        front_of=", ".join(settings.objectives) if len(settings.objectives) > 1 else "",
         unlisted=max(0, len(ranked(records)) - _MOST_ROWS),
         study=settings.to_yaml(),
         versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),
@@ -126,10 +138,11 @@ def _headline(records: Sequence[TrialRecord], corpus: Corpus) -> str:
     return f"{text}."
 
 
-def _facts(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> list[tuple[str, str]]:
+def _facts(
+    records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus, *, driven: bool
+) -> list[tuple[str, str]]:
     training, search = settings.plain.get("training", {}), settings.search
     budget = settings.plain.get("budget", {})
-    states = Counter(record.state for record in records)
     spent = sum(record.flops for record in records)
     limits = [
         f"{name} {' to '.join(map(str, limit.values()))}" if isinstance(limit, Mapping) else f"{name} ≤ {limit}"
@@ -142,7 +155,8 @@ def _facts(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus
         ("training", ", ".join(f"{name} {_plain(value)}" for name, value in given.items())),
         ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
         ("search", f"{search.sampler}, stopper {search.stopper.kind}, seed {search.seed}"),
-        ("trials", ", ".join(f"{count} {state}" for state, count in states.most_common()) or "none yet"),
+        ("objectives", ", ".join(settings.objectives)),
+        ("trials", counts_of(records, driven=driven)),
         ("training FLOPs spent", short(spent)),
     ]
 
@@ -162,7 +176,7 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
     complete = [record for record in ranked(records) if record.state == "complete"]
     figures["learning"] = _learning(shown, corpus)
     if complete:
-        figures["front"] = _front(complete, corpus)
+        figures["front"] = _front(complete, corpus, settings.objectives)
     if any(_schedule(record) for record in complete):
         figures["schedules"] = _schedules(records)
     if measured := measured_importance(records, settings):
@@ -188,10 +202,15 @@ _MARGIN = {"l": 50, "r": 20, "t": 30, "b": 50}
 
 def _hover(record: TrialRecord, corpus: Corpus) -> str:
     bits = f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else ""
-    return (
-        f"{_who(record)}<br>{summarize(record.arch_spec())}<br>{bits}<br>{short(record.cost.params)} parameters, "
-        f"{short(record.cost.flops_per_token)} FLOPs per token"
-    )
+    lines = [
+        _who(record),
+        summarize(record.arch_spec()),
+        bits,
+        f"{short(record.cost.params)} parameters, {short(record.cost.flops_per_token)} FLOPs per token",
+    ]
+    told = [decided(name, value) for name, value in record.choices.items() if not _PLACE.search(name)]
+    lines += [", ".join(told[i : i + 4]) for i in range(0, min(len(told), 16), 4)]
+    return "<br>".join(lines)
 
 
 def _who(record: TrialRecord) -> str:
@@ -242,13 +261,14 @@ def _learning(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
     return figure
 
 
-def _front(complete: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
-    """Loss against one cost at a time; buttons choose which."""
+def _front(complete: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence[str]) -> go.Figure:
+    """Loss against one cost at a time, the study's objectives first; buttons choose which."""
     figure = go.Figure()
     searched = [record for record in complete if record.purpose == "search"]
     baselines = [record for record in complete if record.purpose == "baseline"]
     hovers = {record.number: _hover(record, corpus) for record in (*searched, *baselines)}
-    kinds = {name: metric for name, metric in _COSTS.items() if all(r.objective(metric) for r in complete)}
+    order = sorted(_COSTS.items(), key=lambda item: item[1] not in objectives)
+    kinds = {name: metric for name, metric in order if all(r.objective(metric) for r in complete)}
     for i, metric in enumerate(kinds.values()):
         line = front(complete, ("loss", metric))[::-1]  # by cost: on a front the better is the dearer
         rows = (
@@ -418,21 +438,26 @@ def _versus(record: TrialRecord, baseline: TrialRecord, corpus: Corpus) -> str:
     return f"{round(bits, 3) - round(base, 3):+.3f}"
 
 
-def _ranking(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+def _ranking(records: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence[str]) -> list[dict[str, Any]]:
     baseline = best_of(records, purpose="baseline")
-    full = max((record.flops for record in records), default=1.0) or 1.0
+    rungs = max((len(record.rungs) for record in records), default=1)
     rows = []
-    for place, record in enumerate(ranked(records)[:_MOST_ROWS], start=1):
+    on_front = {r.number for r in front(records, objectives)} if len(objectives) > 1 else set()
+    shown, others = ranked(records)[:_MOST_ROWS], other_objectives(objectives)
+    for place, (record, label) in enumerate(zip(shown, labels_of(shown), strict=True), start=1):
         complete = record.state == "complete"
-        versus = f"stopped at {record.flops / full:.0%}"
+        versus = f"stopped at rung {len(record.rungs)} of {rungs}"
         if complete:
             versus = "" if baseline is None or record is baseline else _versus(record, baseline, corpus)
         is_baseline = record.purpose == "baseline"
         rows.append(
             {
                 "place": place if complete else "",
-                "number": record.number,
-                "what": (f"{record.name}: " if is_baseline else "") + summarize(record.arch_spec()),
+                "number": f"{record.number}" + ("*" if record.number in on_front else ""),
+                "what": (f"{record.name}: " if is_baseline else "") + label,
+                "others": [short(record.objective(name)) for name in others],
+                "tokens": short(record.rungs[-1].tokens),
+                "steps": f"{record.steps:,}" if record.steps else "",
                 "params": short(record.cost.params),
                 "flops": short(record.cost.flops_per_token),
                 "bits": f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f}",

@@ -10,6 +10,9 @@ from searchspace.errors import SpecError
 from studies.config import TrainingConfig
 from studies.data import CorpusFacts
 
+FEW_STEPS = 50
+"""Losses after fewer steps tell little of longer training."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

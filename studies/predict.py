@@ -17,7 +17,7 @@ from searchspace.errors import SpecError, one_of, show
 from searchspace.loading import dump_yaml, load_space
 from studies.config import LearnerName, StudyConfig
 from studies.data import Corpus
-from studies.describe import short, summarize
+from studies.describe import labels, short
 from studies.examples import Observation
 from studies.importance import measured_importance
 from studies.learners import LEARNERS
@@ -138,12 +138,13 @@ def _show(
     table.add_column("architecture", overflow="fold", ratio=1)
     for name in ("params", "FLOPs/tok", "bits/byte", "trained"):
         table.add_column(name, justify="right", no_wrap=True)
-    for place, candidate in enumerate(ranked, start=1):
+    told = labels([(candidate.proposal.candidate.arch, candidate.proposal.choices) for candidate in ranked])
+    for place, (candidate, label) in enumerate(zip(ranked, told, strict=True), start=1):
         proposal = candidate.proposal
         number = trained.get(proposal.graph.arch_id)
         table.add_row(
             str(place),
-            summarize(proposal.candidate.arch),
+            label,
             short(proposal.cost.params),
             short(proposal.cost.flops_per_token),
             f"{corpus.bits_per_byte(candidate.loss):.3f} ± {corpus.bits_per_byte(candidate.spread):.3f}",

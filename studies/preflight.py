@@ -20,8 +20,9 @@ from studies.config import MiddleChooser, StudyConfig, check_training, decide_tr
 from studies.data import CorpusFacts, find_path, look_at_tokens, prepare_corpus, token_folder
 from studies.documents import source_files
 from studies.folder import read_settings
-from studies.plan import check_fit, make_plan
+from studies.plan import FEW_STEPS, check_fit, make_plan
 from studies.proposer import list_candidates
+from studies.stopper import rung_shares
 from studies.surrogate import Surrogate
 from studies.survey import Survey, survey
 from studies.text import Tokenizer
@@ -38,6 +39,8 @@ class Preflight:
     survey: Survey
     notes: tuple[str, ...]
     """What its author should know before it does."""
+    steps: tuple[int, int]
+    """The fewest and the most that a full training takes, of the candidates looked at and the baselines."""
 
 
 def preflight(study: StudyConfig, facts: CorpusFacts, *, here: bool = True) -> Preflight:
@@ -64,10 +67,12 @@ def preflight(study: StudyConfig, facts: CorpusFacts, *, here: bool = True) -> P
     if study.search.sampler == "predictor":
         Surrogate(study.search.predictor, study.search.seed)
     middle = check_training(decide_training(study.training, MiddleChooser()).tree)
+    steps: list[int] = []
     for i, arch in enumerate(study.baselines):
         try:
             check_fit(arch, facts)
-            make_plan(middle, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
+            plan = make_plan(middle, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
+            steps.append(plan.num_steps)
         except SpecError as error:
             error.path = f"baseline.{i}.{error.path}" if error.path in ("causal", "vocab_size") else error.path
             raise
@@ -76,16 +81,31 @@ def preflight(study: StudyConfig, facts: CorpusFacts, *, here: bool = True) -> P
     def runnable(arch: ArchSpec, cost: Cost) -> None:
         check_fit(arch, facts)
         training = check_training(decide_training(study.training, RandomChooser(next(drawn))).tree)
-        make_plan(training, arch.seq_len, cost.training_flops_per_token)
+        plan = make_plan(training, arch.seq_len, cost.training_flops_per_token)
+        if budget.allows(cost):
+            steps.append(plan.num_steps)
 
-    found = survey(study.space, study.absolute_budget(), runnable)
+    budget = study.absolute_budget()
+    found = survey(study.space, budget, runnable)
     sample = study.space.sample(0).arch
     notes = [*facts.notes, *notes_on(sample)]
     lengths = {arch.seq_len for arch in study.baselines} | found.seq_lens
     if len(lengths) > 1:
         each = ", ".join(map(str, sorted(lengths)))
         notes.append(f"contexts differ (seq_len {each}): losses and relative budgets do not compare evenly")
-    return Preflight(found, tuple(dict.fromkeys(notes)))
+    fewest, most = min(steps), max(steps)
+    if fewest < FEW_STEPS:
+        first = max(1, round(fewest * rung_shares(study.search.stopper)[0]))
+        notes.append(
+            f"trials take {fewest:,} to {most:,} steps, the first rung after {first}: under {FEW_STEPS} steps tell "
+            "little of longer training; give more training.flops, or smaller training.batch_tokens"
+        )
+    if len(study.objectives) > 1 and study.search.stopper.kind != "none":
+        notes.append(
+            f"{study.search.stopper.kind} stops by loss alone, so a trial that is good in {study.objectives[-1]} may "
+            "not reach the front; with several objectives use search.stopper: none"
+        )
+    return Preflight(found, tuple(dict.fromkeys(notes)), (fewest, most))
 
 
 def notes_on(arch: ArchSpec) -> list[str]:

@@ -15,10 +15,12 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from studies.data import Corpus
-from studies.describe import short, summarize
+from studies.describe import labels, short, summarize
+from studies.plan import FEW_STEPS
 from studies.trial import TrialRecord
 
 _MIN_FOR_NOTE = 8
+_FAR_MORE = 1.5
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -86,7 +88,7 @@ def promotion_table(records: Sequence[TrialRecord], corpus: Corpus) -> Table | N
         bits, spread = corpus.bits_per_byte(group.mean), group.spread
         versus = ""
         if baseline is not None and group is not baseline:
-            versus = f"{bits - corpus.bits_per_byte(baseline.mean):+.3f}"
+            versus = f"{round(bits, 3) - round(corpus.bits_per_byte(baseline.mean), 3):+.3f}"
         table.add_row(
             ", ".join(str(run.number) for run in group.runs),
             f"{first.name}: {summarize(first.arch_spec())}" if group.is_baseline else summarize(first.arch_spec()),
@@ -117,9 +119,9 @@ def ranking_table(
     """The terminal ranking, baselines in their places and marked; with several objectives, the front too."""
     on_front = {record.number for record in front(records, objectives)} if len(objectives) > 1 else set()
     baseline = best_of(records, purpose="baseline")
-    full = max((record.flops for record in records), default=1.0) or 1.0
+    rungs = max((len(record.rungs) for record in records), default=1)
     table = Table(
-        title="At equal training FLOPs (to a step); lower is better. Dim: stopped."
+        title="At equal training FLOPs (to a step); lower is better. Rung: stopped there."
         + (f" *: front of {', '.join(objectives)}." if on_front else ""),
         title_justify="left",
         expand=True,
@@ -131,24 +133,30 @@ def ranking_table(
     table.add_column("#", justify="right")
     table.add_column("trial", justify="right")
     table.add_column("architecture", overflow="fold", ratio=1)
-    for name in ("params", "FLOPs/tok", "bits/byte", "vs base"):
+    others = other_objectives(objectives)
+    for name in ("params", "FLOPs/tok", *others.values(), "tokens", "bits/byte", "vs base"):
         table.add_column(name, justify="right", no_wrap=True)
-    for place, record in enumerate(ranked(records)[:top], start=1):
+    shown = ranked(records)[:top]
+    if not shown:
+        running = sum(record.state == "running" for record in records)
+        table.title = f"No results yet; {running} trials are running." if running else "No results."
+    for place, (record, label) in enumerate(zip(shown, labels_of(shown), strict=True), start=1):
         bits = corpus.bits_per_byte(record.rungs[-1].loss)
         is_baseline = record.purpose == "baseline"
         versus = ""
         if record.state == "stopped":
-            versus = f"at {record.flops / full:.0%}"
+            versus = f"rung {len(record.rungs)}/{rungs}"
         elif baseline is not None and record is not baseline:
             base = corpus.bits_per_byte(baseline.rungs[-1].loss)
             versus = f"{round(bits, 3) - round(base, 3):+.3f}"
-        name = f"{record.name}: {summarize(record.arch_spec())}" if is_baseline else summarize(record.arch_spec())
         table.add_row(
             str(place) if record.state == "complete" else "",
             f"{record.number}" + ("*" if record.number in on_front else ""),
-            name,
+            f"{record.name}: {label}" if is_baseline else label,
             short(record.cost.params),
             short(record.cost.flops_per_token),
+            *(short(record.objective(objective)) for objective in others),
+            short(record.rungs[-1].tokens),
             f"{bits:.3f}",
             "baseline" if record is baseline else versus,
             style="bold" if is_baseline else "dim" if record.state == "stopped" else "",
@@ -156,15 +164,38 @@ def ranking_table(
     return table
 
 
-def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
-    """What a reader should know before believing the ranking."""
-    lines = []
+def other_objectives(objectives: Sequence[str]) -> dict[str, str]:
+    """Objectives that no column of the ranking shows already, and a column's name for each."""
+    shown = ("loss", "params", "flops_per_token")
+    return {name: name.replace("_per_token", "/tok").replace("_", " ") for name in objectives if name not in shown}
+
+
+def labels_of(records: Sequence[TrialRecord]) -> list[str]:
+    """`labels` of records."""
+    return labels([(record.arch_spec(), record.choices) for record in records])
+
+
+def counts_of(records: Sequence[TrialRecord], *, driven: bool) -> str:
+    """How many trials there are in each state. What runs while nobody drives the study was interrupted."""
     states = Counter(record.state for record in records)
+    names = {"complete": "complete", "stopped": "stopped", "failed": "failed"}
+    names["running"] = "running" if driven else "interrupted"
+    return ", ".join(f"{states[state]} {name}" for state, name in names.items() if states[state]) or "none yet"  # type: ignore[index]
+
+
+def notes(records: Sequence[TrialRecord], corpus: Corpus, *, driven: bool) -> list[str]:
+    """What a reader should know before believing the ranking.
+
+    Args:
+        records: of the study.
+        corpus: its data.
+        driven: whether a process drives the study now.
+    """
+    lines = []
     spent = sum(record.flops for record in records)
-    counts = ", ".join(
-        f"{states[name]} {name}" for name in ("complete", "stopped", "failed", "running") if states[name]
-    )
-    lines.append(f"{len(records)} trials: {counts}; {spent:.3g} training FLOPs spent.")
+    lines.append(f"{len(records)} trials: {counts_of(records, driven=driven)}; {short(spent)} training FLOPs spent.")
+    if steps := [record.steps for record in records if record.state == "complete" and record.purpose != "promotion"]:
+        lines.append(f"A full training took {min(steps):,} to {max(steps):,} steps.")
     for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
         lines.append(f"{count} failed: {reason or 'unknown reason'}.")
     best, baseline = best_of(records), best_of(records, purpose="baseline")
@@ -186,6 +217,18 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus) -> list[str]:
             "spread between seeds (search.promote measures it)."
         )
     if best is not None and baseline is not None:
+        saw, base_saw = best.rungs[-1].tokens, baseline.rungs[-1].tokens
+        if saw > _FAR_MORE * base_saw:
+            lines.append(
+                f"The best saw {saw / base_saw:.1f} times the text that the baseline saw ({short(saw)} against "
+                f"{short(base_saw)} tokens): at this budget a smaller model sees more, and the gap can't be put down "
+                "to the architecture alone."
+            )
+        if 0 < min(best.steps, baseline.steps) < FEW_STEPS:
+            lines.append(
+                f"Under {FEW_STEPS} steps (the best took {best.steps}, the baseline {baseline.steps}) losses tell "
+                "little of longer training: give more flops, or smaller batch_tokens."
+            )
         settings = [name for name in best.choices if name.startswith("training.")]
         for name in settings:
             key = name.removeprefix("training.")

@@ -217,6 +217,7 @@ def show_results(
     settings: StudyConfig,
     *,
     top: int = 20,
+    driven: bool = False,
 ) -> None:
     """Ranking, promotions and notes here; with plots and diagrams in ``report.html``."""
     from studies.html_report import write_html  # a second of imports that nothing else needs
@@ -225,10 +226,10 @@ def show_results(
     console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
     if (table := promotion_table(records, corpus)) is not None:
         console.print(table)
-    for line in notes(records, corpus):
+    for line in notes(records, corpus, driven=driven):
         say(console, line)
     with console.status("writing the report"):
-        file = write_html(records, settings, corpus, folder / REPORT)
+        file = write_html(records, settings, corpus, folder / REPORT, driven=driven)
     say(console, f"wrote {file}")
 
 
@@ -263,13 +264,19 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     share, evaluations = expected_work(settings.search.stopper)
     full = baselines + again * promote.factor
     expected, most = per_trial * (trials * share + full), per_trial * (trials + full)
-    evaluation = training.eval_tokens * cost.flops_per_token
+    evaluated = min(training.eval_tokens, corpus.facts.val_tokens)  # no more is held out
+    if evaluated < training.eval_tokens:
+        asked, there = short(training.eval_tokens), short(corpus.facts.val_tokens)
+        say(console, f"note: training.eval_tokens asks for {asked} tokens, {there} are held out")
+    evaluation = evaluated * cost.flops_per_token
     looked = evaluation * (trials * evaluations + baselines * rungs + again)
     looked_most = evaluation * ((trials + baselines) * rungs + again)
     workers = max(1, (os.cpu_count() or 1) // settings.resources.cpus_per_trial)
     workers = min(workers, settings.resources.max_concurrent or workers)
     apart = _SECONDS_TO_START + _SECONDS_PER_TRIAL * (trials + baselines + again) / workers
     usual, worst = ((flops / speed / workers) + apart for flops in (expected + looked, most + looked_most))
+    fewest, most_steps = found.steps
+    console.print(f"steps: {fewest:,} to {most_steps:,} a trial", highlight=False)
     console.print(f"training FLOPs: about {expected:.2g}, at most {most:.2g}", highlight=False)
     console.print(
         f"time: about {_duration(usual)}, at most {_duration(worst)}, on {workers} workers at {speed:.2g} FLOP/s each, "

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from studies.describe import short, summarize
+from studies.describe import summarize
 from studies.folder import is_driven
 from studies.records import open_study
 from studies.report import best_of, notes, ranking_table
@@ -40,7 +40,9 @@ def watch_report(folder: Path, console: Console) -> None:
     while is_driven(folder):
         records, corpus, settings = open_study(folder)
         start = time.monotonic()
-        file = write_html(records, settings, corpus, folder / "report.html", refresh_s=int(_REPORT_EVERY_S))
+        file = write_html(
+            records, settings, corpus, folder / "report.html", refresh_s=int(_REPORT_EVERY_S), driven=is_driven(folder)
+        )
         ended = sum(record.state != "running" for record in records)
         console.print(f"{time.strftime('%H:%M:%S')}  {ended} trials ended; wrote {file}", highlight=False)
         time.sleep(max(_REPORT_EVERY_S, 10 * (time.monotonic() - start)))  # a tenth of the time, however large it is
@@ -53,7 +55,6 @@ def _status(folder: Path, *, table: bool) -> RenderableType:
     again = promote.seeds * (promote.trials + bool(settings.baselines)) if promote.trials else 0
     total = max(settings.search.num_trials + len(settings.baselines) + again, len(records))
     ended = sum(record.state != "running" for record in records)
-    running = len(records) - ended
     lines: list[RenderableType] = [Text.from_markup(f"[bold]{settings.name}[/]: {ended} of {total} trials ended")]
     if table:
         lines.append(Padding(ProgressBar(total=total, completed=ended, width=60), 0))  # on a line of its own
@@ -62,13 +63,7 @@ def _status(folder: Path, *, table: bool) -> RenderableType:
             bits = corpus.bits_per_byte(best.rungs[-1].loss)
             label = "best" if purpose == "search" else f"baseline {best.name}"
             lines.append(Text(f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {bits:.3f} bits/byte"))
-    if running and not driven:
-        counts = [f"{running} interrupted"]
-        counts += [f"{n} {s}" for s in ("complete", "stopped", "failed") if (n := sum(r.state == s for r in records))]
-        spent = short(sum(record.flops for record in records))
-        lines.append(Text(f"{len(records)} trials: {', '.join(counts)}; {spent} training FLOPs spent."))
-    else:
-        lines.append(Text(notes(records, corpus)[0]))
+    lines.append(Text(notes(records, corpus, driven=driven)[0]))
     if ended < total and not driven:
         lines.append(Text("nobody drives it now; the same search command goes on"))
     if table and ended:
