@@ -133,8 +133,10 @@ def ranking_table(
     table.add_column("#", justify="right")
     table.add_column("trial", justify="right")
     table.add_column("architecture", overflow="fold", ratio=1)
-    others = other_objectives(objectives)
-    for name in ("params", "FLOPs/tok", *others.values(), "tokens", "bits/byte", "vs base"):
+    # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
+    costs = [name for name in objectives if name != "loss"] or ["params", "flops_per_token"]
+    named = [COST_NAMES.get(cost, cost).replace(" ", "\n", 1) for cost in costs]
+    for name in (*named, "tokens", "bits/byte", "vs base"):
         table.add_column(name, justify="right", no_wrap=True)
     shown = ranked(records)[:top]
     if not shown:
@@ -153,9 +155,7 @@ def ranking_table(
             str(place) if record.state == "complete" else "",
             f"{record.number}" + ("*" if record.number in on_front else ""),
             f"{record.name}: {label}" if is_baseline else label,
-            short(record.cost.params),
-            short(record.cost.flops_per_token),
-            *(short(record.objective(objective)) for objective in others),
+            *(short(record.objective(cost)) for cost in costs),
             short(record.rungs[-1].tokens),
             f"{bits:.3f}",
             "baseline" if record is baseline else versus,
@@ -164,10 +164,22 @@ def ranking_table(
     return table
 
 
+COST_NAMES = {
+    "params": "params",
+    "params_non_embedding": "non-embedding params",
+    "flops_per_token": "FLOPs/tok",
+    "decode_flops_per_token": "decode FLOPs/tok",
+    "decode_flops_worst_token": "worst decode FLOPs",
+    "kv_cache_bytes": "KV bytes",
+    "kv_cache_bytes_per_token": "KV bytes/tok",
+}
+"""Of columns."""
+
+
 def other_objectives(objectives: Sequence[str]) -> dict[str, str]:
-    """Objectives that no column of the ranking shows already, and a column's name for each."""
+    """Objectives beside loss, parameters and FLOPs per token, and a column's name for each."""
     shown = ("loss", "params", "flops_per_token")
-    return {name: name.replace("_per_token", "/tok").replace("_", " ") for name in objectives if name not in shown}
+    return {name: COST_NAMES.get(name, name) for name in objectives if name not in shown}
 
 
 def labels_of(records: Sequence[TrialRecord]) -> list[str]:
