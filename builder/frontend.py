@@ -287,7 +287,7 @@ class _Lowering:
                 state = self.join(at, "base", [update])
             else:
                 state = self.join(at, "sum", [update, supports[loop.topology.kind]])
-            state = self.outer_norm(name, loop, t, state)
+            state = self.loop_norm(name, loop, t, state)
         return state
 
     def iteration(self, name: str, loop: LoopNode, t: int, state: _Value, start: _Value) -> _Value:
@@ -305,7 +305,7 @@ class _Lowering:
         latents = self.block(f"{at}.block", loop.loop, latents, recalled)
         return self.upscale(f"{at}.upscale", latents, state, use.delay, "auto")
 
-    def outer_norm(self, name: str, loop: LoopNode, t: int, state: _Value) -> _Value:
+    def loop_norm(self, name: str, loop: LoopNode, t: int, state: _Value) -> _Value:
         if loop.norm is None:
             return state
         return self.emit(f"{name}.t{t}.norm", f"norm.{loop.norm}", (state,), state.level, owner=f"sites.{name}.norm")
@@ -333,7 +333,7 @@ class _Lowering:
             update = self.iteration(name, loop, t, state, start)
             memory = self.route(f"{name}.t{t}.write", "write", (memory, update, state), path)
             state = self.route(f"{name}.t{t}.read", "read", (memory, state), path)
-            state = self.outer_norm(name, loop, t, state)
+            state = self.loop_norm(name, loop, t, state)
         return state
 
     def runge_kutta_loop(self, name: str, loop: LoopNode, start: _Value, settings: RungeKuttaSettings) -> _Value:
@@ -348,7 +348,7 @@ class _Lowering:
             t = first + tableau.stages - 1
             owner = f"sites.{name}.step" if settings.trains else ""
             state = self.combine(f"{name}.t{t}.join", state, stages, tableau.step_factors, owner)
-            state = self.outer_norm(name, loop, t, state)
+            state = self.loop_norm(name, loop, t, state)
         return state
 
     def combine(self, name: str, state: _Value, stages: list[_Value], factors: Sequence[float], owner: str) -> _Value:

@@ -242,7 +242,7 @@ class ReadNode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormNode:
-    """Normalise a stream (outer normalization when it stands after a join)."""
+    """Normalise a stream."""
 
     norm: NormKind = key("Normalization kind.")
     input: str = key("The stream to normalise.", name="in")
@@ -276,7 +276,11 @@ class LoopNode:
     topology: TopologySpec = key("How each update meets the state.", default=TopologySpec(kind="residual"))
     embedding: str | None = key("Slot 0 of mesh, the anchor of anchor_star; default: the only embed.", default=None)
     recall: RecallKind | None = key("Inject the loop's input before each iteration.", default=None)
-    norm: NormKind | None = key("Normalise the state after each iteration (outer normalization).", default=None)
+    norm: NormKind | None = key(
+        "Normalise the loop's state after each iteration. (Outer normalization, a norm after every residual sum, is "
+        "norm_place: post.)",
+        default=None,
+    )
     step: StepKind | None = key(
         "A vector for each iteration, on entering it: added (step embedding) or multiplied (element vector).",
         default=None,

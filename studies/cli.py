@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -439,25 +440,28 @@ def export(
             raise SpecError("-o", f"{show(str(out))} is no name for a program", "end it in .pt2")
     from builder.bundle import read_manifest
     from studies.export import convert_bundle, export_trial
+    from studies.folder import EXPORTS
     from studies.records import open_study
 
-    if not (folder / "manifest.json").is_file():
-        records, corpus, settings = open_study(folder)
-        place = out if form == "bundle" else None
-        bundle = export_trial(records, folder, corpus, settings, number=trial, out=place)
-        facts = read_manifest(bundle)
-        bits = facts["metrics"]["bits_per_byte"]
-        say(console, f"exported trial {facts['trial']}, {bits:.3f} bits/byte, to {bundle}")
-    elif form == "bundle" or trial is not None:
-        raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
-    else:
-        bundle = folder
-    if form != "bundle":
-        suffix = "-hf" if form == "hf" else ".pt2"
-        target = out or bundle.with_name(bundle.name + suffix)
+    suffix = {"bundle": "", "hf": "-hf", "torch": ".pt2"}[form]
+    with tempfile.TemporaryDirectory() as scratch:
+        if not (folder / "manifest.json").is_file():
+            records, corpus, settings = open_study(folder)
+            place = out if form == "bundle" else Path(scratch) / "bundle"
+            bundle = export_trial(records, folder, corpus, settings, number=trial, out=place)
+            facts = read_manifest(bundle)
+            what = f"trial {facts['trial']}, {facts['metrics']['bits_per_byte']:.3f} bits/byte"
+            target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
+        elif form == "bundle" or trial is not None:
+            raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
+        else:
+            bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
+        if form == "bundle":
+            say(console, f"exported {what}, to {bundle}")
+            return
         with console.status("writing, loading again and comparing"):
             convert_bundle(bundle, cast(Literal["hf", "torch"], form), target)
-        say(console, f"wrote {target}; loaded again, it computes the same")
+        say(console, f"exported {what}, to {target}; loaded again, it computes the same")
 
 
 @_command

@@ -11,7 +11,15 @@ from builder.budget import BudgetSpec
 from searchspace import nodes
 from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
 from searchspace.decode import encode
-from studies.config import DataConfig, PromoteConfig, ResourcesConfig, SearchConfig, StopperConfig, TrainingConfig
+from studies.config import (
+    DataConfig,
+    PromoteConfig,
+    ResourcesConfig,
+    SearchConfig,
+    StopperConfig,
+    StudyKeys,
+    TrainingConfig,
+)
 
 SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     ("Architecture", "The keys of an architecture or space file. In a space, any value may be open.", (ArchSpec,)),
@@ -24,6 +32,14 @@ SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
         "`base`, `residual`, `anchor`, `anchor_star`, `mesh`, or a mapping of one of these names to its settings: "
         "`mesh`, `mix`, `runge_kutta`.",
         (nodes.MeshSettings, nodes.MixSettings, nodes.RungeKuttaSettings),
+    ),
+    (
+        "Study",
+        "The keys of a study file. Beside those in the table: `space` (required), a file beside the study, a shipped "
+        "name, or the space itself; `baseline`, an architecture or a list of them, each a file, a shipped name or "
+        "itself, trained in full before the search; `extends`, another study to start from. `training` and the "
+        "sections below have tables of their own.",
+        (StudyKeys,),
     ),
     ("Study: data", "What to train on.", (DataConfig,)),
     ("Study: training", "Any value may be open; baselines take the middle.", (TrainingConfig,)),
