@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,13 +136,12 @@ def ranking_table(
     table.add_column("architecture", overflow="fold", ratio=1)
     # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
     costs = [name for name in objectives if name != "loss"] or ["params", "flops_per_token"]
-    named = [COST_NAMES.get(cost, cost).replace(" ", "\n", 1) for cost in costs]
-    for name in (*named, "tokens", "bits/byte", "vs base"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in (*(COST_NAMES.get(cost, cost) for cost in costs), "tokens", "bits/byte", "vs base"):
+        narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != "vs base" else name
+        table.add_column(narrow, justify="right", no_wrap=True)
     shown = ranked(records)[:top]
     if not shown:
-        running = sum(record.state == "running" for record in records)
-        table.title = f"No results yet; {running} trials are running." if running else "No results."
+        table.title = "No results yet."
     for place, (record, label) in enumerate(zip(shown, labels_of(shown), strict=True), start=1):
         bits = corpus.bits_per_byte(record.rungs[-1].loss)
         is_baseline = record.purpose == "baseline"
@@ -166,11 +166,8 @@ def ranking_table(
 
 COST_NAMES = {
     "params": "params",
-    "params_non_embedding": "non-embedding params",
     "flops_per_token": "FLOPs/tok",
     "decode_flops_per_token": "decode FLOPs/tok",
-    "decode_flops_worst_token": "worst decode FLOPs",
-    "kv_cache_bytes": "KV bytes",
     "kv_cache_bytes_per_token": "KV bytes/tok",
 }
 """Of columns."""
