@@ -6,7 +6,7 @@ import contextlib
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from searchspace.arch import ArchSpec
@@ -22,6 +22,7 @@ _PATIENCE = 1000
 _LEAST_PATIENCE = 20
 _DRAWN_VALUES = 60_000
 _CONTRADICTIONS = 100
+_KEYS = (*(field.name for field in fields(ArchSpec)), "vars", "constraints")
 _LISTED_VALUES = 2_000_000
 
 
@@ -56,6 +57,9 @@ class SpaceSpec:
     """A template whose every decision leads to an `ArchSpec`."""
 
     def __init__(self, data: Mapping[str, Any], file: str = "") -> None:
+        for name in data:  # before references are followed, whose errors would hide this one
+            if name not in _KEYS:
+                raise SpecError(str(name), "unknown key", one_of(_KEYS, str(name)), file=file)
         self.template = Template(data)
         self._file = file
         self.name = str(data.get("name", "unnamed"))

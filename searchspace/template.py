@@ -127,6 +127,12 @@ class Template:
                 )
 
 
+def _child(part: object, name: str) -> object:
+    """What stands below a part under a name; None if nothing does, or it depends on a decision."""
+    inside = dict(part.items) if isinstance(part, Map) else part.value if isinstance(part, Leaf) else part
+    return inside.get(name) if isinstance(inside, dict) else None
+
+
 class _Resolution:
     """One walk over a template with one chooser; references pull decisions forward."""
 
@@ -251,6 +257,9 @@ class _Resolution:
         )
         if known and name not in known:
             raise SpecError(path, f"no level is called {show(name)}", one_of(known, name))
+        level = _child(levels, name)
+        if isinstance(level, Map | Leaf | dict) and _child(level, "chunk") is None:
+            raise SpecError(f"levels.{name}", "has no chunk", "give it one, e.g. chunk: 4")
         chunk = self._target(f"levels.{name}.chunk", path)
         if type(chunk) is not int:
             raise SpecError(f"levels.{name}.chunk", f"expected a whole number, got {show(chunk)}", "write e.g. 4")

@@ -162,3 +162,22 @@ def test_a_space_of_which_no_way_is_valid(tmp_path):
     space = figure_8(tmp_path, {**FIGURE_8, "constraints": ["blocks.prelude.layers > 10"]})
     with pytest.raises(SpecError, match="no draw of"):
         space.sample(0)
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"levles": {"word": {"chunk": 3}}}, "levles: unknown key; did you mean 'levels'"),
+        ({"constraint": []}, "constraint: unknown key; did you mean 'constraints'"),
+        ({"levels": {"line": {"chunck": 3}}}, r"levels\.line: has no chunk"),
+    ],
+)
+def test_a_misspelt_key_is_blamed_itself(over, message, tmp_path):
+    """Not the first reference that it leaves without an end: ordered sequences look up chunks."""
+    schedule = {"sequence": {"of": ["line", "word"], "length": [1, 3], "order": "coarse_to_fine"}}
+    data = tiny_data({"levels": {"line": {"chunk": 12}}, "graph": {"h": {"schedule": schedule}}})
+    figure_8(tmp_path, data).sample(0)
+    if "levels" in over:
+        del data["levels"]["line"]
+    with pytest.raises(SpecError, match=message):
+        figure_8(tmp_path, merge(data, over)).sample(0)
