@@ -271,7 +271,7 @@ class located:
 
 def add_line(error: SpecError) -> None:
     """Find the line of an error that knows its file."""
-    if error.file and error.line is None and Path(error.file).is_file():
+    if error.file and error.path and error.line is None and Path(error.file).is_file():
         error.line = _line_of(Path(error.file), error.path)
 
 
@@ -348,8 +348,9 @@ def _check_plain(data: Any, path: str, depth: int, too_deep: SpecError) -> None:
 def _line_of(file: Path, path: str) -> int | None:
     """Line of the deepest part of ``path`` that stands in the file itself."""
     try:
-        node = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        text = read_bytes(file, _MAX_BYTES).decode("utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (ValueError, yaml.YAMLError, RecursionError):
         return None
     line: int | None = None
     for part in path.split(".") if path else ():

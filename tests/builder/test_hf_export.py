@@ -24,7 +24,7 @@ CASES = {
     "names that code uses": {
         "graph": {
             "x": None, "h": None, "logits": None,
-            "state": {"embed": "tokens"}, "self": {"block": "core", "in": "state"}, "token": {"head": "lm", "in": "self"},
+            "state": {"embed": "tokens"}, "self": {"block": "core", "in": "state"}, "keep": {"block": "core", "in": "self"}, "token": {"head": "lm", "in": "keep"},
         }
     },
     "recall in a parallel block": {"blocks": {"core": {"recall": "linear", "norm_place": "sandwich"}}, "graph": {"h": {"recall": "concat"}}},

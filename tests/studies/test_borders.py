@@ -3,14 +3,18 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import built, run_cli, tiny_arch, tiny_study
+from helpers import ROOT, built, run_cli, tiny_arch, tiny_data, tiny_study
 
 from builder import save_bundle
 from searchspace import SpecError
+from searchspace.loading import dump_yaml
 from studies.config import DataConfig, load_study
 from studies.data import Corpus, prepare_corpus
 from studies.documents import documents, source_files
@@ -549,3 +553,41 @@ def test_a_damaged_sum_is_no_damage_of_the_journal(tmp_path):
         assert (tmp_path / "run/journal.log").read_bytes() == journal
     sums.unlink()
     assert mend(tmp_path / "run") == ""
+
+
+def test_what_is_read_is_bounded_before_it_is_read(tmp_path):
+    """Sparse files, references of any length and sequences of any number of entries cost no time and no memory."""
+    sparse = tmp_path / "sparse.yaml"
+    sparse.touch()
+    os.truncate(sparse, 60 << 30)
+    long = tmp_path / "long.yaml"
+    long.write_text("a: ${b:" + "x " * 100_000 + "}\n")
+    uses = [{"level": "word", "offset": i} for i in range(1000)]
+    wide = tmp_path / "wide.yaml"
+    schedule = {"sequence": {"of": uses, "length": [1, 8], "order": "coarse_to_fine"}}
+    wide.write_text(dump_yaml(tiny_data({"levels": {"word": {"chunk": 1001}}, "graph": {"h": {"schedule": schedule}}})))
+    for file in (sparse, long, wide):
+        start = time.process_time()
+        run_cli("check", file, code=2)
+        assert time.process_time() - start < 2, file.name
+
+
+def test_a_small_parquet_file_of_large_texts_takes_little_memory(tmp_path):
+    """One text of 1 MB, 20,000 times, dictionary-coded in some kilobytes: 20 GB if read at once."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 20_000, type=pyarrow.int32()), pyarrow.array(["abcdefgh" * 131_072])
+    )
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "big.parquet")
+    assert (tmp_path / "big.parquet").stat().st_size < 2e6
+    script = (
+        "import resource, sys; from studies.config import DataConfig; from studies.data import prepare_corpus\n"
+        "data = DataConfig(kind='parquet', path=sys.argv[1], max_bytes=4_000_000)\n"
+        "facts = prepare_corpus(data, sys.argv[2]).facts\n"
+        "print(facts.train_tokens + facts.val_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "big.parquet"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=True)
+    tokens, peak = map(int, done.stdout.split())
+    assert 3_900_000 < tokens <= 5_100_000
+    assert peak < 1500
