@@ -14,7 +14,7 @@ from studies.data import Corpus
 from studies.execution import run_serial
 from studies.folder import JOURNAL, SUMS
 from studies.journal import Journal, mend
-from studies.records import open_for_reading
+from studies.records import FORMAT_KEY, open_for_reading
 from studies.report import best_of, front, notes, promotion_table, promotions
 from studies.resume import check_settings, keep_settings
 from studies.trial import Report, Rung, _memory_asked, _reason
@@ -177,7 +177,10 @@ def test_promotion_trains_the_best_again_with_other_seeds(tmp_path):
     best = best_of(driver.records)
     assert best.purpose == "promotion"
     assert best.seed == 1
-    assert any("Trained again with 3 other seeds" in line for line in notes(driver.records, Corpus(driver.corpus)))
+    assert any(
+        "Trained again with 3 other seeds" in line
+        for line in notes(driver.records, Corpus(driver.corpus), driven=False)
+    )
     assert promotion_table(driver.records, Corpus(driver.corpus)).row_count == 3
     again = make_driver(tmp_path, None, promote, "search.num_trials=5", "search.stopper=none")
     assert again.finished
@@ -214,6 +217,20 @@ def test_a_damaged_journal_is_no_traceback_for_readers(tmp_path):
     path.write_bytes(data[:middle] + b"\x00{" + data[middle + 2 :])
     with pytest.raises(SpecError, match="is damaged"):
         open_for_reading(driver.folder)
+
+
+@pytest.mark.parametrize("found", [{"format": 99, "version": "spiralformer 9.9"}, {}, "2"])
+def test_a_journal_of_another_version_says_so(tmp_path, found):
+    driver = end_all(make_driver(tmp_path))
+    path = driver.folder / JOURNAL
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if f'"{FORMAT_KEY}"' in line)
+    lines[at] = json.dumps({**json.loads(lines[at]), "user_attr": {FORMAT_KEY: found}}, separators=(",", ":")) + "\n"
+    path.write_text("".join(lines))
+    (driver.folder / SUMS).unlink()
+    for read in (open_for_reading, Journal):
+        with pytest.raises(SpecError, match=r"was written by .*; this version reads format"):
+            read(driver.folder)
 
 
 @pytest.mark.parametrize("result", [None, [], 0, {"tokens": 1}])

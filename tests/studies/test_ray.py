@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,22 @@ def study(tmp_path):
     tiny_study(tmp_path, {"search": {"num_trials": 6}, "training": {"flops": 2e9}})
     yield tmp_path
     kill_all(processes(tmp_path))
+
+
+def test_ray_starts_where_people_work(study):
+    """A scratch folder of a batch job, a cluster's address in the environment, files named as our packages."""
+    scratch = study / "slurm_jobdir" / "1234567" / "tmp.node0016"
+    scratch.mkdir(parents=True)
+    assert len(str(scratch)) > 60
+    for name in ("studies", "builder", "torch"):
+        (study / f"{name}.py").write_text("raise SystemExit('this is not the package')\n")
+    script = str(Path(sys.executable).with_name("spiralformer"))  # `python -m` would itself look in the folder first
+    arguments = ("search", "tiny.yaml", "--dir", "run", "search.num_trials=2", "search.stopper=none")
+    process = launch(study, script, *arguments, TMPDIR=str(scratch), RAY_ADDRESS="127.0.0.1:6399")
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert [record.state for record in open_for_reading(study / "run")] == ["complete"] * 3
+    assert not list(scratch.glob("spiralformer-ray-*"))
 
 
 def test_search_survives_sigkill_of_the_driver(study):
