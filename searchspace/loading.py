@@ -269,6 +269,12 @@ class located:
             add_line(error)
 
 
+def purpose_of(file: Path) -> str:
+    """What a shipped file's first line of comment says it is; empty if it has none."""
+    first = read_bytes(file, _MAX_BYTES).decode().partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
 def add_line(error: SpecError) -> None:
     """Find the line of an error that knows its file."""
     if error.file and error.path and error.line is None and Path(error.file).is_file():

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from searchspace.errors import SpecError, printable
@@ -38,6 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = TerminalConsole()
 
@@ -81,20 +84,43 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return app.command(function.__name__.replace("_shipped", "").replace("_", "-"))(run)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"spiralformer {version('spiralformer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version_: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Compile, search and export multi-resolution looped Transformers."""
+
+
 @_command
 def list_shipped() -> None:
     """List the shipped architectures, spaces and studies."""
-    from searchspace.loading import PACKAGE
+    from builder import compile_arch, estimate
+    from searchspace import load_arch
+    from searchspace.loading import PACKAGE, purpose_of
+    from studies.describe import short
 
-    folders = {
-        "architectures": PACKAGE / "architectures",
-        "spaces": PACKAGE / "spaces",
-        "studies": Path(__file__).parent / "configs",
-    }
-    for what, folder in folders.items():
-        console.print(
-            f"[bold]{what}[/]: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}", highlight=False
-        )
+    table = Table(box=None, pad_edge=False, show_header=False, expand=True)
+    table.add_column(no_wrap=True, min_width=24)
+    table.add_column(justify="right", no_wrap=True, min_width=10)
+    table.add_column(overflow="fold", ratio=1)
+    for what, folder in (
+        ("architectures", PACKAGE / "architectures"),
+        ("spaces", PACKAGE / "spaces"),
+        ("studies", Path(__file__).parent / "configs"),
+    ):
+        table.add_row(f"[bold]{what}[/]", "parameters" if what == "architectures" else "", "")
+        for file in sorted(folder.glob("*.yaml")):
+            size = short(estimate(compile_arch(load_arch(file))).params) if what == "architectures" else ""
+            table.add_row(f"  {file.stem}", size, escape(purpose_of(file)))
+    console.print(table)
 
 
 @_command
@@ -170,7 +196,9 @@ def cost(
 def draw(
     arch: Arch,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("-o", help="File: .svg, .html or .png; default: text, here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help=".svg, .html or .png; default: text, here.")
+    ] = None,
 ) -> None:
     """Draw an architecture as a spiral ladder: time across, resolution down."""
     from searchspace import load_arch
@@ -277,9 +305,19 @@ def count(
     budget: Annotated[list[str] | None, typer.Option(help="A limit, e.g. params=1.5M; may be repeated.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Architecture for limits such as '90% of baseline'.")] = None,
 ) -> None:
-    """Count a space's candidates, and those within a budget."""
+    """Count a space's candidates, and those within a budget; of a study, within its own."""
     from searchspace import load_space
+    from searchspace.loading import read_data
+    from studies.survey import count_feasible
 
+    if Path(space).is_file() and "space" in read_data(Path(space), overrides or ()):
+        from studies.config import load_study
+
+        study = load_study(space, overrides or ())
+        if budget or baseline is not None:
+            raise SpecError("--budget", "is not for a study, which has its own", "write budget.NAME=LIMIT behind it")
+        print(count_feasible(study.space, study.absolute_budget()))
+        return
     spec = load_space(space, overrides or ())
     if not budget:
         print(f"{spec.count()} candidates")
@@ -289,7 +327,6 @@ def count(
     from searchspace.decode import decode
     from searchspace.errors import show
     from searchspace.loading import parse_overrides
-    from studies.survey import count_feasible
 
     for text in budget:
         if "=" not in text:
@@ -303,7 +340,7 @@ def count(
 def sample(
     space: Space,
     overrides: Overrides = None,
-    number: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 1,
+    number: Annotated[int, typer.Option("-n", "--num", min=1, help="How many.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the first.")] = 0,
 ) -> None:
     """Draw random architectures from a space, as YAML documents."""
@@ -320,7 +357,7 @@ def sample(
 def train(
     arch: Arch,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")] = Path("trained"),
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("trained"),
     study: Annotated[str, typer.Option(help="Study whose data and training settings to use.")] = "quickstart",
     seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
     device: Device = "cpu",
@@ -422,7 +459,7 @@ def report(
 @_command
 def export(
     folder: Annotated[Path, typer.Argument(help="Folder that search made, or a bundle.")],
-    out: Annotated[Path | None, typer.Option("-o", help="Where to; default DIR/export/trial-N.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Where to; default DIR/export/trial-N.")] = None,
     trial: Annotated[int | None, typer.Option(help="Trial number; default: the best.")] = None,
     form: Annotated[str, typer.Option("--format", help="bundle, hf (Hugging Face) or torch (.pt2).")] = "bundle",
 ) -> None:
@@ -476,7 +513,9 @@ def predict(
     why: Annotated[bool, typer.Option("--why", help="Say which decisions matter.")] = False,
     save: Annotated[Path | None, typer.Option(help="Keep the predictor in this folder.")] = None,
     load: Annotated[Path | None, typer.Option(help="Use the predictor kept there, instead of fitting one.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", help="Write the best as YAML files into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the best into this folder, as YAML.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
     """Rank candidates that nobody trained, by what a study's trials teach."""
@@ -550,7 +589,7 @@ def eval(
 @_command
 def tokenize(
     paths: Annotated[list[str], typer.Argument(help="Files, folders or globs; with --kind hf a dataset.")],
-    out: Annotated[Path, typer.Option("-o", help="Folder for train.bin, val.bin and what they are.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for train.bin, val.bin and what they are.")],
     kind: Annotated[str, typer.Option(help="text, jsonl, parquet or hf.")] = "text",
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json; default: every byte a token.")] = None,
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
@@ -578,7 +617,7 @@ def tokenize(
 @_command
 def import_hf(
     folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a GPT-NeoX or Llama model.")],
-    out: Annotated[Path, typer.Option("-o", help="Folder of the bundle.")] = Path("imported"),
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("imported"),
 ) -> None:
     """Turn a checkpoint (config.json, *.safetensors) into a bundle."""
     from builder import import_hf as convert
@@ -595,14 +634,21 @@ def import_hf(
 def generate(
     bundle: Annotated[Path, typer.Argument(help="Folder that export made.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "def ",
-    tokens: Annotated[int, typer.Option("-n", min=1, help="How many to add.")] = 200,
+    tokens: Annotated[int, typer.Option("-n", "--num", min=1, help="How many to add.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many of the likeliest; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest of this share.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    device: Device = "cpu",
 ) -> None:
     """Continue a text."""
+    from studies.preflight import check_device
     from studies.run import print_sample
 
-    print_sample(bundle, prompt, tokens, console, temperature=temperature, seed=seed)
+    print_sample(
+        bundle, prompt, tokens, console,
+        temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, device=check_device(device),
+    )  # fmt: skip
 
 
 def main() -> None:

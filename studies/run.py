@@ -307,19 +307,33 @@ def prepare_data(settings: StudyConfig, folder: Path) -> Corpus:
     return prepare_corpus(settings.data, folder.absolute() / DATA, settings.base)
 
 
-def print_sample(bundle: Path, prompt: str, tokens: int, console: Console, *, temperature: float, seed: int) -> None:
+def print_sample(
+    bundle: Path,
+    prompt: str,
+    tokens: int,
+    console: Console,
+    *,
+    temperature: float,
+    seed: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    device: str = "cpu",
+) -> None:
     """Continue a text with a bundle's model. Raises `SpecError` if nothing tells what its tokens stand for."""
     import torch
 
     from builder.bundle import load_bundle
 
-    loaded = load_bundle(bundle)
+    loaded = load_bundle(bundle, device=device)
     codec = codec_of_bundle(bundle, loaded)
     if not prompt:
         raise SpecError("--prompt", "is empty", "give at least one character")
     ids = codec.encode(prompt.encode("utf-8", errors="replace"))
     if not ids:
         raise SpecError("--prompt", f"{show(prompt)} has no tokens", "give another")
-    out = loaded.model.generate(torch.tensor([ids]), tokens, temperature=temperature, seed=seed)
+    share = top_p if top_p < 1 else None
+    out = loaded.model.generate(
+        torch.tensor([ids], device=device), tokens, temperature=temperature, top_k=top_k or None, top_p=share, seed=seed
+    )
     console.print(f"a sample at temperature {temperature}:", highlight=False)
     say(console, codec.decode(out[0].tolist()))

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -273,3 +274,28 @@ def test_an_interrupt_that_becomes_another_exception(monkeypatch, capsys):
     assert ended.value.exit_code == 130
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_study_is_counted_within_its_own_budget(study):
+    _, file, _ = study
+    assert re.search(r"candidates, [\d,]+ within the budget", run("count", file))
+    assert "which has its own" in run("count", file, "--budget", "params=1M", code=2)
+
+
+def test_list_says_how_large_and_what_for():
+    output = " ".join(run("list").split())
+    assert re.search(r"pythia_160m 162\.\dM Pythia 160M|pythia_160m 162\.\dM", output)
+    assert "Small schedules over bytes" in output
+
+
+def test_version_and_short_help():
+    assert run("--version") == f"spiralformer {version('spiralformer')}\n"
+    assert run("-h") == run("--help")
+
+
+def test_generation_has_the_models_knobs(study):
+    folder, _, _ = study
+    best = folder / "run" / "best"
+    likeliest = run("generate", best, "-n", 12, "--temperature", 0)
+    assert run("generate", best, "--num", 12, "--top-k", 1).partition(":")[2] == likeliest.partition(":")[2]
+    assert "unknown device" in run("generate", best, "--device", "gpu", code=2)
