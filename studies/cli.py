@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
@@ -34,6 +34,9 @@ from studies.terminal import (
     told,
     unheard,
 )
+
+if TYPE_CHECKING:
+    from searchspace import SpaceSpec
 
 app = typer.Typer(
     help="Compile, search and export multi-resolution looped Transformers.",
@@ -148,12 +151,18 @@ def describe(
     overrides: Overrides = None,
     code: Annotated[bool, typer.Option(help="Print the generated forward too.")] = False,
 ) -> None:
-    """Show an architecture: its summary, levels, expanded graph and cost."""
+    """Show an architecture: its summary, levels, expanded graph and cost; of a space, its decisions and costs."""
     from builder import compile_arch, estimate
-    from searchspace import load_arch
+    from searchspace import load_arch, load_space
     from studies.describe import cost_lines, cost_rows, draw_strip, summarize
     from studies.ladder import ladder_text
 
+    space: SpaceSpec | None = None
+    with suppress(SpecError):
+        space = load_space(arch, overrides or ())
+    if space is not None and space.decisions:
+        _describe_space(space)
+        return
     spec = load_arch(arch, overrides or ())
     graph = compile_arch(spec)
     console.print(f"[bold]{spec.name}[/]  {summarize(spec)}", highlight=False, soft_wrap=True)
@@ -216,6 +225,22 @@ def draw(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_drawing(spec, out)
     say(console, f"drew {out}")
+
+
+def _describe_space(space: SpaceSpec) -> None:
+    from studies.describe import cost_ranges, decision_rows
+
+    table = Table(title=f"{space.name}: {space.count()} candidates", title_justify="left", box=SIMPLE)
+    table.add_column("decision", overflow="fold")
+    table.add_column("from", overflow="fold")
+    for name, options in decision_rows(space):
+        table.add_row(name, escape(options))
+    console.print(table)
+    for constraint in space.template.constraints:
+        say(console, f"constraint: {constraint.text}")
+    console.print("of 100 random candidates:")
+    for name, values in cost_ranges(space):
+        console.print(f"  {name:<32}{values:>24}", highlight=False)
 
 
 def _print_cost(rows: list[tuple[str, str, str, str, str]], totals: list[tuple[str, str]], seq_len: int) -> None:

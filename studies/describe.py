@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
-from builder.cost import Cost, breakdown
+from builder.compiler import compile_arch
+from builder.cost import Cost, breakdown, estimate
 from builder.ir import Graph
 from searchspace.arch import ArchSpec
-from searchspace.choices import Scalar
+from searchspace.choices import Categorical, Scalar
+from searchspace.errors import SpecError
 from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, NodeSpec, NormNode, level_uses
+from searchspace.space import SpaceSpec
 
 _STRIP = 32
 
@@ -79,6 +83,34 @@ def _chain(arch: ArchSpec) -> list[NodeSpec]:
         assert isinstance(node, BlockNode | LoopNode | HeadNode | NormNode)
         chain.append(arch.graph[node.input])
     return chain[::-1]
+
+
+def decision_rows(space: SpaceSpec) -> list[tuple[str, str]]:
+    """Every decision that may come up, and what it chooses from."""
+    rows = []
+    for decision in space.decisions:
+        if isinstance(decision, Categorical):
+            options = ", ".join(map(str, decision.options))
+        else:
+            step = "" if decision.step in (None, 1) else f" in steps of {decision.step:g}"
+            options = f"{decision.low:g} to {decision.high:g}{step}{', log' if decision.log else ''}"
+        rows.append((decision.name, options))
+    return rows
+
+
+def cost_ranges(space: SpaceSpec, samples: int = 100) -> list[tuple[str, str]]:
+    """The least and the most that random candidates cost."""
+    costs = []
+    for seed in range(samples):
+        with suppress(SpecError):  # it does not compile
+            costs.append(estimate(compile_arch(space.sample(seed).arch)))
+    metrics = ("params", "flops_per_token", "decode_flops_per_token", "kv_cache_bytes_per_token")
+    names = ("parameters", "forward FLOPs per token", "decode FLOPs per token", "KV cache bytes per token")
+    rows = []
+    for metric, name in zip(metrics, names, strict=True):
+        if values := [value for cost in costs if (value := getattr(cost, metric)) is not None]:
+            rows.append((name, f"{short(min(values))} to {short(max(values))}"))
+    return rows
 
 
 def short(number: float) -> str:

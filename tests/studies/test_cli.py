@@ -13,6 +13,7 @@ from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, tiny_study
 from helpers import run_cli as run
 from typer.testing import CliRunner
 
+from searchspace import load_space
 from studies import cli
 from studies.cli import app
 
@@ -299,3 +300,14 @@ def test_generation_has_the_models_knobs(study):
     likeliest = run("generate", best, "-n", 12, "--temperature", 0)
     assert run("generate", best, "--num", 12, "--top-k", 1).partition(":")[2] == likeliest.partition(":")[2]
     assert "unknown device" in run("generate", best, "--device", "gpu", code=2)
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda p: p.stem)
+def test_a_space_has_a_view_of_its_own(file):
+    space = load_space(file)
+    output = run("describe", file)
+    text = re.sub(r"\s", "", output)
+    for decision in space.decisions:
+        assert decision.name[:20] in text  # long ones are folded
+    assert "candidates" in output
+    assert re.search(r"parameters +[\d.]+[KM]? to [\d.]+[KM]", output)
