@@ -452,6 +452,7 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask=None,
         position_ids=None,
         past_key_values=None,
+        cache_position=None,
         labels=None,
         use_cache=None,
         logits_to_keep=0,
@@ -464,6 +465,9 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
         transformers' losses: ``num_items_in_batch``, ``shift_labels``, ``ignore_index``.
         """
         loss_settings = {{name: settings.pop(name) for name in LOSS_SETTINGS if name in settings}}
+        kinds = settings.pop("token_type_ids", None)  # what some tokenizers add, all of one kind
+        if kinds is not None and kinds.any():
+            settings["token_type_ids"] = kinds
         unknown = [name for name, value in settings.items() if value is not None and value is not False]
         for name in set(unknown) & set(NOT_OFFERED):
             unknown.remove(name)
@@ -473,7 +477,9 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("give input_ids: embeddings can't be given instead")
         state = past_key_values
-        self._check_inputs(input_ids, attention_mask, position_ids, use_cache, 0 if state is None else state.position)
+        first = 0 if state is None else state.position
+        for positions in (position_ids, cache_position):
+            self._check_inputs(input_ids, attention_mask, positions, use_cache, first)
         if use_cache and state is None and not self.undecodable and not self.training:
             state = self.new_state()
         last = logits_to_keep if isinstance(logits_to_keep, int) else 0

@@ -207,6 +207,8 @@ def test_the_loss_is_shared_by_all_that_accumulate(spiral):
         ({"atention_mask": 1}, TypeError),
         ({"inputs_embeds": torch.zeros(1, 12, 16)}, TypeError),
         ({"position_ids": torch.arange(12).remainder(6)[None]}, ValueError),
+        ({"cache_position": torch.arange(12) + 1}, ValueError),
+        ({"token_type_ids": torch.arange(12)[None] // 6}, TypeError),
         ({"attention_mask": torch.ones(1, 1, 12, 12).tril()}, ValueError),
         ({"attention_mask": torch.arange(12)[None] // 6 + 1}, ValueError),
     ],
@@ -224,6 +226,8 @@ def test_what_means_nothing_new_is_accepted(spiral):
     for same in (
         {"position_ids": torch.arange(12)[None]},
         {"attention_mask": torch.ones(2, 12)},
+        {"cache_position": torch.arange(12)},
+        {"token_type_ids": torch.zeros(2, 12, dtype=torch.long)},
         {"output_attentions": False, "inputs_embeds": None, "return_dict": None},
     ):
         assert torch.equal(model(tokens, **same).logits, expected)
