@@ -24,7 +24,7 @@ from searchspace.decode import decode, key
 from searchspace.disk import new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError, show
 from studies.config import DataConfig
-from studies.documents import Document, documents
+from studies.documents import Document, documents, source_files
 from studies.text import TOKENIZER, Bytes, Codec, TextForm, codec_of, read_tokenizer
 
 if TYPE_CHECKING:
@@ -233,6 +233,9 @@ def _write_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
     total = tokens[False] + tokens[True]
     source = "standard library of this Python" if config.kind == "python_source" else show(config.path)
     files = config.kind in ("python_source", "text")
+    notes = list(losses.notes()) if config.kind != "python_source" else []
+    if config.kind == "text" and config.max_bytes and count < (known := len(source_files(config, base))):
+        notes.append(f"data.max_bytes takes the first {count} of {known} files, by name")
     return CorpusFacts(
         kind=config.kind,
         vocab_size=codec.vocab_size,
@@ -242,7 +245,7 @@ def _write_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
         val_tokens=tokens[True],
         text=text,
         source=f"{source}, {count} {'files' if files else 'documents'}",
-        notes=losses.notes() if config.kind != "python_source" else (),
+        notes=tuple(notes),
     )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import end_all, make_driver, run_cli, tiny_study
 
-from studies.config import load_study
-from studies.data import Corpus
+from studies.config import DataConfig, load_study
+from studies.data import Corpus, prepare_corpus
 from studies.describe import labels
 from studies.html_report import write_html
 from studies.preflight import look_at_data, preflight
@@ -155,3 +155,12 @@ def test_an_export_names_one_place(tmp_path):
     assert output.count("exported") == 1
     assert not (tmp_path / "run" / "export").exists()
     assert Path(tmp_path / "m.pt2").is_file()
+
+
+def test_a_limit_on_the_data_says_what_it_leaves_out(tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text("some text, again and again\n" * 400)
+    config = DataConfig(kind="text", path=str(tmp_path / "*.txt"), max_bytes=25_000)
+    facts = prepare_corpus(config, tmp_path / "part").facts
+    assert facts.notes == ("data.max_bytes takes the first 3 of 6 files, by name",)
+    assert not prepare_corpus(replace(config, max_bytes=10**9), tmp_path / "whole").facts.notes
