@@ -49,7 +49,7 @@ def load_arch(path: str | Path, overrides: Sequence[str] = ()) -> ArchSpec:
         SpecError: with file, line, path, and what would be right.
     """
     file = find_file(path, folder="architectures")
-    with located(file):
+    with located(file, overrides):
         data = read_data(file, overrides)
         _expect_architecture(data)
         return arch_from_data(data)
@@ -63,7 +63,7 @@ def arch_from_data(data: Mapping[str, Any]) -> ArchSpec:
 def load_space(path: str | Path, overrides: Sequence[str] = ()) -> SpaceSpec:
     """Read an architecture file with open choices. Raises `SpecError`."""
     file = find_file(path, folder="spaces")
-    with located(file):
+    with located(file, overrides):
         data = read_data(file, overrides)
         _expect_architecture(data)
         return SpaceSpec(data, file=str(file))
@@ -255,16 +255,20 @@ _Dumper.add_representer(str, _represent_text)
 
 
 class located:
-    """Context manager that adds file and line to a `SpecError` raised inside."""
+    """Context manager that adds file and line to a `SpecError` raised inside, or says that an override is to blame."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, overrides: Sequence[str] = ()) -> None:
         self._file = file
+        self._given = tuple(text.partition("=")[0] for text in overrides)
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SpecError) and not error.file:
+        if isinstance(error, SpecError) and error.file in ("", str(self._file)):
+            if any(f"{error.path}.".startswith(f"{given}.") for given in self._given):
+                error.file, error.line = _COMMAND_LINE, None
+                return
             error.file = str(self._file)
             add_line(error)
 

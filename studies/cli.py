@@ -288,7 +288,8 @@ def _check_file(file: Path, overrides: Sequence[str]) -> None:
         with console.status("looking at the data, and at what is within the budget"):
             found = preflight(study, look_at_data(study), here=False)
         result = found.survey
-        print(f"ok: study, {result.size} candidates, {result.share:.1%} of {result.looked_at} looked at are feasible")
+        within = f"{result.share:.1%} of {result.looked_at} looked at are within the budget"
+        print(f"ok: study, {result.size} candidates, {within}")
         _print_notes(found.notes)
         return
     from studies.preflight import notes_on

@@ -238,7 +238,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         SpecError: with file, line, path, and what would be right.
     """
     file = find_study(path)
-    with located(file):
+    with located(file, overrides):
         names = [text for text in overrides if text.partition("=")[0] in ("space", "baseline")]
         data = _inline(read_data(file, names), file.parent)
         data = merge(data, parse_overrides([text for text in overrides if text not in names]))

@@ -186,12 +186,11 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
             go.Bar(x=[measured[n] for n in names], y=labels, orientation="h", marker_color=_BLUE),
             {"xaxis": {"title": "share of variance", "tickformat": ".0%"}, "margin": _MARGIN},
         )
+    maps = {"effects": _measured_effects(shown), "predicted": _predicted_effects(shown, settings, corpus)}
     titles = {"effects": "measured, trials that were run", "predicted": "predicted, candidates nobody trained"}
-    for name, effects in (
-        ("effects", _measured_effects(shown)),
-        ("predicted", _predicted_effects(shown, settings, corpus)),
-    ):
-        if (figure := _effects(effects, corpus)) is not None:
+    most = corpus.bits_per_byte(max((abs(e) for effects in maps.values() for e in effects.values()), default=0.0))
+    for name, effects in maps.items():
+        if (figure := _effects(effects, corpus, most)) is not None:  # in one range of colours
             figures[name] = figure.update_layout(title={"text": titles[name], "font": {"size": 14}})
     figures |= optuna_figures(records, settings)
     return figures
@@ -358,7 +357,7 @@ def _predicted_effects(shown: Sequence[TrialRecord], settings: StudyConfig, corp
     return predicted_effects(Pool(with_space(settings, settings.space), corpus.facts), predictor)
 
 
-def _effects(effects: Effects, corpus: Corpus) -> go.Figure | None:
+def _effects(effects: Effects, corpus: Corpus, most: float) -> go.Figure | None:
     places, levels = sorted({place for place, _ in effects}), sorted({level for _, level in effects})
     if len(levels) < 2:
         return None
@@ -373,6 +372,8 @@ def _effects(effects: Effects, corpus: Corpus) -> go.Figure | None:
             y=levels,
             colorscale="RdBu_r",
             zmid=0,
+            zmin=-most,
+            zmax=most,
             texttemplate="%{z:+.3f}",
             hovertemplate="%{y} at iteration %{x}: %{z:+.3f} bits/byte<extra></extra>",
             xgap=1,

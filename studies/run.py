@@ -277,7 +277,7 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     usual, worst = ((flops / speed / workers) + apart for flops in (expected + looked, most + looked_most))
     fewest, most_steps = found.steps
     console.print(f"steps: {fewest:,} to {most_steps:,} a trial", highlight=False)
-    console.print(f"training FLOPs: about {expected:.2g}, at most {most:.2g}", highlight=False)
+    console.print(f"training FLOPs: about {short(expected)}, at most {short(most)}", highlight=False)
     console.print(
         f"time: about {_duration(usual)}, at most {_duration(worst)}, on {workers} workers at {speed:.2g} FLOP/s each, "
         "with evaluation and starting them",

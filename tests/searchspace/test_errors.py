@@ -250,3 +250,14 @@ def test_line_number_points_at_the_deepest_known_place(tmp_path):
 
 def test_one_of_names_the_nearest():
     assert one_of(["mean", "last"], "mena") == "did you mean 'mean'? choose one of: mean, last"
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [("d_model=-3", "d_model"), ("blocks.stack.heds=3", "blocks.stack.heds"), ("levels={a: 1}", "levels.a")],
+)
+def test_an_override_is_blamed_itself(override, path):
+    """Not the line of the file that it was laid over."""
+    with pytest.raises(SpecError) as caught:
+        load_arch("plain_4", [override])
+    assert str(caught.value).startswith(f"command line: {path}")
