@@ -57,9 +57,9 @@ class SpaceSpec:
     """A template whose every decision leads to an `ArchSpec`."""
 
     def __init__(self, data: Mapping[str, Any], file: str = "") -> None:
-        for name in data:  # before references are followed, whose errors would hide this one
-            if name not in _KEYS:
-                raise SpecError(str(name), "unknown key", one_of(_KEYS, str(name)), file=file)
+        unknown = [name for name in data if name not in _KEYS] if isinstance(data, Mapping) else []
+        if unknown:  # before references are followed, whose errors would hide this one
+            raise SpecError(str(unknown[0]), "unknown key", one_of(_KEYS, str(unknown[0])), file=file)
         self.template = Template(data)
         self._file = file
         self.name = str(data.get("name", "unnamed"))

@@ -262,6 +262,7 @@ def test_help_lists_the_commands():
 def test_an_interrupt_that_becomes_another_exception(monkeypatch, capsys):
     """In the midst of an import a library may turn it into an exception of its own."""
     monkeypatch.setattr(cli, "app", typer.Typer())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests may have it ignored
 
     def imports() -> None:
         try:
@@ -270,11 +271,14 @@ def test_an_interrupt_that_becomes_another_exception(monkeypatch, capsys):
         except KeyboardInterrupt:
             raise ModuleNotFoundError("Could not import module") from None
 
-    with pytest.raises(typer.Exit) as ended:
-        cli._command(imports)()
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            cli._command(imports)()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.value.exit_code == 130
     assert "interrupted" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_study_is_counted_within_its_own_budget(study):

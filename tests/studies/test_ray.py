@@ -80,6 +80,7 @@ def test_interrupt_leaves_cleanly_and_goes_on(study):
     assert len(open_for_reading(study / "run")) >= 4
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_with_its_code(study):
     process = search(study)
     read_until(process, r"baseline +0 ")
