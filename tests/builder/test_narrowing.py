@@ -34,6 +34,7 @@ def test_every_feasible_candidate_of_a_listed_space_passes_unchanged():
         assert space.draw(narrower.wrap(FixedChooser(choices))).choices == choices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "most_lost"),
     [({"params": {"min": 200_000, "max": 210_000}}, 0.01), ({"flops_per_token": 300_000}, 0.0)],

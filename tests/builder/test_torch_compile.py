@@ -19,6 +19,7 @@ def fresh():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_whole_model_without_a_graph_break():
     space = load_space("families")
     for seed in range(6):

@@ -96,6 +96,7 @@ def unbroken(tmp_path_factory, text):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_a_serial_study_that_is_killed_is_the_unbroken_one(seed, study, unbroken):
     """One worker and one seed: the same trials in the same order, TPE, ASHA and all."""
@@ -117,6 +118,7 @@ def test_a_study_on_ray_that_is_killed_loses_nothing(seed, study, unbroken):
     assert content(study) == unbroken(*arguments)
 
 
+@pytest.mark.slow
 def test_a_hung_trial_is_ended_and_its_worker_replaced(study):
     begin = time.monotonic()
     process = fake(study, "hang", "resources.trial_timeout_s=4", "search.stopper=none", "search.sampler=random")
