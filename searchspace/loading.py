@@ -94,10 +94,16 @@ def find_file(path: str | Path, *, folder: str = "", base: Path | None = None) -
     if any(os.path.isdir(place) for place in places):
         raise SpecError("", "is a folder", "name a YAML file", file=str(names[0]))
     shipped = sorted(p.stem for p in (PACKAGE / folder).glob("*.yaml")) if folder else []
-    near = difflib.get_close_matches(given.stem, shipped, n=1)
+    raise not_found(names[0], shipped, folder)
+
+
+def not_found(path: Path, shipped: Sequence[str], what: str) -> SpecError:
+    """What to say of a file that does not exist, where some are shipped by name or lie beside it."""
+    around = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, around, n=1) or difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    more = f"; `spiralformer list` names the shipped {folder}" if shipped else ""
-    raise SpecError("", "no such file", f"{hint}check the path{more}", file=str(names[0]))
+    more = f"; `spiralformer list` names the shipped {what}" if shipped else ""
+    return SpecError("", "no such file", f"{hint}check the path{more}", file=str(path))
 
 
 def _is_file(path: Path) -> bool:

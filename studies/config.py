@@ -18,7 +18,17 @@ from searchspace.arch import NAME, ArchSpec
 from searchspace.choices import Categorical, Decision, Integer, Scalar, example
 from searchspace.decode import dataclass_decoder, decode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
-from searchspace.loading import arch_from_data, dump_yaml, extend, find_file, located, merge, parse_overrides, read_data
+from searchspace.loading import (
+    arch_from_data,
+    dump_yaml,
+    extend,
+    find_file,
+    located,
+    merge,
+    not_found,
+    parse_overrides,
+    read_data,
+)
 from searchspace.space import SpaceSpec
 from searchspace.template import Decided, Template
 
@@ -259,7 +269,12 @@ def find_study(path: str | Path) -> Path:
     shipped = Path(__file__).parent / "configs" / f"{Path(path).stem}.yaml"
     if not Path(path).is_file() and Path(path).parent == Path() and shipped.is_file():
         return shipped
-    return find_file(path)
+    try:
+        return find_file(path)
+    except SpecError as error:
+        if error.problem != "no such file":
+            raise
+        raise not_found(Path(path), [file.stem for file in shipped.parent.glob("*.yaml")], "studies") from error
 
 
 def study_from_data(data: Mapping[str, Any]) -> StudyConfig:

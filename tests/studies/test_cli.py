@@ -315,3 +315,10 @@ def test_a_space_has_a_view_of_its_own(file):
         assert decision.name[:20] in text  # long ones are folded
     assert "candidates" in output
     assert re.search(r"parameters +[\d.]+[KM]? to [\d.]+[KM]", output)
+
+
+def test_a_study_that_does_not_exist(tmp_path):
+    (tmp_path / "my_study.yaml").write_text("space: quickstart\n")
+    assert "did you mean 'my_study.yaml'" in " ".join(run("search", tmp_path / "my_studdy.yaml", code=2).split())
+    assert "did you mean 'quickstart'" in " ".join(run("search", "quickstrat", code=2).split())
+    assert "names the shipped studies" in " ".join(run("search", tmp_path / "x.yaml", code=2).split())
