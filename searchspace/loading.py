@@ -99,7 +99,7 @@ def find_file(path: str | Path, *, folder: str = "", base: Path | None = None) -
 
 def not_found(path: Path, shipped: Sequence[str], what: str) -> SpecError:
     """What to say of a file that does not exist, where some are shipped by name or lie beside it."""
-    around = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    around = sorted(file.name for file in path.parent.glob("*.yaml")) if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, around, n=1) or difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     more = f"; `spiralformer list` names the shipped {what}" if shipped else ""

@@ -336,7 +336,7 @@ def count(
     from searchspace.loading import read_data
     from studies.survey import count_feasible
 
-    if Path(space).is_file() and "space" in read_data(Path(space), overrides or ()):
+    if os.path.isfile(space) and "space" in read_data(Path(space), overrides or ()):
         from studies.config import load_study
 
         study = load_study(space, overrides or ())

@@ -267,7 +267,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
 def find_study(path: str | Path) -> Path:
     """A study file, as given or among those shipped."""
     shipped = Path(__file__).parent / "configs" / f"{Path(path).stem}.yaml"
-    if not Path(path).is_file() and Path(path).parent == Path() and shipped.is_file():
+    if not os.path.isfile(path) and Path(path).parent == Path() and os.path.isfile(shipped):
         return shipped
     try:
         return find_file(path)

@@ -261,3 +261,10 @@ def test_an_override_is_blamed_itself(override, path):
     with pytest.raises(SpecError) as caught:
         load_arch("plain_4", [override])
     assert str(caught.value).startswith(f"command line: {path}")
+
+
+@pytest.mark.parametrize("name", ["é" * 200, f"a/{'é' * 200}/b.yaml", "x/" * 3000 + "y", "a\0b"])
+@pytest.mark.parametrize("load", [load_arch, load_space, load_study])
+def test_names_that_no_file_can_have(load, name):
+    with pytest.raises(SpecError):
+        load(name)
