@@ -10,6 +10,7 @@ Shape legend: B batch, T tokens, L positions of the finer level, M latents, G ch
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,18 +79,8 @@ class UniformUpscale(Upscale):
 class LearnedUpscale(Upscale):
     """beta = softmax over places of a linear map of the latent."""
 
-    def __init__(
-        self,
-        chunk: int,
-        offset: int,
-        *,
-        delay: int,
-        own_chunk: bool,
-        target: tuple[int, int],
-        d_model: int,
-        zero_front: bool = False,
-    ) -> None:
-        super().__init__(chunk, offset, delay=delay, own_chunk=own_chunk, target=target, zero_front=zero_front)
+    def __init__(self, chunk: int, offset: int, *, d_model: int, **settings: Any) -> None:
+        super().__init__(chunk, offset, **settings)
         self.allocation = nn.Linear(d_model, chunk)
 
     def spread(self, z_BMD: Tensor) -> Tensor:

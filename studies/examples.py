@@ -19,6 +19,8 @@ from searchspace.arch import ArchSpec
 from studies.config import TrainingConfig, check_training
 
 Array = NDArray[np.float64]
+State = dict[str, NDArray[Any]]
+"""What a fitted learner is made again from."""
 
 _CHUNKS = (1, 2, 4, 8, 16, 32)
 
@@ -210,3 +212,10 @@ def observe(
         Observation(replace(example, share=min(1.0, flops / example.full_flops)), loss, i, trial, study)
         for i, (flops, loss) in enumerate(rungs)
     ]
+
+
+def shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array. Raises ValueError unless it has this shape and is finite."""
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"an array of shape {array.shape} that should be {shape}, or not finite")
+    return array

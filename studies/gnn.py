@@ -14,8 +14,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import HeteroConv, SAGEConv, global_add_pool, global_max_pool, global_mean_pool
 
 from builder.graphdata import BLOCK_FEATURES, COST_FEATURES, OP_FEATURES, hetero_data
-from studies.examples import SETTINGS, Array, Example
-from studies.learners import State, shaped
+from studies.examples import SETTINGS, Array, Example, State, shaped
 
 
 class _Network(nn.Module):

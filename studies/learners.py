@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from searchspace.errors import SpecError
 from studies.config import LearnerName
-from studies.examples import FEATURES, Array, Example
+from studies.examples import FEATURES, Array, Example, State, shaped
 
-State = dict[str, NDArray[Any]]
 NEEDS_SKLEARN = "the tabular predictor needs scikit-learn"
 
 
@@ -140,10 +138,3 @@ LEARNERS: dict[LearnerName, Callable[[], Member]] = {
     "tabular": _Tabular,
     "gnn": _graph_network,
 }
-
-
-def shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array. Raises ValueError unless it has this shape and is finite."""
-    if array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"an array of shape {array.shape} that should be {shape}, or not finite")
-    return array

@@ -185,6 +185,8 @@ class Proposer:
 
     def _holds(self, seed: int) -> bool:
         """Whether a random draw satisfies the constraints, for a fraction of what building it takes."""
+        if not self.study.space.template.constraints:
+            return True
         try:
             self.study.space.template.decide(RandomChooser(seed))
         except ConstraintError:

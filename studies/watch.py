@@ -40,9 +40,8 @@ def watch_report(folder: Path, console: Console) -> None:
     while is_driven(folder):
         records, corpus, settings = open_study(folder)
         start = time.monotonic()
-        file = write_html(
-            records, settings, corpus, folder / "report.html", refresh_s=int(_REPORT_EVERY_S), driven=is_driven(folder)
-        )
+        page = folder / "report.html"
+        file = write_html(records, settings, corpus, page, refresh_s=int(_REPORT_EVERY_S), driven=True)
         ended = sum(record.state != "running" for record in records)
         console.print(f"{time.strftime('%H:%M:%S')}  {ended} trials ended; wrote {file}", highlight=False)
         time.sleep(max(_REPORT_EVERY_S, 10 * (time.monotonic() - start)))  # a tenth of the time, however large it is
