@@ -116,7 +116,7 @@ class Pool:
             seconds: after which it is content with what it has found.
         """
         ways, until = self._template.size(), time.monotonic() + seconds
-        choices = self._list(until) if ways <= listed else None
+        choices = self._list(until - seconds / 2) if ways <= listed else None  # the rest is for what follows
         if choices is not None:
             random.Random(seed).shuffle(choices)  # what the time does not suffice for is missing everywhere alike
             return self._price(iter(choices), len(choices), ways, tick, until, whole=True)

@@ -13,7 +13,7 @@ from helpers import end_all, run_cli, tiny_study
 from builder import estimate
 from builder.compiler import compile_arch
 from searchspace import SpecError, load_space
-from studies import learners, surrogate
+from studies import learners, ranking, surrogate
 from studies.config import load_study
 from studies.data import CorpusFacts, prepare_corpus
 from studies.examples import Observation, adjust, observe
@@ -234,6 +234,14 @@ def test_constraints_are_drawn_again_not_given_up_on(tmp_path, corpus_facts):
     assert len(drawn.proposals) == 5
     assert not drawn.whole
     assert f"out of {drawn.looked_at:,} of 960 ways to decide looked at" in str(drawn)
+
+
+def test_a_listing_that_takes_too_long_leaves_time_to_draw(tmp_path, corpus_facts, monkeypatch):
+    pool, _ = small_pool(tmp_path, corpus_facts)
+    monkeypatch.setattr(ranking, "assignments", lambda template: iter(lambda: time.sleep(0.01), 1))  # without end
+    drawn = pool.draw(5, seconds=4)
+    assert len(drawn.proposals) == 5
+    assert not drawn.whole
 
 
 def test_the_time_is_limited(tmp_path, corpus_facts):
