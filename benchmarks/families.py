@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from searchspace.arch import ArchSpec
-from searchspace.loading import arch_from_data
+from searchspace.files import arch_from_data
 from studies.config import DataConfig, TrainingConfig
-from studies.data import prepare_corpus
-from studies.describe import short, summarize
-from studies.training import Trainer
+from studies.data.corpus import prepare_corpus
+from studies.show.summary import short, summarize
+from studies.training.trainer import Trainer
 
 
 def families(width: int, seq_len: int, vocab_size: int) -> dict[str, ArchSpec]:

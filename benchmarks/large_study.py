@@ -20,7 +20,8 @@ from typing import Any
 
 from launches import made_up_loss
 
-from searchspace.loading import dump_yaml, find_file, read_data
+from searchspace.files import find_file, read_data
+from searchspace.plain import dump_yaml
 
 
 def study_file(folder: Path, trials: int) -> Path:
@@ -46,12 +47,12 @@ def study_file(folder: Path, trials: int) -> Path:
 
 def make_journal(file: Path, folder: Path) -> None:
     """Launch every trial and end it at once."""
+    from studies.commands.search import prepare_data
     from studies.config import load_study
-    from studies.folder import study_folder
-    from studies.resume import keep_settings
-    from studies.run import prepare_data
-    from studies.searcher import StudyDriver
-    from studies.trial import Report, Rung
+    from studies.records.folder import study_folder
+    from studies.records.resume import keep_settings
+    from studies.records.trial import Report, Rung
+    from studies.search.driver import StudyDriver
 
     settings = load_study(file)
     with study_folder(folder):

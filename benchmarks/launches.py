@@ -22,9 +22,9 @@ from builder import compile_arch, estimate
 from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
 from studies.config import StudyConfig, study_from_data
-from studies.data import Corpus, prepare_corpus
-from studies.searcher import StudyDriver
-from studies.trial import Report, Rung, TrialRecord
+from studies.data.corpus import Corpus, prepare_corpus
+from studies.records.trial import Report, Rung, TrialRecord
+from studies.search.driver import StudyDriver
 
 TIGHT: dict[str, Any] = {"params": {"min": 200_000, "max": 210_000}}
 LOOSE: dict[str, Any] = {"params": 10_000_000}
@@ -32,7 +32,7 @@ LOOSE: dict[str, Any] = {"params": 10_000_000}
 
 def study(sampler: str, launches: int, budget: dict[str, Any], narrow: bool) -> StudyConfig:
     """A study over the widest shipped space."""
-    from searchspace.loading import find_file, read_data
+    from searchspace.files import find_file, read_data
 
     return study_from_data(
         {

@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # for the workers
 sys.path.insert(0, str(HERE))
 
-from studies.trial import Report, Rung, TrialSpec  # noqa: E402
+from studies.records.trial import Report, Rung, TrialSpec  # noqa: E402
 
 
 def noop(spec: TrialSpec) -> Iterator[Report]:
@@ -42,9 +42,9 @@ def ours(trials: int, sampler: str) -> dict[str, Any]:
     import overhead  # by this name in the workers too
     from launches import LOOSE, study
 
-    from studies.data import prepare_corpus
-    from studies.execution import run_on_ray
-    from studies.searcher import StudyDriver
+    from studies.data.corpus import prepare_corpus
+    from studies.execution.run import run_on_ray
+    from studies.search.driver import StudyDriver
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

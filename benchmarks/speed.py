@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from builder import build_model, compile_arch, estimate
 from searchspace import load_arch
 from searchspace.arch import ArchSpec
-from searchspace.loading import arch_from_data
+from searchspace.files import arch_from_data
 from spiralformer.block import Block
 from spiralformer.pooling import MeanPool
 from spiralformer.upscale import UniformUpscale

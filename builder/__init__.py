@@ -9,29 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from builder.budget import Budget, BudgetSpec
-    from builder.bundle import Bundle, load_bundle, save_bundle
-    from builder.compiler import compile_arch
-    from builder.cost import Cost, breakdown, estimate
-    from builder.hf_import import import_hf
-    from builder.ir import Graph, Level, Node
+    from builder.exchange.bundle import Bundle, load_bundle, save_bundle
+    from builder.exchange.hf_import import import_hf
+    from builder.graph.compiler import compile_arch
+    from builder.graph.ir import Graph, Level, Node
     from builder.lowering import build_model
+    from builder.pricing.budget import Budget, BudgetSpec
+    from builder.pricing.cost import Cost, breakdown, estimate
 
 _HOME = {
-    "Budget": "budget",
-    "BudgetSpec": "budget",
-    "Bundle": "bundle",
-    "load_bundle": "bundle",
-    "save_bundle": "bundle",
-    "compile_arch": "compiler",
-    "Cost": "cost",
-    "breakdown": "cost",
-    "estimate": "cost",
-    "import_hf": "hf_import",
-    "Graph": "ir",
-    "Level": "ir",
-    "Node": "ir",
-    "build_model": "lowering",
+    "exchange.bundle": ("Bundle", "load_bundle", "save_bundle"),
+    "exchange.hf_import": ("import_hf",),
+    "graph.compiler": ("compile_arch",),
+    "graph.ir": ("Graph", "Level", "Node"),
+    "lowering": ("build_model",),
+    "pricing.budget": ("Budget", "BudgetSpec"),
+    "pricing.cost": ("Cost", "breakdown", "estimate"),
 }
 
 __all__ = [
@@ -53,6 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'builder' has no attribute {name!r}")
-    return getattr(import_module(f"builder.{_HOME[name]}"), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"builder.{module}"), name)
+    raise AttributeError(f"module 'builder' has no attribute {name!r}")

@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from builder.cost import Cost
-from builder.ir import Graph, Node
-from builder.ops import OPS
+from builder.graph.ir import Graph, Node
+from builder.graph.ops import OPS
+from builder.pricing.cost import Cost
 from searchspace.arch import BlockSpec, ffn_dim
 
 if TYPE_CHECKING:

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from builder.ir import Graph, Level, Node
+from builder.graph.ir import Graph, Level, Node
 from searchspace.arch import ffn_dim, head_dim, rotary_dim
 from spiralformer.block import Block, BlockConfig
 from spiralformer.decoding import SITE, UNDECODABLE, Clock, Site
 from spiralformer.embedding import Head, ScaledEmbedding, TiedHead
 from spiralformer.init import init_weights
 from spiralformer.joins import AddStep, MixtureJoin, ScaleStep, WeightedJoin
+from spiralformer.memory import OpenMemory, ReadMemory, WriteMemory
 from spiralformer.model import SpiralFormer
 from spiralformer.norm import make_norm
 from spiralformer.pooling import AttentionPool, LastPool, LinearPool, MeanPool, SelfAggregatePool
 from spiralformer.recall import make_recall
 from spiralformer.rope import Rotary
-from spiralformer.topology import OpenMemory, ReadMemory, WriteMemory
 from spiralformer.upscale import LearnedUpscale, UniformUpscale
 
 

@@ -3,7 +3,7 @@
 from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
 from searchspace.choices import Chooser, Decision, FixedChooser, RandomChooser
 from searchspace.errors import CausalityError, ConstraintError, SpecError
-from searchspace.loading import load_arch, load_space
+from searchspace.files import load_arch, load_space
 from searchspace.space import Candidate, SpaceSize, SpaceSpec
 
 __all__ = [

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from searchspace.decode import encode, key
 from searchspace.errors import SpecError, one_of, show
 from searchspace.nodes import (
     BlockNode,
@@ -40,6 +39,7 @@ from searchspace.nodes import (
     level_uses,
     node_inputs,
 )
+from searchspace.plain import dump_yaml, encode, key
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 _MOST_LEVELS = 24
@@ -153,8 +153,6 @@ class ArchSpec:
 
     def to_yaml(self) -> str:
         """The architecture as YAML that `load_arch` reads back to an equal spec."""
-        from searchspace.loading import dump_yaml
-
         return dump_yaml(encode(self))
 
 

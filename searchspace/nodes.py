@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, TypeAlias
 
-from searchspace.decode import dataclass_decoder, decode, decoder_for, encode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
+from searchspace.plain import dataclass_decoder, decode, decoder_for, encode, expect_mapping, join_path, key
 
 PoolKind: TypeAlias = Literal["mean", "self_aggregate", "last", "linear", "attention"]
 UpscaleKind: TypeAlias = Literal["uniform", "learned"]

@@ -11,9 +11,9 @@ from typing import Any
 
 from searchspace.arch import ArchSpec
 from searchspace.choices import Categorical, Chooser, Decision, FixedChooser, Integer, RandomChooser, Real, Scalar
-from searchspace.decode import decode
 from searchspace.errors import ConstraintError, SpecError, one_of
-from searchspace.parts import Sequence as ScheduleChoice
+from searchspace.open_values import Sequence as ScheduleChoice
+from searchspace.plain import decode
 from searchspace.template import Template
 
 _ENUMERABLE = 20_000

@@ -14,7 +14,7 @@ from typing import Any
 from searchspace.choices import Categorical, Chooser, Decision, Integer, Scalar, check_value
 from searchspace.constraints import Constraint
 from searchspace.errors import ConstraintError, SpecError, one_of, show
-from searchspace.parts import (
+from searchspace.open_values import (
     Choice,
     Leaf,
     List,

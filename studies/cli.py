@@ -21,8 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from searchspace.errors import SpecError, printable
-from searchspace.loading import add_line
-from studies.terminal import (
+from searchspace.files import add_line
+from studies.show.terminal import (
     EXIT_BAD_INPUT,
     EXIT_HALTED,
     EXIT_INTERRUPTED,
@@ -107,8 +107,8 @@ def list_shipped() -> None:
     """List the shipped architectures, spaces and studies."""
     from builder import compile_arch, estimate
     from searchspace import load_arch
-    from searchspace.loading import PACKAGE, purpose_of
-    from studies.describe import short
+    from searchspace.files import PACKAGE, purpose_of
+    from studies.show.summary import short
 
     table = Table(box=None, pad_edge=False, show_header=False, expand=True)
     table.add_column(no_wrap=True, min_width=24)
@@ -129,7 +129,7 @@ def list_shipped() -> None:
 @_command
 def keys() -> None:
     """Print the reference of every YAML key, as Markdown (docs/keys.md)."""
-    from studies.reference import key_reference
+    from studies.show.keys import key_reference
 
     print(key_reference(), end="")
 
@@ -138,7 +138,7 @@ def keys() -> None:
 def schema(language: Annotated[str, typer.Argument(help="architecture, space or study.")]) -> None:
     """Print the JSON Schema of a YAML language (docs/schema), for editors."""
     from searchspace.errors import one_of, show
-    from studies.schema import LANGUAGES, json_schema
+    from studies.show.schema import LANGUAGES, json_schema
 
     if language not in LANGUAGES:
         raise SpecError("", f"unknown language {show(language)}", one_of(LANGUAGES, language))
@@ -154,8 +154,8 @@ def describe(
     """Show an architecture: its summary, levels, expanded graph and cost; of a space, its decisions and costs."""
     from builder import compile_arch, estimate
     from searchspace import load_arch, load_space
-    from studies.describe import cost_lines, cost_rows, draw_strip, summarize
-    from studies.ladder import ladder_text
+    from studies.show.ladder import ladder_text
+    from studies.show.summary import cost_lines, cost_rows, draw_strip, summarize
 
     space: SpaceSpec | None = None
     with suppress(SpecError):
@@ -187,7 +187,7 @@ def cost(
     """Price an architecture, without building it."""
     from builder import compile_arch, estimate
     from searchspace import load_arch
-    from studies.describe import cost_lines, cost_rows, summarize
+    from studies.show.summary import cost_lines, cost_rows, summarize
 
     spec = load_arch(arch, overrides or ())
     graph = compile_arch(spec)
@@ -215,12 +215,12 @@ def draw(
     spec = load_arch(arch, overrides or ())
     if out is None:
         from builder import compile_arch
-        from studies.ladder import ladder_text
+        from studies.show.ladder import ladder_text
 
         print(ladder_text(compile_arch(spec)))
         print("in a cell: the call's share of the forward FLOPs")
         return
-    from studies.draw import write_drawing
+    from studies.show.svg import write_drawing
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_drawing(spec, out)
@@ -228,7 +228,7 @@ def draw(
 
 
 def _describe_space(space: SpaceSpec) -> None:
-    from studies.describe import cost_ranges, decision_rows
+    from studies.show.summary import cost_ranges, decision_rows
 
     table = Table(title=f"{space.name}: {space.count()} candidates", title_justify="left", box=SIMPLE)
     table.add_column("decision", overflow="fold")
@@ -260,7 +260,7 @@ def check(
     file: Annotated[str, typer.Argument(help="Architecture, space or study file.")], overrides: Overrides = None
 ) -> None:
     """Check a file: every choice decided each way, compiled, and for a study its budget."""
-    from searchspace.loading import find_file
+    from searchspace.files import find_file
     from studies.config import find_study
 
     found: list[Path] = []  # a shipped name may be that of a space and of a study
@@ -277,11 +277,11 @@ def check(
 def _check_file(file: Path, overrides: Sequence[str]) -> None:
     from builder import compile_arch
     from searchspace import load_arch, load_space
-    from searchspace.loading import read_data
+    from searchspace.files import read_data
     from studies.config import load_study
 
     if "space" in read_data(file, overrides):
-        from studies.preflight import look_at_data, preflight
+        from studies.commands.preflight import look_at_data, preflight
 
         study = load_study(file, overrides)
         study.space.check()
@@ -292,7 +292,7 @@ def _check_file(file: Path, overrides: Sequence[str]) -> None:
         print(f"ok: study, {result.size} candidates, {within}")
         _print_notes(found.notes)
         return
-    from studies.preflight import notes_on
+    from studies.commands.preflight import notes_on
 
     space = load_space(file, overrides)
     if not space.decisions:
@@ -333,8 +333,8 @@ def count(
 ) -> None:
     """Count a space's candidates, and those within a budget; of a study, within its own."""
     from searchspace import load_space
-    from searchspace.loading import read_data
-    from studies.survey import count_feasible
+    from searchspace.files import read_data
+    from studies.candidates.feasibility import count_feasible
 
     if os.path.isfile(space) and "space" in read_data(Path(space), overrides or ()):
         from studies.config import load_study
@@ -350,9 +350,9 @@ def count(
         return
     from builder import BudgetSpec, compile_arch, estimate
     from searchspace import load_arch
-    from searchspace.decode import decode
     from searchspace.errors import show
-    from searchspace.loading import parse_overrides
+    from searchspace.files import parse_overrides
+    from searchspace.plain import decode
 
     for text in budget:
         if "=" not in text:
@@ -391,15 +391,15 @@ def train(
     """Train one architecture in full and save it as a bundle. Overrides are the study's: training.flops=1e12."""
     from searchspace import load_arch
     from searchspace.disk import check_replaceable, probe_folder
+    from studies.commands.preflight import check_device
     from studies.config import load_study
-    from studies.preflight import check_device
 
     check_device(device)
     settings = load_study(study, [*(overrides or ()), "search.stopper=none", f"search.seed={seed}", "name=train"])
     spec = load_arch(arch)
     out = Path(os.path.abspath(out))
-    from builder.bundle import bundle_contents
-    from studies.run import train_one
+    from builder.exchange.bundle import bundle_contents
+    from studies.commands.search import train_one
 
     check_replaceable(out, bundle_contents, "a bundle")
     probe_folder(out.parent, "-o")
@@ -423,15 +423,15 @@ def search(
     full disk) or no trial completed, 130 interrupted, 129 and 143 ended by a signal.
     """
     from studies.config import load_study
-    from studies.folder import check_place
-    from studies.resume import check_settings
+    from studies.records.folder import check_place
+    from studies.records.resume import check_settings
 
     settings = load_study(study, overrides or ())
     folder = folder or Path("runs") / settings.name
     check_place(folder)
     check_settings(settings, folder)  # seconds of imports before what takes none
-    from studies.run import NothingCompleteError, dry_run, run_study
-    from studies.searcher import StudyHaltedError
+    from studies.commands.search import NothingCompleteError, dry_run, run_study
+    from studies.search.driver import StudyHaltedError
 
     if dry:
         dry_run(settings, folder, console)
@@ -456,7 +456,7 @@ def status(
     folder: StudyDir, watch: Annotated[bool, typer.Option(help="Follow it until nothing drives it.")] = False
 ) -> None:
     """How far a study is."""
-    from studies.watch import show_status, watch_status
+    from studies.commands.status import show_status, watch_status
 
     if watch:
         watch_status(folder, console)
@@ -471,10 +471,10 @@ def report(
     watch: Annotated[bool, typer.Option(help="Write it again and again until nothing drives the study.")] = False,
 ) -> None:
     """Ranking and notes here; plots, diagrams and how to reproduce in DIR/report.html."""
-    from studies.folder import is_driven
-    from studies.records import open_study
-    from studies.run import show_results
-    from studies.watch import watch_report
+    from studies.commands.search import show_results
+    from studies.commands.status import watch_report
+    from studies.records.folder import is_driven
+    from studies.records.reading import open_study
 
     if watch:
         watch_report(folder, console)
@@ -501,10 +501,10 @@ def export(
         probe_folder(out.parent, "-o")
         if form == "torch" and out.suffix != ".pt2":
             raise SpecError("-o", f"{show(str(out))} is no name for a program", "end it in .pt2")
-    from builder.bundle import read_manifest
-    from studies.export import convert_bundle, export_trial
-    from studies.folder import EXPORTS
-    from studies.records import open_study
+    from builder.exchange.bundle import read_manifest
+    from studies.commands.export import convert_bundle, export_trial
+    from studies.records.folder import EXPORTS
+    from studies.records.reading import open_study
 
     suffix = {"bundle": "", "hf": "-hf", "torch": ".pt2"}[form]
     with tempfile.TemporaryDirectory() as scratch:
@@ -545,7 +545,7 @@ def predict(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
     """Rank candidates that nobody trained, by what a study's trials teach."""
-    from studies.predict import run_predict
+    from studies.commands.predict import run_predict
 
     run_predict(
         folder,
@@ -577,10 +577,10 @@ def eval(
     """Score a bundle on text: bits per byte, perplexity, and loss by position."""
     from rich.progress import Progress
 
-    from searchspace.decode import decode
+    from searchspace.plain import decode
+    from studies.commands.preflight import check_device
     from studies.config import DataConfig
-    from studies.evaluate import evaluate, position_bins
-    from studies.preflight import check_device
+    from studies.training.evaluate import evaluate, position_bins
 
     check_device(device)
     paths = data if len(data) > 1 else data[0]
@@ -622,10 +622,10 @@ def tokenize(
     held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.05,
 ) -> None:
     """Write token files once, for any number of studies: data: {kind: tokens, path: FOLDER}."""
-    from searchspace.decode import decode
     from searchspace.disk import probe_folder
+    from searchspace.plain import decode
     from studies.config import DataConfig
-    from studies.data import prepare_corpus
+    from studies.data.corpus import prepare_corpus
 
     settings = {"kind": kind, "path": paths if len(paths) > 1 else paths[0], "tokenizer": tokenizer}
     config = decode(DataConfig, {**settings, "text_field": text_field, "held_out": held_out}, "data")
@@ -648,7 +648,7 @@ def import_hf(
     """Turn a checkpoint (config.json, *.safetensors) into a bundle."""
     from builder import import_hf as convert
     from searchspace.disk import probe_folder
-    from studies.text import TOKENIZER, Tokenizer
+    from studies.data.codec import TOKENIZER, Tokenizer
 
     probe_folder(out.parent, "-o")
     if (folder / TOKENIZER).is_file():
@@ -668,8 +668,8 @@ def generate(
     device: Device = "cpu",
 ) -> None:
     """Continue a text."""
-    from studies.preflight import check_device
-    from studies.run import print_sample
+    from studies.commands.preflight import check_device
+    from studies.commands.search import print_sample
 
     print_sample(
         bundle, prompt, tokens, console,

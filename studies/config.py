@@ -11,24 +11,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from builder.budget import Budget, BudgetSpec
-from builder.compiler import compile_arch
-from builder.cost import estimate
+from builder.graph.compiler import compile_arch
+from builder.pricing.budget import Budget, BudgetSpec
+from builder.pricing.cost import estimate
 from searchspace.arch import NAME, ArchSpec
 from searchspace.choices import Categorical, Decision, Integer, Scalar, example
-from searchspace.decode import dataclass_decoder, decode, expect_mapping, join_path, key
 from searchspace.errors import SpecError, one_of, show
-from searchspace.loading import (
-    arch_from_data,
-    dump_yaml,
-    extend,
-    find_file,
-    located,
-    merge,
-    not_found,
-    parse_overrides,
-    read_data,
-)
+from searchspace.files import arch_from_data, extend, find_file, located, merge, not_found, parse_overrides, read_data
+from searchspace.plain import dataclass_decoder, decode, dump_yaml, expect_mapping, join_path, key
 from searchspace.space import SpaceSpec
 from searchspace.template import Decided, Template
 

@@ -6,7 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from studies.trial import Report, Rung, run_trial
+from studies.records.trial import Report, Rung
+from studies.training.run_trial import run_trial
 
 
 def noop(spec):
@@ -45,13 +46,13 @@ def main(study, folder, name, *overrides):
     """Run a study with the stand-in of that name; for a process of its own."""
     import fakes
 
+    from studies.commands.search import prepare_data
     from studies.config import load_study
-    from studies.execution import run_on_ray
-    from studies.folder import study_folder
-    from studies.journal import mend
-    from studies.resume import keep_settings
-    from studies.run import prepare_data
-    from studies.searcher import StudyDriver
+    from studies.execution.run import run_on_ray
+    from studies.records.folder import study_folder
+    from studies.records.journal import mend
+    from studies.records.resume import keep_settings
+    from studies.search.driver import StudyDriver
 
     folder = Path(folder)
     with study_folder(folder):

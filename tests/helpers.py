@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from builder import build_model, compile_arch
-from builder.ir import Graph
+from builder.graph.ir import Graph
 from searchspace.arch import ArchSpec
-from searchspace.loading import arch_from_data, merge
+from searchspace.files import arch_from_data, merge
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = sorted((ROOT / "searchspace/architectures").glob("*.yaml"))
@@ -100,7 +100,7 @@ def first_leak(model: nn.Module, length: int, vocab_size: int) -> tuple[int, int
 
 def tiny_study(folder: Path, over: dict[str, Any] | None = None) -> Path:
     """A study file that runs in seconds: a few kilobytes of text, five schedules or so."""
-    from searchspace.loading import dump_yaml
+    from searchspace.plain import dump_yaml
 
     (folder / "text.txt").write_text("".join(f"line {i}: {i * i} is {i} squared\n" for i in range(2000)))
     schedule = {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 3], "order": "coarse_to_fine"}}
@@ -128,9 +128,9 @@ def tiny_study(folder: Path, over: dict[str, Any] | None = None) -> Path:
 
 def make_driver(folder: Path, over: dict[str, Any] | None = None, *overrides: str) -> Any:
     """The driver of a tiny study in ``folder``."""
+    from studies.commands.search import prepare_data
     from studies.config import load_study
-    from studies.run import prepare_data
-    from studies.searcher import StudyDriver
+    from studies.search.driver import StudyDriver
 
     study = load_study(tiny_study(folder, over), overrides)
     run = folder / "run"
@@ -140,7 +140,7 @@ def make_driver(folder: Path, over: dict[str, Any] | None = None, *overrides: st
 
 def end_all(driver: Any, loss: Callable[[Any], float] = lambda record: float(record.cost.params)) -> Any:
     """Launch every trial and end it at once with a made-up loss."""
-    from studies.trial import Report, Rung
+    from studies.records.trial import Report, Rung
 
     while (spec := driver.next_trial()) is not None:
         record = driver.record(spec.number)

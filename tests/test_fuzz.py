@@ -14,12 +14,12 @@ from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, TOPOLOGIES, tiny_arch,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.budget import BudgetSpec
-from builder.compiler import compile_arch
-from builder.cost import estimate
+from builder.graph.compiler import compile_arch
+from builder.pricing.budget import BudgetSpec
+from builder.pricing.cost import estimate
 from searchspace import SpecError, load_arch, load_space
-from searchspace.decode import decode
-from searchspace.loading import arch_from_data, merge, parse_overrides, parse_yaml, read_data
+from searchspace.files import arch_from_data, merge, parse_overrides, parse_yaml, read_data
+from searchspace.plain import decode
 from searchspace.space import SpaceSpec
 from studies.config import StudyConfig, load_study, study_from_data
 

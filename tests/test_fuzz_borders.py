@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from builder import import_hf, load_bundle, save_bundle
-from builder.bundle import bundle_contents
+from builder.exchange.bundle import bundle_contents
 from searchspace import SpecError
-from studies.checkpoint import LocalStore, load_checkpoint, save_checkpoint
 from studies.config import DataConfig, StudyKeys
-from studies.data import Corpus, look_at_tokens, prepare_corpus
-from studies.documents import source_files
-from studies.folder import check_place
-from studies.records import open_for_reading
-from studies.text import Tokenizer, codec_of_bundle
+from studies.data.codec import Tokenizer, codec_of_bundle
+from studies.data.corpus import Corpus, look_at_tokens, prepare_corpus
+from studies.data.documents import source_files
+from studies.records.folder import check_place
+from studies.records.reading import open_for_reading
+from studies.training.checkpoint import LocalStore, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning", "ignore::DeprecationWarning")
 
@@ -239,7 +239,7 @@ def test_manifests(bundle, data):
     | st.sampled_from(["..", ".", "a/../b", "a::b", "x" * 400, "con", "NUL", "[/a]", "~root", "$HOME", "%00"])
 )
 def test_names_and_paths(scratch, name):
-    from searchspace.decode import decode
+    from searchspace.plain import decode
     from studies.config import study_from_data
 
     study = {"name": name, "space": json.loads(json.dumps(TINY_SPACE)), "training": {"flops": 1e9}}

@@ -1,4 +1,4 @@
-"""Imports go one way (searchspace, spiralformer <- builder <- studies), and pricing leaves torch out."""
+"""Imports go one way, between packages, rooms and modules, and what only reads or prices leaves torch out."""
 
 import ast
 import subprocess
@@ -19,20 +19,31 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 ONLY_IN = {  # package -> the only files that may import it
-    "omegaconf": {"searchspace/loading.py"},
-    "ray": {"studies/ray_execution.py"},
-    "transformers": {"builder/hf_export.py"},
+    "omegaconf": {"searchspace/files.py"},
+    "ray": {"studies/execution/on_ray.py"},
+    "transformers": {"builder/exchange/hf_export.py"},
     "optuna": {
-        "studies/importance.py",
-        "studies/journal.py",
-        "studies/proposer.py",
-        "studies/samplers.py",
-        "studies/surrogate.py",
-        "studies/searcher.py",
-        "studies/warm_start.py",
+        "studies/candidates/distributions.py",
+        "studies/predict/importance.py",
+        "studies/records/journal.py",
+        "studies/search/driver.py",
+        "studies/search/evolution.py",
+        "studies/search/history.py",
+        "studies/search/predictor_sampler.py",
+        "studies/search/proposer.py",
+        "studies/search/samplers.py",
+        "studies/search/surrogate.py",
+        "studies/search/warm_start.py",
     },
 }
-TORCH_FREE = ("searchspace", "builder.compiler", "builder.cost", "builder.budget", "builder.narrowing", "builder")
+TORCH_FREE = (
+    "searchspace",
+    "builder.graph.compiler",
+    "builder.pricing.cost",
+    "builder.pricing.budget",
+    "builder.pricing.narrowing",
+    "builder",
+)
 
 
 def imports_of(file: Path) -> set[str]:
@@ -58,9 +69,78 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def modules_of(root: Path) -> dict[str, set[str]]:
+    """Every module of the packages, and which of them it imports, inside functions and type-checking blocks too."""
+    files = {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
+        for package in MAY_IMPORT
+        for file in (root / package).rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for name, file in files.items():
+        named = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= (full & set(files)) or {node.module or ""}
+        found[name] = {other for other in named if other in files and other != name}
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[str]:
+    """Names that can't be put on floors, each above all that it imports."""
+    left = {name: set(others) for name, others in imports.items()}
+    while ground := [name for name, others in left.items() if not others & set(left)]:
+        for name in ground:
+            del left[name]
+    return sorted(left)
+
+
+def rooms_of(imports: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same between folders; a file that stands in no room is one of its own."""
+
+    def room(name: str) -> str:
+        return ".".join(name.split(".")[:2]) if name.count(".") > 1 else name
+
+    found: dict[str, set[str]] = {}
+    for name, others in imports.items():
+        found.setdefault(room(name), set()).update({room(other) for other in others} - {room(name)})
+    return found
+
+
 def test_imports_go_one_way():
     assert violations(ROOT) == []
     assert {p.parent.name for p in ROOT.glob("*/__init__.py")} == set(MAY_IMPORT)
+
+
+def test_no_two_modules_and_no_two_rooms_import_each_other():
+    imports = modules_of(ROOT)
+    assert len(imports) > 90
+    assert circles(imports) == []
+    assert circles(rooms_of(imports)) == []
+
+
+def test_the_check_for_circles_can_fail(tmp_path):
+    """A circle over three modules, one import inside a function; a circle of rooms without one of modules."""
+    for package in MAY_IMPORT:
+        (tmp_path / package).mkdir()
+    for name, line in (
+        ("a", "from builder import b"),
+        ("b", "def f():\n    import builder.c"),
+        ("c", "from builder.a import x"),
+        ("d", ""),
+    ):
+        (tmp_path / f"builder/{name}.py").write_text(line)
+    assert circles(modules_of(tmp_path)) == ["builder.a", "builder.b", "builder.c"]
+    rooms = {"s.x.one": {"s.y.two"}, "s.y.two": set(), "s.y.three": {"s.x.four"}, "s.x.four": set()}
+    assert circles(rooms) == []
+    assert circles(rooms_of(rooms)) == ["s.x", "s.y"]
+
+
+def test_studies_is_rooms():
+    assert sorted(p.name for p in (ROOT / "studies").glob("*.py")) == ["__init__.py", "cli.py", "config.py"]
 
 
 @pytest.mark.parametrize(
@@ -70,9 +150,9 @@ def test_imports_go_one_way():
         ("searchspace/a.py", "from builder import compile_arch"),
         ("searchspace/a.py", "def f():\n    import omegaconf"),
         ("spiralformer/a.py", "from searchspace import ArchSpec"),
-        ("builder/a.py", "if True:\n    from studies.data import Corpus"),
+        ("builder/a.py", "if True:\n    from studies.data.corpus import Corpus"),
         ("builder/a.py", "import optuna"),
-        ("studies/report.py", "import ray"),
+        ("studies/a.py", "import ray"),
     ],
 )
 def test_the_check_can_fail(file, line, tmp_path):
@@ -101,7 +181,7 @@ def test_pricing_leaves_torch_out():
         assert not loaded_after(code) & heavy, code
 
 
-@pytest.mark.parametrize("module", ["studies.watch", "studies.resume", "studies.records"])
+@pytest.mark.parametrize("module", ["studies.commands.status", "studies.records.resume", "studies.records.reading"])
 def test_reading_a_study_leaves_torch_and_optuna_out(module):
     assert not loaded_after(f"import {module}") & {"torch", "ray", "optuna", "torch_geometric"}
 

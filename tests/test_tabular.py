@@ -8,7 +8,7 @@ from helpers import ROOT
 from builder import compile_arch, estimate
 from searchspace import FixedChooser, load_space
 from searchspace.space import assignments
-from studies.data import CorpusFacts
+from studies.data.corpus import CorpusFacts
 
 sys.path.insert(0, str(ROOT / "benchmarks/tabular"))
 

@@ -24,8 +24,8 @@ from builder import compile_arch, estimate
 from searchspace import load_space
 from searchspace.choices import FixedChooser
 from searchspace.space import assignments
-from studies.records import open_study
-from studies.trial import TrialRecord
+from studies.records.reading import open_study
+from studies.records.trial import TrialRecord
 
 HERE = Path(__file__).parent
 

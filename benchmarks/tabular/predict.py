@@ -25,10 +25,10 @@ from builder import compile_arch, estimate
 from searchspace import load_space
 from searchspace.choices import FixedChooser
 from searchspace.space import assignments
-from studies import learners
-from studies.examples import Observation, observe
-from studies.gnn import GraphNetwork
-from studies.predictors import Predictor, rank_correlation
+from studies.predict import learners
+from studies.predict.features import Observation, observe
+from studies.predict.gnn import GraphNetwork
+from studies.predict.predictor import Predictor, rank_correlation
 
 NAMES = ("cost", "scaling_law", "tabular", "gnn", "gnn, no sharing")
 RUNGS = (1, 2, 3)

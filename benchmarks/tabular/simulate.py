@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from searchspace.loading import read_data
+from searchspace.files import read_data
 from studies.config import DataConfig, StudyConfig, study_from_data
-from studies.data import Corpus, prepare_corpus
-from studies.journal import Journal
-from studies.searcher import StudyDriver
-from studies.trial import Report, Rung
+from studies.data.corpus import Corpus, prepare_corpus
+from studies.records.journal import Journal
+from studies.records.trial import Report, Rung
+from studies.search.driver import StudyDriver
 
 HERE = Path(__file__).parent
 

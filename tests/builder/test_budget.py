@@ -2,9 +2,9 @@ import pytest
 from helpers import tiny_arch
 
 from builder import BudgetSpec, compile_arch, estimate
-from builder.budget import Amount
+from builder.pricing.budget import Amount
 from searchspace import SpecError
-from searchspace.decode import decode
+from searchspace.plain import decode
 
 COST = estimate(compile_arch(tiny_arch()))
 

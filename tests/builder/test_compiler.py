@@ -10,9 +10,9 @@ import torch
 from helpers import ARCHITECTURES, ROOT, randomize, tiny_arch
 
 from builder import build_model, compile_arch
-from builder.frontend import lower_arch
-from builder.ir import Level
-from builder.passes import PASSES, drop_identities_pass, merge_duplicates_pass, run_passes
+from builder.graph.ir import Level
+from builder.graph.passes import PASSES, drop_identities_pass, merge_duplicates_pass, run_passes
+from builder.graph.unroll import lower_arch
 from searchspace import SpecError, load_arch, load_space
 
 GOLDEN = ROOT / "tests/builder/golden"
@@ -167,7 +167,7 @@ def test_a_pass_that_breaks_the_graph_is_named():
 def test_automatic_offsets_do_not_depend_on_pythons_hashes(hash_seed):
     """Two levels of one chunk, both automatic, beside one that is given."""
     code = (
-        "from searchspace.loading import arch_from_data\nfrom builder import compile_arch\n"
+        "from searchspace.files import arch_from_data\nfrom builder import compile_arch\n"
         "levels = {'a': {'chunk': 16, 'offset': 4}, 'b': {'chunk': 16}, 'c': {'chunk': 16}, 'token': {'chunk': 1}}\n"
         "pools = {'p': {'pool': 'a', 'in': 'x'}, 'q': {'pool': 'b', 'in': 'p'}, 'r': {'pool': 'c', 'in': 'q'}}\n"
         "graph = {'x': {'embed': 'tokens'}, **pools, 'u': {'upscale': 'token', 'in': 'r'},\n"

@@ -6,7 +6,7 @@ from helpers import ARCHITECTURES, SPACES, TOPOLOGIES, tiny_arch, truth
 from torch.utils.flop_counter import FlopCounterMode
 
 from builder import Cost, breakdown, build_model, compile_arch, estimate
-from builder.ir import Level
+from builder.graph.ir import Level
 from searchspace import load_arch, load_space
 
 
@@ -75,7 +75,7 @@ def test_embeddings_are_left_out_of_non_embedding_parameters():
 def brute_force_decode(arch) -> tuple[int, int, int]:
     """Total and worst decode FLOPs, and cache bytes, node by node and token by token."""
     graph = compile_arch(arch)
-    from builder.ops import OPS
+    from builder.graph.ops import OPS
 
     levels = {node.name: node.level for node in graph.nodes}
     works = [w for n in graph.nodes for w in OPS[n.op].works(graph, n, [levels[i] for i in n.inputs])]

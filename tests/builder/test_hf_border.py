@@ -79,7 +79,7 @@ def test_a_missing_key_has_the_familys_default(family, key, tmp_path):
 
 @pytest.mark.parametrize("family", ["GPTNeoX", "Llama"])
 def test_defaults_are_those_of_transformers(family):
-    from builder.hf_import import _FAMILIES
+    from builder.exchange.hf_import import _FAMILIES
 
     theirs = getattr(transformers, f"{family}Config")()
     ours = _FAMILIES[theirs.model_type][0]()

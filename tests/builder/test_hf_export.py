@@ -9,9 +9,9 @@ import torch
 from helpers import TOPOLOGIES, built, randomize, tiny_arch
 
 from builder import build_model, compile_arch
-from builder.bundle import load_bundle, save_bundle
-from builder.hf_export import MODELING, export_hf, modeling_code
-from builder.torch_export import export_torch
+from builder.exchange.bundle import load_bundle, save_bundle
+from builder.exchange.hf_export import MODELING, export_hf, modeling_code
+from builder.exchange.torch_export import export_torch
 from searchspace import SpecError, load_space
 
 transformers = pytest.importorskip("transformers")
@@ -54,7 +54,7 @@ def test_sampled_architectures(tmp_path):
 
 
 def test_a_wrong_export_is_noticed(tmp_path, monkeypatch):
-    from builder import hf_export
+    from builder.exchange import hf_export
 
     code = hf_export.modeling_code
     monkeypatch.setattr(hf_export, "modeling_code", lambda graph: code(graph).replace("x_BLD + u_BLD", "x_BLD - u_BLD"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import built, tiny_arch
 
-from builder.hf_export import export_hf
+from builder.exchange.hf_export import export_hf
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 transformers = pytest.importorskip("transformers")

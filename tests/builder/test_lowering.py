@@ -7,8 +7,8 @@ import torch
 from helpers import ARCHITECTURES, built, tiny_arch
 
 from builder import build_model, compile_arch, estimate
+from builder.graph.ops import OPS
 from builder.lowering import MODULES
-from builder.ops import OPS
 from searchspace import load_arch
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from builder import compile_arch, estimate
-from builder.budget import BudgetSpec
-from builder.narrowing import Narrower
+from builder.pricing.budget import BudgetSpec
+from builder.pricing.narrowing import Narrower
 from searchspace import FixedChooser, RandomChooser, SpecError, load_arch, load_space
-from searchspace.decode import decode
+from searchspace.plain import decode
 from searchspace.space import assignments
 
 

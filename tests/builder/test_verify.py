@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from helpers import tiny_arch
 
-from builder.compiler import compile_arch
-from builder.ir import Level
-from builder.ops import OPS
-from builder.verify import verify
+from builder.graph.compiler import compile_arch
+from builder.graph.ir import Level
+from builder.graph.ops import OPS
+from builder.graph.verify import verify
 from searchspace import CausalityError, SpecError
 
 BOTH_WAYS = {"blocks": {"core": {"bidirectional": True}}}

@@ -7,7 +7,7 @@ from helpers import ROOT, tiny_data
 
 from searchspace import SpecError, load_arch, load_space
 from searchspace.errors import one_of
-from searchspace.loading import dump_yaml
+from searchspace.plain import dump_yaml
 from studies.config import load_study
 
 HEAD = "vocab_size: 16\nseq_len: 16\nd_model: 16\n"

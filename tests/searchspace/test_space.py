@@ -3,7 +3,8 @@ from helpers import SPACES, tiny_data
 
 from builder import compile_arch
 from searchspace import FixedChooser, RandomChooser, SpaceSpec, SpecError, load_space
-from searchspace.loading import dump_yaml, load_arch, merge, parse_overrides, read_data
+from searchspace.files import load_arch, merge, parse_overrides, read_data
+from searchspace.plain import dump_yaml
 
 OPEN = {
     "d_model": {"choice": [16, 32]},

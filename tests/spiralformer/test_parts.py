@@ -12,9 +12,9 @@ from spiralformer.block import Block, BlockConfig
 from spiralformer.embedding import ScaledEmbedding
 from spiralformer.generate import Sampling, sample_next
 from spiralformer.joins import MixtureJoin, WeightedJoin
+from spiralformer.memory import OpenMemory, ReadMemory, WriteMemory
 from spiralformer.pooling import LastPool, MeanPool, SelfAggregatePool
 from spiralformer.rope import Rotary, rotate
-from spiralformer.topology import OpenMemory, ReadMemory, WriteMemory
 from spiralformer.upscale import LearnedUpscale, UniformUpscale
 
 D = 6

@@ -14,14 +14,14 @@ from helpers import ROOT, built, run_cli, tiny_arch, tiny_data, tiny_study
 
 from builder import save_bundle
 from searchspace import SpecError
-from searchspace.loading import dump_yaml
+from searchspace.plain import dump_yaml
+from studies.commands.preflight import check_device, look_at_data, preflight
 from studies.config import DataConfig, load_study
-from studies.data import Corpus, prepare_corpus
-from studies.documents import documents, source_files
-from studies.folder import SUMS, check_place, study_folder
-from studies.journal import mend
-from studies.preflight import check_device, look_at_data, preflight
-from studies.text import Tokenizer
+from studies.data.codec import Tokenizer
+from studies.data.corpus import Corpus, prepare_corpus
+from studies.data.documents import documents, source_files
+from studies.records.folder import SUMS, check_place, study_folder
+from studies.records.journal import mend
 
 WORDS = ["line", "is", "squared", "[UNK]", ":", *map(str, range(100))]
 
@@ -274,7 +274,7 @@ def test_text_that_is_no_utf8_is_noted(tmp_path):
 
 
 def test_large_files_come_in_pieces_that_are_one_document(tmp_path, monkeypatch):
-    from studies import documents as module
+    from studies.data import documents as module
 
     file = text(tmp_path)
     whole = prepared(tmp_path / "1", kind="text", path=str(file))
@@ -303,7 +303,7 @@ def test_rows_that_are_none_say_which(content, message, tmp_path):
 
 
 def test_a_line_without_end_is_bounded(tmp_path, monkeypatch):
-    from studies import documents as module
+    from studies.data import documents as module
 
     monkeypatch.setattr(module, "_LINE", 1000)
     (tmp_path / "a.jsonl").write_text('{"text": "' + "x" * 5000 + '"}\n')
@@ -404,7 +404,7 @@ def test_devices(asked, message, tmp_path, monkeypatch):
 def test_what_no_candidate_can_satisfy_is_said_by_check_and_search(override, message, tmp_path, monkeypatch):
     import torch
 
-    from studies import tracking
+    from studies.report import tracking
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(tracking, "find_spec", lambda name: None if name == "trackio" else True)
@@ -446,7 +446,7 @@ def quick_search(folder):
 
 
 def test_a_search_without_a_result_says_why_and_exits_with_3(tmp_path, monkeypatch):
-    from studies.training import Trainer
+    from studies.training.trainer import Trainer
 
     def fail(self, *args, **kwargs):
         raise IndexError("index out of range in self")
@@ -490,7 +490,7 @@ def test_tokens_without_a_tokenizer_end_well_and_refuse_text(tmp_path):
 
 
 def test_what_is_shown_last_decides_nothing(tmp_path, monkeypatch):
-    from studies import html_report
+    from studies.report import page as html_report
 
     def fail(*args, **kwargs):
         raise RuntimeError("no picture today")
@@ -581,7 +581,7 @@ def test_a_small_parquet_file_of_large_texts_takes_little_memory(tmp_path):
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "big.parquet")
     assert (tmp_path / "big.parquet").stat().st_size < 2e6
     script = (
-        "import resource, sys; from studies.config import DataConfig; from studies.data import prepare_corpus\n"
+        "import resource, sys; from studies.config import DataConfig; from studies.data.corpus import prepare_corpus\n"
         "data = DataConfig(kind='parquet', path=sys.argv[1], max_bytes=4_000_000)\n"
         "facts = prepare_corpus(data, sys.argv[2]).facts\n"
         "print(facts.train_tokens + facts.val_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"

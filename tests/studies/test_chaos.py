@@ -14,8 +14,8 @@ import pytest
 from helpers import tiny_study
 from processes import finish, kill_all, launch, processes, read_until, search
 
-from studies.journal import mend
-from studies.records import open_for_reading
+from studies.records.journal import mend
+from studies.records.reading import open_for_reading
 
 RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
 KILLS = 3 if RUNS > 1 else 1
@@ -189,7 +189,7 @@ def test_two_nodes_of_which_one_is_lost(study):
     cluster = launch(
         study,
         "-c",
-        "import time, studies.ray_execution\n"
+        "import time, studies.execution.on_ray\n"
         "from ray.cluster_utils import Cluster\n"
         "c = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False})\n"
         "second = c.add_node(num_cpus=1)\n"

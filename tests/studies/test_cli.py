@@ -70,7 +70,7 @@ def test_draw(tmp_path):
 
 
 def test_halted_studies_say_so_and_exit_with_3(tmp_path, monkeypatch):
-    from studies.training import DivergedError, Trainer
+    from studies.training.trainer import DivergedError, Trainer
 
     def diverge(self, *args, **kwargs):
         raise DivergedError("the training loss is nan at step 1")
@@ -147,7 +147,7 @@ def test_status_report_export_generate(study, tmp_path):
     assert "is not in this study" in run("export", folder / "run", "--trial", "99", code=2)
     stopped = re.search(r"(\d+) stopped", run("report", folder / "run"))
     if stopped:
-        from studies.records import open_for_reading
+        from studies.records.reading import open_for_reading
 
         number = next(r.number for r in open_for_reading(folder / "run") if r.state == "stopped")
         assert "only complete trials" in run("export", folder / "run", "--trial", number, code=2)
@@ -159,7 +159,7 @@ def test_exported_bundle_scores_what_the_search_measured(study):
     import torch.nn.functional as F
 
     from builder import load_bundle
-    from studies.data import Corpus
+    from studies.data.corpus import Corpus
 
     folder, _, _ = study
     bundle = load_bundle(folder / "run/best")

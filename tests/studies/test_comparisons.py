@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from helpers import end_all, make_driver, run_cli, tiny_study
 
+from studies.commands.preflight import look_at_data, preflight
 from studies.config import DataConfig, load_study
-from studies.data import Corpus, prepare_corpus
-from studies.describe import labels
-from studies.html_report import write_html
-from studies.preflight import look_at_data, preflight
-from studies.report import notes, ranking_table
-from studies.terminal import TerminalConsole
-from studies.trial import Report, Rung
+from studies.data.corpus import Corpus, prepare_corpus
+from studies.records.trial import Report, Rung
+from studies.report.page import write_html
+from studies.report.ranking import notes, ranking_table
+from studies.show.summary import labels
+from studies.show.terminal import TerminalConsole
 
 POOLS = {
     "space": {
@@ -142,7 +142,7 @@ def test_table_and_sentence_round_alike(tmp_path):
         replace(record, number=90 + i, purpose="promotion", rungs=(replace(record.rungs[-1], loss=loss),))
         for i, (record, loss) in enumerate(((base, 3.0004 * 0.6931), (best, 2.5006 * 0.6931)))
     ]
-    from studies.report import promotion_table
+    from studies.report.ranking import promotion_table
 
     text = shown(promotion_table([*driver.records, *again], corpus_of(driver)))
     gap = re.search(r"-(0\.\d{3})", text)[1]

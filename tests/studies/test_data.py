@@ -10,8 +10,8 @@ from helpers import run_cli
 
 from searchspace import SpecError
 from studies.config import DataConfig
-from studies.data import Corpus, prepare_corpus
-from studies.text import Bytes, Tokenizer, byte_tokenizer
+from studies.data.codec import Bytes, Tokenizer, byte_tokenizer
+from studies.data.corpus import Corpus, prepare_corpus
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from helpers import ARCHITECTURES, TOPOLOGIES, tiny_arch
 
 from builder import compile_arch, estimate
 from searchspace import SpecError, load_arch
-from studies.describe import short
-from studies.draw import draw_html, draw_svg, write_drawing
-from studies.ladder import ladder_text
+from studies.show.ladder import ladder_text
+from studies.show.summary import short
+from studies.show.svg import draw_html, draw_svg, write_drawing
 
 SVG = "{http://www.w3.org/2000/svg}"
 MIXED = ["phrase"] * 4 + ["word"] * 5 + ["token"] * 3

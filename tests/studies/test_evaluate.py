@@ -12,7 +12,7 @@ from helpers import built, run_cli, tiny_arch
 from builder import load_bundle, save_bundle
 from searchspace import SpecError
 from studies.config import DataConfig
-from studies.evaluate import evaluate, position_bins
+from studies.training.evaluate import evaluate, position_bins
 
 TEXTS = [f"document {i}: {'ab ' * (i % 7)}end" for i in range(40)]
 

@@ -10,14 +10,15 @@ from helpers import end_all, make_driver, tiny_study
 
 from searchspace import SpecError
 from studies.config import load_study
-from studies.data import Corpus
-from studies.execution import run_serial
-from studies.folder import JOURNAL, SUMS
-from studies.journal import Journal, mend
-from studies.records import FORMAT_KEY, open_for_reading
-from studies.report import best_of, front, notes, promotion_table, promotions
-from studies.resume import check_settings, keep_settings
-from studies.trial import Report, Rung, _memory_asked, _reason
+from studies.data.corpus import Corpus
+from studies.execution.run import run_serial
+from studies.records.folder import JOURNAL, SUMS
+from studies.records.journal import Journal, mend
+from studies.records.reading import FORMAT_KEY, open_for_reading
+from studies.records.resume import check_settings, keep_settings
+from studies.records.trial import Report, Rung
+from studies.report.ranking import best_of, front, notes, promotion_table, promotions
+from studies.training.run_trial import _memory_asked, _reason
 
 OK = (Rung(flops=0.5, tokens=1, loss=2.0), Rung(flops=1.0, tokens=1, loss=1.0))
 

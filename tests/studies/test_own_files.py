@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from helpers import make_driver, run_cli, tiny_study
 
-from studies.execution import run_serial
-from studies.folder import JOURNAL
-from studies.journal import mend
-from studies.records import open_for_reading
+from studies.execution.run import run_serial
+from studies.records.folder import JOURNAL
+from studies.records.journal import mend
+from studies.records.reading import open_for_reading
 
 QUICK = ("search.num_trials=3", "training.flops=1e8")
 
@@ -141,7 +141,7 @@ class Losses:
         if key not in self.known:
             from dataclasses import replace
 
-            from studies.trial import run_trial
+            from studies.training.run_trial import run_trial
 
             spec = replace(driver._spec(record), folder=str(scratch / str(len(self.known))), study="another")
             *_, last = run_trial(spec)

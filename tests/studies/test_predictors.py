@@ -11,19 +11,21 @@ import torch
 from helpers import end_all, run_cli, tiny_study
 
 from builder import estimate
-from builder.compiler import compile_arch
+from builder.graph.compiler import compile_arch
 from searchspace import SpecError, load_space
-from studies import learners, ranking, surrogate
+from studies.commands.preflight import look_at_data, preflight
 from studies.config import load_study
-from studies.data import CorpusFacts, prepare_corpus
-from studies.examples import Observation, adjust, observe
-from studies.gnn import GraphNetwork
-from studies.learners import LEARNERS
-from studies.predictors import Predictor, fit_best, rank_correlation
-from studies.preflight import look_at_data, preflight
-from studies.ranking import Pool, explain, rank, transfer
-from studies.searcher import StudyDriver
-from studies.trial import Report, Rung
+from studies.data.corpus import CorpusFacts, prepare_corpus
+from studies.predict import explain as ranking
+from studies.predict import learners
+from studies.predict.explain import Pool, explain, rank, transfer
+from studies.predict.features import Observation, adjust, observe
+from studies.predict.gnn import GraphNetwork
+from studies.predict.learners import LEARNERS
+from studies.predict.predictor import Predictor, fit_best, rank_correlation
+from studies.records.trial import Report, Rung
+from studies.search import surrogate
+from studies.search.driver import StudyDriver
 
 TRAINING = {"flops": 1e12, "batch_tokens": 2048}
 SHARES = (1 / 9, 1 / 3, 1.0)

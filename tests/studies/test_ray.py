@@ -12,7 +12,7 @@ import pytest
 from helpers import tiny_study
 from processes import finish, kill, kill_all, launch, processes, read_until, search
 
-from studies.records import open_for_reading
+from studies.records.reading import open_for_reading
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import subprocess
 import pytest
 from helpers import end_all, make_driver, run_cli, tiny_study
 
-from studies.html_report import write_html
-from studies.ranking import schedule_of
-from studies.trial import Report, Rung
+from studies.predict.explain import schedule_of
+from studies.records.trial import Report, Rung
+from studies.report.page import write_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ORDER_ANY = {
@@ -42,7 +42,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(driver):
-    from studies.data import Corpus
+    from studies.data.corpus import Corpus
 
     return write_html(driver.records, driver.study, Corpus(driver.corpus), driver.folder / "report.html")
 
@@ -73,7 +73,7 @@ def test_it_asks_nobody_for_anything(page):
 
 
 def test_a_study_without_results_has_a_report_too(tmp_path):
-    from studies.data import Corpus
+    from studies.data.corpus import Corpus
 
     driver = make_driver(tmp_path)
     page = write_html([], driver.study, Corpus(driver.corpus), tmp_path / "report.html")

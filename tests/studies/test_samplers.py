@@ -9,17 +9,17 @@ from helpers import end_all, make_driver, tiny_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from builder.compiler import compile_arch
-from builder.cost import estimate
+from builder.graph.compiler import compile_arch
+from builder.pricing.cost import estimate
 from searchspace import FixedChooser, SpecError
 from searchspace.space import SpaceSpec
+from studies.commands.search import prepare_data
 from studies.config import load_study
-from studies.describe import summarize
-from studies.execution import run_serial
-from studies.importance import measured_importance
-from studies.run import prepare_data
-from studies.samplers import mutate
-from studies.searcher import StudyDriver
+from studies.execution.run import run_serial
+from studies.predict.importance import measured_importance
+from studies.search.driver import StudyDriver
+from studies.search.evolution import mutate
+from studies.show.summary import summarize
 
 SCHEDULE = {"graph": {"h": {"schedule": {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 5]}}}}}
 CHUNKS = {"phrase": 8, "word": 4, "token": 1}

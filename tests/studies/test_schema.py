@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, TINY, run_cli, tiny_data
 
-from searchspace.loading import read_data, read_file
+from searchspace.files import read_data, read_file
 from studies.config import load_study
-from studies.schema import LANGUAGES, json_schema
+from studies.show.schema import LANGUAGES, json_schema
 
 spec = importlib.util.spec_from_file_location("tables", ROOT / "tests/searchspace/test_errors.py")
 tables = importlib.util.module_from_spec(spec)

@@ -9,18 +9,19 @@ from helpers import make_driver, tiny_study
 from builder import compile_arch, estimate
 from searchspace import SpecError
 from searchspace.choices import FixedChooser
-from searchspace.decode import decode
+from searchspace.plain import decode
+from studies.candidates.feasibility import survey
+from studies.commands.export import export_trial
 from studies.config import MiddleChooser, StopperConfig, decide_training, load_study
-from studies.data import Corpus
-from studies.execution import run_serial
-from studies.export import export_trial
-from studies.folder import JOURNAL, SUMS, StudyLockedError, exclusive
-from studies.journal import Journal, mend
-from studies.records import open_for_reading
-from studies.searcher import trial_store
-from studies.stopper import expected_work, rung_shares, should_stop
-from studies.survey import survey
-from studies.trial import Report, Rung, TrialSpec, run_trial
+from studies.data.corpus import Corpus
+from studies.execution.run import run_serial
+from studies.records.folder import JOURNAL, SUMS, StudyLockedError, exclusive
+from studies.records.journal import Journal, mend
+from studies.records.reading import open_for_reading
+from studies.records.trial import Report, Rung, TrialSpec
+from studies.search.driver import trial_store
+from studies.search.stopper import expected_work, rung_shares, should_stop
+from studies.training.run_trial import run_trial
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_out_of_memory_and_bugs_are_told_apart(tmp_path, monkeypatch):
     def raise_next(self, *args, **kwargs):
         raise next(errors)
 
-    monkeypatch.setattr("studies.training.Trainer.train", raise_next)
+    monkeypatch.setattr("studies.training.trainer.Trainer.train", raise_next)
     driver = make_driver(tmp_path, None, "search.num_trials=2")
     run_serial(driver)
     assert [record.reason for record in driver.records] == ["out_of_memory", "error", "out_of_memory"]

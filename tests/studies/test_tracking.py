@@ -9,11 +9,12 @@ import pytest
 from helpers import make_driver, run_cli, tiny_study
 
 from searchspace import SpecError
-from studies import preflight, tracking
+from studies.commands import preflight
 from studies.config import load_study
-from studies.data import Corpus
-from studies.records import open_for_reading
-from studies.tracking import Tracking
+from studies.data.corpus import Corpus
+from studies.records.reading import open_for_reading
+from studies.report import tracking
+from studies.report.tracking import Tracking
 
 
 @pytest.fixture(scope="module")

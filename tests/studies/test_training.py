@@ -7,7 +7,9 @@ import torch
 from helpers import tiny_arch
 
 from searchspace import SpecError
-from studies.checkpoint import (
+from studies.config import DataConfig, TrainingConfig
+from studies.data.corpus import prepare_corpus
+from studies.training.checkpoint import (
     LocalStore,
     attempts_in,
     claim_attempt,
@@ -18,9 +20,7 @@ from studies.checkpoint import (
     save_checkpoint,
     unpack,
 )
-from studies.config import DataConfig, TrainingConfig
-from studies.data import prepare_corpus
-from studies.training import DivergedError, Trainer, learning_rate, make_plan
+from studies.training.trainer import DivergedError, Trainer, learning_rate, make_plan
 
 DROPOUT = {"vocab_size": 256, "blocks": {"core": {"dropout": 0.1}}}
 

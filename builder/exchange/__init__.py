@@ -1,0 +1,1 @@
+"""Models as files: bundles, Hugging Face, torch.export."""

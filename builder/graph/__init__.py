@@ -1,0 +1,1 @@
+"""The graph: its types, the table of operations, what is legal, unrolling and rewriting."""

@@ -1,0 +1,1 @@
+"""What a graph costs, limits on it, and how choices are steered into them."""

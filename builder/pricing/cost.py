@@ -1,0 +1,149 @@
+"""What an architecture costs, from its graph alone: no torch, no arrays, well under a millisecond."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builder.graph.ir import Graph, Level, meet
+from builder.graph.ops import OPS, norm_params
+
+TRAINING_FACTOR = 3  # forward once, backward twice
+CACHE_BYTES_PER_ELEMENT = 2  # bf16
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Exact totals at one sequence length. FLOPs: matrix products and attention, multiply-add = 2, attention dense."""
+
+    seq_len: int
+    params: int
+    """Unique parameters: a shared block once."""
+    params_non_embedding: int
+    """Without the embedding and the head's matrix."""
+    flops: int
+    """One forward over ``seq_len`` tokens."""
+    kv_cache_bytes: int
+    """Key-value cache after ``seq_len`` tokens, in bf16."""
+    decode_flops: int | None
+    """Decoding ``seq_len`` tokens one by one; None where there is no decoding (``causal: false``)."""
+    decode_flops_worst_token: int | None
+    """The dearest of those tokens."""
+
+    @property
+    def flops_per_token(self) -> float:
+        """Forward FLOPs, per token."""
+        return self.flops / self.seq_len
+
+    @property
+    def training_flops_per_token(self) -> float:
+        """Forward and backward: three times the forward."""
+        return TRAINING_FACTOR * self.flops / self.seq_len
+
+    @property
+    def kv_cache_bytes_per_token(self) -> float:
+        """Cache bytes, per token."""
+        return self.kv_cache_bytes / self.seq_len
+
+    @property
+    def decode_flops_per_token(self) -> float | None:
+        """Mean over positions 0 .. seq_len - 1."""
+        return None if self.decode_flops is None else self.decode_flops / self.seq_len
+
+
+@dataclass(frozen=True, slots=True)
+class CostPart:
+    """One owner's or operation's share."""
+
+    part: str
+    level: Level
+    uses: int
+    params: int
+    flops: int
+
+
+def estimate(graph: Graph) -> Cost:
+    """Price a verified graph at its ``seq_len``.
+
+    Equal to the built module: parameters always, FLOPs to `FlopCounterMode` on the meta device.
+    """
+    levels = {node.name: node.level for node in graph.nodes}
+    params: dict[str, int] = {}
+    work: dict[Level, list[int]] = {}
+    for node in graph.nodes:
+        row = OPS[node.op]
+        inputs = [levels[source] for source in node.inputs]
+        if node.owner and node.owner not in params:
+            params[node.owner] = row.params(graph, node, inputs)
+        for item in row.works(graph, node, inputs):
+            total = work.setdefault(item.level, [0, 0, 0])
+            total[0] += item.per_position
+            total[1] += item.per_pair
+            total[2] += item.cached
+    length = graph.seq_len
+    flops = cached = decoded = 0
+    for level, (per_position, per_pair, per_cached) in work.items():
+        positions = level.closed_chunks(length)
+        flops += positions * per_position + positions * positions * per_pair
+        cached += positions * per_cached
+        decoded += positions * per_position + positions * (positions + 1) // 2 * per_pair
+    total_params = sum(params.values())
+    return Cost(
+        seq_len=length,
+        params=total_params,
+        params_non_embedding=total_params - _embedding_params(graph, params),
+        flops=flops,
+        kv_cache_bytes=cached * CACHE_BYTES_PER_ELEMENT,
+        decode_flops=decoded if graph.causal else None,
+        decode_flops_worst_token=_worst_token(work, length) if graph.causal else None,
+    )
+
+
+def breakdown(graph: Graph) -> tuple[CostPart, ...]:
+    """Parameters and FLOPs by owner (or operation) and level, in the graph's order."""
+    levels = {node.name: node.level for node in graph.nodes}
+    parts: dict[tuple[str, Level], CostPart] = {}
+    counted: set[str] = set()
+    for node in graph.nodes:
+        row = OPS[node.op]
+        inputs = [levels[source] for source in node.inputs]
+        works = row.works(graph, node, inputs)
+        flops = 0
+        for item in works:
+            positions = item.level.closed_chunks(graph.seq_len)
+            flops += positions * item.per_position + positions * positions * item.per_pair
+        params = 0 if node.owner in counted else row.params(graph, node, inputs)
+        counted.add(node.owner)
+        if not flops and not params and node.op != "block":
+            continue
+        part = node.owner if node.op in ("block", "embed", "head") else node.op
+        level = works[0].level
+        old = parts.get((part, level), CostPart(part, level, 0, 0, 0))
+        parts[part, level] = CostPart(part, level, old.uses + 1, old.params + params, old.flops + flops)
+    return tuple(parts.values())
+
+
+def _embedding_params(graph: Graph, params: dict[str, int]) -> int:
+    head = next(node for node in graph.nodes if node.name == graph.output)
+    logits = params["head"] - norm_params(str(head.attr("norm")), graph.d_model)
+    return params.get("embed", 0) + logits
+
+
+def _worst_token(work: dict[Level, list[int]], length: int) -> int:
+    """The dearest token closes chunks of some set of levels: of the tokens that close these, the last costs most.
+
+    Sets of levels whose closing tokens meet are walked, not tokens; each has one residue modulo one period.
+    """
+    meetings = {(1, 0)}
+    for level in work:
+        closing = (level.chunk, (-1 - level.offset) % level.chunk)
+        meetings |= {met for at in meetings if (met := meet(at, closing)) is not None and met[1] < length}
+    worst = 0
+    for period, residue in meetings:
+        token = residue + (length - 1 - residue) // period * period
+        flops = 0
+        for level, (per_position, per_pair, _) in work.items():
+            latents, open_members = divmod(token + level.offset + 1, level.chunk)
+            if open_members == 0:
+                flops += per_position + latents * per_pair
+        worst = max(worst, flops)
+    return worst

@@ -1,0 +1,1 @@
+"""Feasible candidates, priced, before anything runs."""

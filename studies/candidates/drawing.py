@@ -1,0 +1,101 @@
+"""Candidates of a study: decided, compiled, priced, and held against its limits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+
+from builder.graph.compiler import compile_arch
+from builder.pricing.budget import Budget
+from builder.pricing.cost import Cost, estimate
+from builder.pricing.narrowing import Narrower
+from searchspace.arch import ArchSpec
+from searchspace.choices import Chooser, Decision, RandomChooser, Scalar, check_value
+from searchspace.errors import ConstraintError, SpecError
+from studies.candidates.proposal import Proposal
+from studies.config import StudyConfig, check_training, decide_training
+from studies.data.corpus import CorpusFacts
+from studies.training.plan import check_fit, make_plan
+
+
+class HintedChooser:
+    """Repeats given decisions where they are allowed, and draws the others at random."""
+
+    def __init__(self, given: Mapping[str, Scalar], seed: int) -> None:
+        self._given = given
+        self._random = RandomChooser(seed)
+
+    def choose(self, decision: Decision) -> Scalar:
+        value = self._given.get(decision.name, ...)
+        if value is not ...:
+            try:
+                check_value(decision, value)
+            except SpecError:
+                pass
+            else:
+                return value
+        return self._random.choose(decision)
+
+
+class Candidates:
+    """What may be launched of a study's space.
+
+    Args:
+        study: its space, training settings and seed.
+        budget: absolute limits.
+        facts: of the data.
+    """
+
+    def __init__(self, study: StudyConfig, budget: Budget, facts: CorpusFacts) -> None:
+        self.study, self.budget = study, budget
+        self._facts = facts
+        self.seen: set[str] = set()
+        """Keys of everything launched (`trial_key`)."""
+        self.counts: Counter[str] = Counter()
+        """How many were ``drawn``; the proposer adds what it ``rejected``, and launches drawn at ``random``."""
+
+    def complete(self, given: Mapping[str, Scalar], seed: int, *, narrow: bool = True) -> Proposal | None:
+        """A candidate that keeps the given decisions where it can; None if it may not be launched."""
+        return self.draw(HintedChooser(given, seed), narrow=narrow)[0]
+
+    @cached_property
+    def _narrower(self) -> Narrower | None:
+        """It takes seconds to learn; who draws at random from a wide budget never needs it."""
+        search = self.study.search
+        return Narrower(self.study.space, self.budget) if search.narrow and search.sampler != "grid" else None
+
+    def narrowed(self, chooser: Chooser) -> Chooser:
+        """Decides the same way, but only what can still be within the budget."""
+        return chooser if self._narrower is None else self._narrower.wrap(chooser)
+
+    def draw(self, chooser: Chooser, *, narrow: bool = True) -> tuple[Proposal | None, str, dict[str, float]]:
+        """One candidate, priced; or why not, and by how much it exceeds each limit."""
+        self.counts["drawn"] += 1
+        try:
+            candidate = self.study.space.draw(self.narrowed(chooser) if narrow else chooser)
+            training = decide_training(self.study.training, chooser)
+            graph = compile_arch(candidate.arch)
+            cost = estimate(graph)
+            excesses = dict(self.budget.excesses(cost))
+            self.check_runnable(candidate.arch, cost, training.tree)
+        except ConstraintError as error:
+            return None, f"constraint {error.problem}", {"constraint": 1.0}
+        except SpecError as error:
+            return None, f"invalid: {error}", {"invalid": 1.0}
+        if over := [metric for metric, excess in excesses.items() if excess > 0]:
+            return None, f"over budget: {', '.join(over)}", excesses
+        if trial_key("search", graph.arch_id, training.tree, self.study.search.seed) in self.seen:
+            return None, "duplicate", {}
+        choices = {**candidate.choices, **training.choices}
+        return Proposal(candidate, graph, cost, training.tree, choices), "", {}
+
+    def check_runnable(self, arch: ArchSpec, cost: Cost, training: dict[str, object]) -> None:
+        """Raise `SpecError` if the training budget lasts for no step, or the data does not fit."""
+        make_plan(check_training(training), arch.seq_len, cost.training_flops_per_token)
+        check_fit(arch, self._facts)
+
+
+def trial_key(purpose: str, arch_id: str, training: dict[str, object], seed: int) -> str:
+    """What must not be trained twice."""
+    return f"{purpose}:{arch_id}:{seed}:" + ",".join(f"{k}={training[k]}" for k in sorted(training))

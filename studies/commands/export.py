@@ -1,0 +1,243 @@
+"""From a study's journal and checkpoints to a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from builder.exchange.bundle import Bundle, load_bundle, save_bundle
+from builder.exchange.hf_export import export_hf
+from builder.exchange.torch_export import export_torch
+from builder.graph.compiler import compile_arch
+from builder.lowering import build_model
+from searchspace.disk import parse_json
+from searchspace.errors import SpecError
+from studies.config import StudyConfig
+from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
+from studies.data.corpus import Corpus
+from studies.records.folder import EXPORTS, check_links
+from studies.records.trial import TrialRecord, identity_of
+from studies.report.ranking import best_of
+from studies.search.driver import rungs_of, trial_store, trials_store
+from studies.show.summary import cost_lines, draw_strip, summarize
+from studies.show.svg import draw_svg
+from studies.training.checkpoint import attempts_in, load_checkpoint
+
+
+def export_trial(
+    records: Sequence[TrialRecord],
+    study_folder: Path,
+    corpus: Corpus,
+    settings: StudyConfig,
+    *,
+    number: int | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Write the bundle of one trial.
+
+    Args:
+        records: of the study.
+        study_folder: of the study.
+        corpus: of the study.
+        settings: of the study.
+        number: the trial; None takes the best that spent the full budget.
+        out: the bundle's folder; None is ``export/trial-N`` in the study folder.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        SpecError: if there is no such trial, or the weights that it ended with are gone.
+    """
+    record = _choose(records, number)
+    if out is None:
+        check_links(study_folder)
+        out = study_folder / EXPORTS / f"trial-{record.number}"
+    attempts = attempts_in(trial_store(trials_store(settings, study_folder.absolute()), record.number))
+    identity = identity_of(
+        record.arch_id, record.seed, record.training, rungs_of(record, settings), corpus.facts.content
+    )
+    state = load_checkpoint(attempts, identity, record.steps)
+    if state is None:
+        raise SpecError(
+            f"trial {record.number}",
+            f"its checkpoint at step {record.steps}, the last, is missing or damaged",
+            "export another trial",
+            file=str(study_folder),
+        )
+    arch = record.arch_spec()
+    model = build_model(compile_arch(arch), seed=None)
+    model.load_state_dict(state["model"])
+    loss = record.rungs[-1].loss
+    facts = {
+        "trial": record.number,
+        "choices": record.choices,
+        "training": record.training,
+        "seed": record.seed,
+        "metrics": {
+            "loss": loss,
+            "bits_per_byte": corpus.bits_per_byte(loss),
+            "training_flops": record.flops,
+            "tokens": record.tokens,
+            "steps": record.steps,
+        },
+        "data": asdict(corpus.facts),
+    }
+    files = [corpus.folder / TOKENIZER] if (corpus.folder / TOKENIZER).is_file() else []
+    return save_bundle(
+        out,
+        arch,
+        model,
+        card=_card(record, corpus),
+        facts=facts,
+        files=files,
+    )
+
+
+def convert_bundle(folder: Path, form: Literal["hf", "torch"], out: Path) -> Path:
+    """A bundle in another format.
+
+    Args:
+        folder: of the bundle.
+        form: ``hf``, a Hugging Face folder; ``torch``, one `torch.export` file.
+        out: folder or file to write.
+
+    Raises:
+        SpecError: if the bundle is damaged, or what was written does not compute the same.
+    """
+    loaded = load_bundle(folder)
+    if form == "torch":
+        return export_torch(out, loaded.arch, loaded.model)
+    facts = loaded.manifest
+    files = {"README.md": _hf_card(loaded, out.name), "architecture.svg": draw_svg(loaded.arch)}
+    text = facts.get("data", {}).get("text", "none")
+    if text != "none" or (folder / TOKENIZER).is_file():
+        codec = codec_of_bundle(folder, loaded)  # what is passed on can be read
+        given = byte_tokenizer() if isinstance(codec, Bytes) else read_tokenizer(folder).decode("utf-8")
+        files[TOKENIZER] = given
+        files["tokenizer_config.json"] = json.dumps(_tokenizer_config(files[TOKENIZER], loaded.arch.seq_len), indent=2)
+    kept: dict[str, Any] = {n: facts[n] for n in ("trial", "metrics", "data", "seed", "training") if n in facts}
+    return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept)
+
+
+def _tokenizer_config(tokenizer: str, length: int) -> dict[str, Any]:
+    found = parse_json(tokenizer)
+    added = found.get("added_tokens") if isinstance(found, dict) else None
+    named = [token for token in added or [] if isinstance(token, dict) and token.get("special")]
+    names = [str(token.get("content")) for token in named]
+    end = next((name for name in names if name in ENDS), None)
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), end) if end else {}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        "clean_up_tokenization_spaces": False,
+        **ends,
+    }
+
+
+def _hf_card(bundle: Bundle, name: str) -> str:
+    """The model card: front matter for the hub, use, picture, cost and metrics."""
+    arch, facts = bundle.arch, bundle.manifest
+    metrics = facts.get("metrics", {})
+    rows = "\n".join(f"| {what.strip()} | {value} |" for what, value in cost_lines(bundle.cost))
+    measured = ""
+    numbers = [metrics.get(name) for name in ("loss", "bits_per_byte", "training_flops")]
+    if all(isinstance(number, int | float) for number in numbers):
+        loss, bits, flops = numbers
+        measured = (
+            f"Held-out loss {loss:.4f} nats per token, {bits:.4f} bits per byte, after\n"
+            f"{flops:.3g} training FLOPs on {facts.get('data', {}).get('source', 'data that it does not name')}.\n\n"
+        )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [spiralformer, looped-transformer]
+---
+
+# {arch.name}
+
+`{summarize(arch)}`, found by SpiralFormer search.
+
+{measured}```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+ids = tokenizer("def ", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
+```
+
+`modeling_spiralformer.py` is generated: the forward pass is straight-line code, once in parallel and once token by
+token. Pad on the right only: padding on the left would move the borders of the chunks.
+
+![the architecture as a ladder: time across, resolution down](architecture.svg)
+
+| cost at {bundle.cost.seq_len} tokens | |
+|---|---|
+{rows}
+
+```yaml
+{arch.to_yaml()}```
+"""
+
+
+def _choose(records: Sequence[TrialRecord], number: int | None) -> TrialRecord:
+    if number is None:
+        best = best_of(records)
+        if best is None and (baseline := best_of(records, purpose="baseline")) is not None:
+            raise SpecError(
+                "",
+                "only the baseline has spent its full budget yet",
+                f"go on searching, or give --trial {baseline.number}",
+            )
+        if best is None:
+            raise SpecError("", "no trial has spent its full budget yet", "run search again to go on")
+        return best
+    found = next((record for record in records if record.number == number), None)
+    if found is None:
+        raise SpecError(f"trial {number}", "is not in this study", f"give 0 .. {len(records) - 1}")
+    if found.state != "complete":
+        complete = ", ".join(str(record.number) for record in records if record.state == "complete")
+        raise SpecError(
+            f"trial {number}", f"was {found.state}; only complete trials keep their weights", f"give one of: {complete}"
+        )
+    return found
+
+
+def _card(record: TrialRecord, corpus: Corpus) -> str:
+    """The model card."""
+    arch = record.arch_spec()
+    graph = compile_arch(arch)
+    strip = draw_strip(graph)
+    costs = "\n".join(f"| {what.strip()} | {value} |" for what, value in cost_lines(record.cost))
+    choices = "\n".join(f"- `{name}`: {value}" for name, value in record.choices.items()) or "- none (a baseline)"
+    levels = f"Chunks of each level on the first tokens (`>` closes a chunk):\n\n```\n{strip}\n```\n\n" if strip else ""
+    return f"""# {arch.name}, trial {record.number}
+
+`{summarize(arch)}`: held-out loss {record.rungs[-1].loss:.4f} nats per token,
+{corpus.bits_per_byte(record.rungs[-1].loss):.4f} bits per byte, after {record.flops:.3g} training FLOPs
+({record.tokens:,} tokens of {corpus.facts.source}).
+
+```python
+from builder import load_bundle
+
+model = load_bundle("path/to/this/folder").model
+logits_BLV = model(tokens_BL)
+```
+
+{levels}| cost at {record.cost.seq_len} tokens | |
+|---|---|
+{costs}
+
+Decisions:
+
+{choices}
+
+Compiled graph:
+
+```
+{graph.to_text()}```
+"""

@@ -1,0 +1,114 @@
+"""Live view of a running study: a line for each trial that ends, and a bar where there is a terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from searchspace.errors import show
+from studies.data.corpus import Corpus
+from studies.records.trial import TrialRecord
+from studies.search.driver import StudyDriver
+from studies.show.summary import summarize
+from studies.show.terminal import say
+
+_EVERY_S = 0.25
+
+
+def failure_of(record: TrialRecord) -> str:
+    """Why a trial failed, in a line."""
+    lines = record.error.strip().splitlines()
+    return f"{record.reason}: {show(lines[-1], 200).strip(chr(39))}" if lines else record.reason or "no reason"
+
+
+class StudyView:
+    """Context manager; its instance is the `execution.Watcher`."""
+
+    def __init__(self, driver: StudyDriver, corpus: Corpus, console: Console) -> None:
+        self._driver, self._corpus, self._console = driver, corpus, console
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total} trials"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[best]}"),
+            TextColumn("{task.fields[flops]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            expand=True,
+        )
+        self._task: TaskID | None = None
+        self._shown = 0.0
+        self._start = time.monotonic()
+        self._ended_before = 0
+        self._flops_before = 0.0
+        self._predictor = ""
+        self._reasons: set[str] = set()
+
+    def __enter__(self) -> StudyView:
+        now = self._driver.progress()
+        self._ended_before = now.complete + now.stopped + now.failed
+        self._flops_before = now.flops_spent
+        self._task = self._bar.add_task("", total=now.total, best="", flops="", left="")
+        self._bar.start()
+        self()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shown = 0.0
+        self()
+        self._bar.stop()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._shown < _EVERY_S or self._task is None:
+            return
+        self._shown = time.monotonic()
+        now = self._driver.progress()
+        for record in now.events:
+            say(self._console, self._line(record))
+        if now.predictor != self._predictor:
+            self._predictor = now.predictor
+            say(self._console, now.predictor)
+        ended = now.complete + now.stopped + now.failed
+        best = (
+            f"best {self._corpus.bits_per_byte(now.best.rungs[-1].loss):.3f} bits/byte" if now.best else "no result yet"
+        )
+        self._bar.update(
+            self._task,
+            completed=ended,
+            total=now.total,
+            best=best,
+            flops=f"{now.flops_spent:.2g} FLOPs",
+            left=self._time_left(ended, now.total, now.flops_spent),
+        )
+
+    def _time_left(self, ended: int, total: int, flops: float) -> str:
+        """By FLOPs: trials to come are taken to spend what ended ones did on average."""
+        elapsed = time.monotonic() - self._start
+        new, rate = ended - self._ended_before, (flops - self._flops_before) / max(elapsed, 1e-9)
+        if new < 2 or rate <= 0:
+            return ""
+        seconds = (total - ended) * (flops / max(ended, 1)) / rate
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+    def _line(self, record: TrialRecord) -> str:
+        who = {"baseline": "baseline", "search": "trial", "promotion": "again"}[record.purpose]
+        if record.state == "failed" and record.reason not in self._reasons:  # once for each reason
+            self._reasons.add(record.reason)
+            return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<31} failed: {failure_of(record)}"
+        bits = f"{self._corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else "no result"
+        end = {
+            "complete": bits,
+            "stopped": f"{bits}, stopped",
+            "failed": f"failed: {record.reason}",
+        }[record.state]
+        what = summarize(record.arch_spec())
+        what = f"{record.name}: {what}" if record.purpose == "baseline" else what
+        what = f"{what}, seed {record.seed}" if record.purpose == "promotion" else what
+        return f"{who:>8} {record.number:>4}  {what:<31} {end}"

@@ -1,0 +1,186 @@
+"""What can be told of a study before its first trial: `check`, the dry run and `search` all ask here.
+
+Data, space, baselines, budget, training and resources are held against each other, so that what no candidate can
+satisfy is said at once, and by its own name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from builder.graph.compiler import compile_arch
+from builder.pricing.cost import Cost, estimate
+from searchspace.arch import ArchSpec
+from searchspace.choices import RandomChooser
+from searchspace.errors import SpecError
+from studies.candidates.feasibility import Survey, survey
+from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.data.codec import Tokenizer
+from studies.data.corpus import CorpusFacts, find_path, look_at_tokens, prepare_corpus, token_folder
+from studies.data.documents import source_files
+from studies.records.folder import read_settings
+from studies.report.tracking import check_trackers
+from studies.search.proposer import list_candidates
+from studies.search.stopper import rung_shares
+from studies.search.surrogate import Surrogate
+from studies.training.plan import FEW_STEPS, check_fit, make_plan
+
+_PREPARED_BYTES = 64 * 2**20
+_PLENTY = 1 << 48
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """A study that can run."""
+
+    survey: Survey
+    notes: tuple[str, ...]
+    """What its author should know before it does."""
+    steps: tuple[int, int]
+    """The fewest and the most that a full training takes, of the candidates looked at and the baselines."""
+
+
+def preflight(study: StudyConfig, facts: CorpusFacts, *, here: bool = True) -> Preflight:
+    """Hold everything in a study against everything else.
+
+    Args:
+        study: its settings.
+        facts: of its data.
+        here: trials run on this machine, not on a cluster.
+
+    Raises:
+        SpecError: if no trial could be trained, naming what stands against it.
+    """
+    check_resources(study, here=here)
+    check_trackers(study)
+    if study.search.from_ is not None:
+        source = find_path(study.search.from_, study.base)
+        try:
+            read_settings(source)
+        except SpecError as error:
+            raise SpecError("search.from", f"{source} is no study: {error.problem}", "give a study's folder") from error
+    if study.search.sampler == "grid":
+        list_candidates(study)
+    if study.search.sampler == "predictor":
+        Surrogate(study.search.predictor, study.search.seed)
+    middle = check_training(decide_training(study.training, MiddleChooser()).tree)
+    steps: list[int] = []
+    for i, arch in enumerate(study.baselines):
+        try:
+            check_fit(arch, facts)
+            plan = make_plan(middle, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
+            steps.append(plan.num_steps)
+        except SpecError as error:
+            error.path = f"baseline.{i}.{error.path}" if error.path in ("causal", "vocab_size") else error.path
+            raise
+    drawn = iter(range(1 << 62))
+
+    def runnable(arch: ArchSpec, cost: Cost) -> None:
+        check_fit(arch, facts)
+        training = check_training(decide_training(study.training, RandomChooser(next(drawn))).tree)
+        plan = make_plan(training, arch.seq_len, cost.training_flops_per_token)
+        if budget.allows(cost):
+            steps.append(plan.num_steps)
+
+    budget = study.absolute_budget()
+    found = survey(study.space, budget, runnable)
+    sample = study.space.sample(0).arch
+    notes = [*facts.notes, *notes_on(sample)]
+    lengths = {arch.seq_len for arch in study.baselines} | found.seq_lens
+    if len(lengths) > 1:
+        each = ", ".join(map(str, sorted(lengths)))
+        notes.append(f"contexts differ (seq_len {each}): losses and relative budgets do not compare evenly")
+    fewest, most = min(steps), max(steps)
+    if fewest < FEW_STEPS:
+        first = max(1, round(fewest * rung_shares(study.search.stopper)[0]))
+        notes.append(
+            f"trials take {fewest:,} to {most:,} steps, the first rung after {first}: under {FEW_STEPS} steps tell "
+            "little of longer training; give more training.flops, or smaller training.batch_tokens"
+        )
+    if len(study.objectives) > 1 and study.search.stopper.kind != "none":
+        notes.append(
+            f"{study.search.stopper.kind} stops by loss alone, so a trial that is good in {study.objectives[-1]} may "
+            "not reach the front; with several objectives use search.stopper: none"
+        )
+    return Preflight(found, tuple(dict.fromkeys(notes)), (fewest, most))
+
+
+def notes_on(arch: ArchSpec) -> list[str]:
+    """What an architecture's author may not have meant."""
+    used = {(node.level.chunk, node.level.offset) for node in compile_arch(arch).nodes}
+    names = {level.chunk: name for name, level in arch.levels.items()}
+    return [
+        f"chunk {chunk} is longer than seq_len {arch.seq_len}: level '{names.get(chunk, chunk)}' tells next to nothing"
+        for chunk, _ in sorted(used)
+        if chunk > arch.seq_len
+    ]
+
+
+def check_resources(study: StudyConfig, *, here: bool = True) -> None:
+    """Raise `SpecError` if trials are to run on this machine, and ask for more than it has."""
+    asked = study.resources
+    if not here:
+        return
+    cores = os.cpu_count() or 1
+    if asked.cpus_per_trial > cores:
+        what = f"asks for {asked.cpus_per_trial}, this machine has {cores}"
+        raise SpecError("resources.cpus_per_trial", what, "lower it, or give --address of a cluster that has them")
+    if asked.gpus_per_trial:
+        import torch  # seconds of imports, for those who ask for a GPU only
+
+        if (known := torch.cuda.device_count()) < asked.gpus_per_trial:
+            what = f"asks for {asked.gpus_per_trial:g}, this machine has {known} GPUs"
+            remedy = "set it to 0, or give --address of a cluster that has them"
+            raise SpecError("resources.gpus_per_trial", what, remedy)
+
+
+def device_of(study: StudyConfig) -> str:
+    """Where trials train."""
+    return "cuda" if study.resources.gpus_per_trial else "cpu"
+
+
+def check_device(name: str) -> str:
+    """A device for one model, as given on the command line. Raises `SpecError` if there is none of that name here."""
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal() or not index.isascii())):
+        raise SpecError("--device", f"unknown device '{name}'", "choose cpu, cuda or cuda:N")
+    if kind == "cuda":
+        import torch
+
+        if (known := torch.cuda.device_count()) <= int(index or 0):
+            raise SpecError("--device", f"there is no {name}: this machine has {known} GPUs", "use --device cpu")
+    return name
+
+
+def look_at_data(study: StudyConfig, *, prepare: bool = True) -> CorpusFacts:
+    """Facts of a study's data, with nothing left behind; where they can't be told, there is plenty of it.
+
+    Args:
+        study: its settings.
+        prepare: count the tokens of text too, where that takes seconds.
+
+    Raises:
+        SpecError: if there is none, or it is no data of its kind.
+    """
+    config, base = study.data, study.base
+    if config.kind == "tokens":
+        return look_at_tokens(token_folder(config, base), config)
+    files = source_files(config, base)
+    if prepare and config.kind != "hf" and sum(file.stat().st_size for file in files) <= _PREPARED_BYTES:
+        few = replace(config, max_bytes=min(config.max_bytes or _PREPARED_BYTES, _PREPARED_BYTES))
+        with tempfile.TemporaryDirectory() as scratch:
+            return prepare_corpus(few, Path(scratch) / "data", base).facts
+    codec = None if config.tokenizer is None else Tokenizer(find_path(config.tokenizer, base))
+    return CorpusFacts(
+        kind=config.kind,
+        vocab_size=256 if codec is None else codec.vocab_size,
+        bytes_per_token=1.0,
+        dtype="uint32",
+        train_tokens=_PLENTY,
+        val_tokens=_PLENTY,
+        text="bytes" if codec is None else "tokenizer",
+        source=str(config.path),
+    )

@@ -1,0 +1,1 @@
+"""What a study leaves on disk: trials, the journal, the folder."""

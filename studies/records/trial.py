@@ -1,0 +1,150 @@
+"""One trial: what is run, what it reports, and the record that stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+from builder.pricing.cost import Cost
+from searchspace.arch import ArchSpec
+from searchspace.choices import Scalar
+from searchspace.plain import decode
+
+ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]
+
+
+TrialState: TypeAlias = Literal["running", "complete", "stopped", "failed"]
+
+
+Purpose: TypeAlias = Literal["search", "baseline", "promotion"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSpec:
+    """Everything a worker needs, as JSON-able values."""
+
+    number: int
+    arch: dict[str, Any]
+    arch_id: str
+    training: dict[str, Any]
+    seed: int
+    corpus: str
+    """Folder of the prepared data."""
+    data: str
+    """Digest of the prepared data."""
+    folder: str
+    """The trial's own place, a folder or fsspec URL; each attempt writes under ``attempt-N``."""
+    study: str
+    """The study's mark, which its attempts bear."""
+    rungs: tuple[float, ...]
+    """Shares of the budget at which it is evaluated; the last is 1."""
+    device: str
+    threads: int
+    timeout_s: float = 1800.0
+    """Seconds without a report after which the worker is taken for hung."""
+
+    @property
+    def identity(self) -> str:
+        """Digest of all that decides its losses; a checkpoint of another identity is another trial's."""
+        return identity_of(self.arch_id, self.seed, self.training, self.rungs, self.data)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> TrialSpec:
+        data = json.loads(text)
+        return TrialSpec(**{**data, "rungs": tuple(data["rungs"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """A held-out loss, and what had been spent for it."""
+
+    flops: float
+    tokens: int
+    loss: float
+    """Nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a worker says."""
+
+    kind: ReportKind
+    attempt: int
+    flops: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    """Spent training, evaluation left out."""
+    train_loss: float | None = None
+    rungs: tuple[Rung, ...] = ()
+    """All rungs measured so far."""
+    reason: str = ""
+    """failed: diverged, out_of_memory, disk_full, hung, invalid, worker_died or error."""
+    error: str = ""
+    memory_gib: float = 0.0
+    """out_of_memory: what was asked for in vain, as far as it is known."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        data = json.loads(text)
+        return Report(**{**data, "rungs": tuple(Rung(**rung) for rung in data["rungs"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One launched trial as the journal tells it. Finished records never change."""
+
+    number: int
+    purpose: Purpose
+    name: str
+    state: TrialState
+    arch: dict[str, Any] = field(repr=False)
+    arch_id: str
+    choices: dict[str, Scalar]
+    training: dict[str, Any]
+    seed: int
+    cost: Cost
+    rungs: tuple[Rung, ...] = ()
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    error: str = field(default="", repr=False)
+
+    @property
+    def loss(self) -> float | None:
+        """Held-out loss after the full budget; None if it was not reached."""
+        return self.rungs[-1].loss if self.state == "complete" else None
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs at its last rung."""
+        return self.rungs[-1].flops if self.rungs else 0.0
+
+    def objective(self, name: str) -> float:
+        """The value of one objective: the last loss, or a cost."""
+        return self.rungs[-1].loss if name == "loss" else float(getattr(self.cost, name) or 0)
+
+    def arch_spec(self) -> ArchSpec:
+        """The architecture, decoded."""
+        return self._decoded
+
+    @cached_property
+    def _decoded(self) -> ArchSpec:
+        return decode(ArchSpec, self.arch)
+
+
+def identity_of(arch_id: str, seed: int, training: Mapping[str, Any], rungs: Sequence[float], data: str) -> str:
+    """`TrialSpec.identity`."""
+    facts = [arch_id, seed, sorted(training.items()), list(rungs), data]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What a study found: rankings, the page, trackers."""

@@ -1,0 +1,469 @@
+"""A study as one page of HTML: works offline, in light and dark, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.offline import get_plotlyjs
+
+from builder.graph.compiler import compile_arch
+from builder.pricing.cost import estimate
+from searchspace.disk import write_file
+from searchspace.errors import SpecError, show
+from studies.config import StudyConfig
+from studies.data.corpus import Corpus
+from studies.predict.explain import (
+    Effects,
+    Pool,
+    effects_by_place,
+    observe_all,
+    predicted_effects,
+    representative,
+    schedule_of,
+    with_space,
+)
+from studies.predict.features import adjust, last_rungs
+from studies.predict.importance import measured_importance, optuna_figures
+from studies.predict.predictor import FEWEST, Predictor
+from studies.records.trial import TrialRecord
+from studies.report.ranking import best_of, counts_of, front, labels_of, notes, other_objectives, promotions, ranked
+from studies.show.summary import cost_lines, cost_rows, decided, short, summarize
+from studies.show.svg import draw_svg
+
+Figures: TypeAlias = dict[str, go.Figure]
+
+_BEST = 5
+_LEAST_TAU = 0.2
+_PLACE = re.compile(r"\.(length|count\.[^.]+|\d+)$")
+"""Decisions about a schedule, which the summary shows."""
+_MOST_SCHEDULES = 60
+_MOST_CURVES = 300
+_MOST_ROWS = 500
+_BLUE, _GREEN, _GREY = "#3b82c4", "#2da44e", "#9aa5b1"
+_INK = "#010203"
+"""Becomes the page's text colour."""
+
+_WHY = {
+    "importance": "Bars: share of the loss's variance that each decision explains (PED-ANOVA), over complete trials.",
+    "effects": "Measured: mean loss of trials with a level at an iteration, against all that go so far; blue: better.",
+    "predicted": "Predicted: the same as a predictor sees it, over candidates that nobody trained.",
+}
+
+_COSTS = {
+    "FLOPs per token": "flops_per_token",
+    "parameters": "params",
+    "decode FLOPs per token": "decode_flops_per_token",
+}
+
+
+def write_html(
+    records: Sequence[TrialRecord],
+    settings: StudyConfig,
+    corpus: Corpus,
+    file: Path,
+    *,
+    refresh_s: int = 0,
+    driven: bool = False,
+) -> Path:
+    """Write the report.
+
+    Args:
+        records: of the study.
+        settings: of the study.
+        corpus: its data, for bits per byte.
+        file: to be written, whole or not at all.
+        refresh_s: seconds after which a browser loads it again; 0 never.
+        driven: whether a process drives the study now.
+    """
+    figures = _figures(records, settings, corpus)
+    page = _template().render(
+        name=settings.name,
+        headline=_headline(records, corpus),
+        facts=_facts(records, settings, corpus, driven=driven),
+        notes=notes(records, corpus, driven=driven),
+        figures=figures,
+        figures_json=_json(figures),
+        why=" ".join(text for name, text in _WHY.items() if name in figures),
+        again=_again(records, corpus),
+        failures=_failures(records),
+        best=_best(records, corpus),
+        ranking=_ranking(records, corpus, settings.objectives),
+        others=list(other_objectives(settings.objectives).values()),
+        front_of=", ".join(settings.objectives) if len(settings.objectives) > 1 else "",
+        unlisted=max(0, len(ranked(records)) - _MOST_ROWS),
+        study=settings.to_yaml(),
+        versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),
+        folder=file.parent.name,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        plotlyjs=get_plotlyjs(),
+        refresh_s=refresh_s,
+    )
+    write_file(file, page)
+    return file
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+
+
+def _json(figures: Figures) -> str:
+    """Nothing in it ends the script element it stands in."""
+    parts = {name: json.loads(pio.to_json(figure, validate=False)) for name, figure in figures.items()}
+    return json.dumps(parts).replace("<", "\\u003c")
+
+
+def _headline(records: Sequence[TrialRecord], corpus: Corpus) -> str:
+    best, baseline = best_of(records), best_of(records, purpose="baseline")
+    if best is None:
+        return "No searched trial has spent its full budget yet."
+    bits = corpus.bits_per_byte(best.rungs[-1].loss)
+    text = f"Best: {summarize(best.arch_spec())}, {bits:.3f} bits/byte at {short(best.flops)} training FLOPs"
+    if baseline is not None:
+        gap = round(bits, 3) - round(corpus.bits_per_byte(baseline.rungs[-1].loss), 3)
+        text += f", {abs(gap):.3f} {'better' if gap < 0 else 'worse'} than the baseline {baseline.name}"
+    return f"{text}."
+
+
+def _facts(
+    records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus, *, driven: bool
+) -> list[tuple[str, str]]:
+    training, search = settings.plain.get("training", {}), settings.search
+    budget = settings.plain.get("budget", {})
+    spent = sum(record.flops for record in records)
+    limits = [
+        f"{name} {' to '.join(map(str, limit.values()))}" if isinstance(limit, Mapping) else f"{name} ≤ {limit}"
+        for name, limit in budget.items()
+    ]
+    given = {name: training[name] for name in ("flops", "tokens", "batch_tokens", "lr") if name in training}
+    return [
+        ("space", f"{settings.space.count()} candidates, {len(settings.space.decisions)} decisions"),
+        ("budget", "; ".join(limits) or "none"),
+        ("training", ", ".join(f"{name} {_plain(value)}" for name, value in given.items())),
+        ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
+        ("search", f"{search.sampler}, stopper {search.stopper.kind}, seed {search.seed}"),
+        ("objectives", ", ".join(settings.objectives)),
+        ("trials", counts_of(records, driven=driven)),
+        ("training FLOPs spent", short(spent)),
+    ]
+
+
+def _plain(value: object) -> str:
+    """Large numbers in short."""
+    is_large = isinstance(value, int | float) and not isinstance(value, bool) and value >= 10_000
+    return short(value) if is_large else show(value)  # type: ignore[arg-type]
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> Figures:
+    figures: Figures = {}
+    shown = [record for record in records if record.rungs]
+    complete = [record for record in ranked(records) if record.state == "complete"]
+    figures["learning"] = _learning(shown, corpus)
+    if complete:
+        figures["front"] = _front(complete, corpus, settings.objectives)
+    if any(_schedule(record) for record in complete):
+        figures["schedules"] = _schedules(records)
+    if measured := measured_importance(records, settings):
+        names = list(reversed(measured))
+        labels = [name.removeprefix("graph.") for name in names]
+        figures["importance"] = go.Figure(
+            go.Bar(x=[measured[n] for n in names], y=labels, orientation="h", marker_color=_BLUE),
+            {"xaxis": {"title": "share of variance", "tickformat": ".0%"}, "margin": _MARGIN},
+        )
+    maps = {"effects": _measured_effects(shown), "predicted": _predicted_effects(shown, settings, corpus)}
+    titles = {"effects": "measured, trials that were run", "predicted": "predicted, candidates nobody trained"}
+    most = corpus.bits_per_byte(max((abs(e) for effects in maps.values() for e in effects.values()), default=0.0))
+    for name, effects in maps.items():
+        if (figure := _effects(effects, corpus, most)) is not None:  # in one range of colours
+            figures[name] = figure.update_layout(title={"text": titles[name], "font": {"size": 14}})
+    figures |= optuna_figures(records, settings)
+    return figures
+
+
+_MARGIN = {"l": 50, "r": 20, "t": 30, "b": 50}
+
+
+def _hover(record: TrialRecord, corpus: Corpus) -> str:
+    bits = f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else ""
+    lines = [
+        _who(record),
+        summarize(record.arch_spec()),
+        bits,
+        f"{short(record.cost.params)} parameters, {short(record.cost.flops_per_token)} FLOPs per token",
+    ]
+    told = [decided(name, value) for name, value in record.choices.items() if not _PLACE.search(name)]
+    lines += [", ".join(told[i : i + 4]) for i in range(0, min(len(told), 16), 4)]
+    return "<br>".join(lines)
+
+
+def _who(record: TrialRecord) -> str:
+    return f"{record.purpose} {record.number}" + (f" ({record.name})" if record.purpose == "baseline" else "")
+
+
+_CURVES = {
+    "stopped or failed": (_GREY, 1.0),
+    "complete": (_BLUE, 1.2),
+    "trained again": ("#b7791f", 1.2),
+    "best": (_GREEN, 2.5),
+    "baseline": (_INK, 2.5),
+}
+"""Colour and width by kind of trial, the later in front."""
+
+
+def _learning(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
+    """One line for each trial; of very many, the best."""
+    best = best_of(shown)
+    figure = go.Figure(layout={"xaxis": {"type": "log", "title": "training FLOPs"}, "margin": _MARGIN})
+    order = [*shown] if len(shown) <= _MOST_CURVES else ranked(shown)[:_MOST_CURVES]
+    groups: dict[str, list[TrialRecord]] = {name: [] for name in _CURVES}
+    for record in order:
+        name = "complete" if record.state == "complete" else "stopped or failed"
+        if record.purpose == "baseline":
+            name = "baseline"
+        elif record is best:
+            name = "best"
+        elif record.purpose == "promotion":
+            name = "trained again"
+        groups[name].append(record)
+    for name, group in groups.items():
+        x: list[float | None] = []
+        y: list[float | None] = []
+        hover: list[str] = []
+        for record in group:  # all in one trace, a gap after each: a trace of its own for each takes ten times longer
+            x += [*(rung.flops for rung in record.rungs), None]
+            y += [*(corpus.bits_per_byte(rung.loss) for rung in record.rungs), None]
+            hover += [_hover(record, corpus)] * (len(record.rungs) + 1)
+        if group:
+            color, width = _CURVES[name]
+            line, marker = {"color": color, "width": width}, {"size": 6}
+            figure.add_scatter(
+                x=x, y=y, mode="lines+markers", line=line, marker=marker, name=name, hovertext=hover, hoverinfo="text"
+            )
+    figure.update_yaxes(title="held-out bits per byte")
+    figure.update_layout(legend={"orientation": "h", "y": -0.25})
+    return figure
+
+
+def _front(complete: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence[str]) -> go.Figure:
+    """Loss against one cost at a time, the study's objectives first; buttons choose which."""
+    figure = go.Figure()
+    searched = [record for record in complete if record.purpose == "search"]
+    baselines = [record for record in complete if record.purpose == "baseline"]
+    hovers = {record.number: _hover(record, corpus) for record in (*searched, *baselines)}
+    order = sorted(_COSTS.items(), key=lambda item: item[1] not in objectives)
+    kinds = {name: metric for name, metric in order if all(r.objective(metric) for r in complete)}
+    for i, metric in enumerate(kinds.values()):
+        line = front(complete, ("loss", metric))[::-1]  # by cost: on a front the better is the dearer
+        rows = (
+            ("front", line, {"mode": "lines", "line": {"color": _GREEN, "width": 2}, "hoverinfo": "skip"}),
+            ("trial", searched, {"mode": "markers", "marker": {"color": _BLUE, "size": 9}}),
+            ("baseline", baselines, {"mode": "markers", "marker": {"color": _INK, "size": 14, "symbol": "star"}}),
+        )
+        for label, group, style in rows:
+            hover = {} if label == "front" else {"hovertext": [hovers[r.number] for r in group], "hoverinfo": "text"}
+            x, y = [r.objective(metric) for r in group], [corpus.bits_per_byte(r.rungs[-1].loss) for r in group]
+            figure.add_scatter(x=x, y=y, name=label, visible=i == 0, **style, **hover)
+    buttons = [
+        {
+            "label": name.removesuffix(" per token"),
+            "method": "update",
+            "args": [{"visible": [j // 3 == i for j in range(3 * len(kinds))]}, {"xaxis.title.text": name}],
+        }
+        for i, name in enumerate(kinds)
+    ]
+    menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.18, "buttons": buttons}
+    menu["font"] = {"color": "#1f66a8"}
+    figure.update_layout(updatemenus=[menu], showlegend=True, legend={"orientation": "h", "y": -0.2}, margin=_MARGIN)
+    figure.update_xaxes(title=next(iter(kinds), ""))
+    figure.update_yaxes(title="held-out bits per byte")
+    return figure
+
+
+def _schedule(record: TrialRecord) -> list[tuple[str, int]]:
+    """Level and chunk of each iteration of its first loop."""
+    arch = record.arch_spec()
+    return [(level, arch.levels[level].chunk) for level in schedule_of(arch)]
+
+
+def _schedules(records: Sequence[TrialRecord]) -> go.Figure:
+    having = ((record, schedule) for record in ranked(records) if (schedule := _schedule(record)))
+    order = list(islice(having, _MOST_SCHEDULES))
+    width = max(len(schedule) for _, schedule in order)
+    chunks = [[math.log2(s[i][1]) if i < len(s) else None for i in range(width)] for _, s in order]
+    names = [[s[i][0] if i < len(s) else "" for i in range(width)] for _, s in order]
+    labels = [f"{i + 1}. trial {record.number}" for i, (record, _) in enumerate(order)]
+    most = max(value for row in chunks for value in row if value is not None)
+    ticks = list(range(int(most) + 1))
+    figure = go.Figure(
+        go.Heatmap(
+            z=chunks,
+            x=[str(i + 1) for i in range(width)],
+            y=labels,
+            text=names,
+            texttemplate="%{text}" if len(order) <= 30 else None,
+            hovertemplate="%{y}, iteration %{x}: %{text}<extra></extra>",
+            colorscale="Blues",
+            zmin=-1,
+            zmax=max(most, 1),
+            xgap=1,
+            ygap=1,
+            colorbar={"title": "chunk", "tickvals": ticks, "ticktext": [str(2**t) for t in ticks]},
+        )
+    )
+    figure.update_layout(margin={**_MARGIN, "l": 90})
+    figure.update_xaxes(title="iteration", side="top", type="category")
+    figure.update_yaxes(autorange="reversed", showticklabels=len(order) <= 30)
+    return figure
+
+
+def _measured_effects(shown: Sequence[TrialRecord]) -> Effects:
+    """Of searched trials, each at its last rung, brought to the level of the full budget."""
+    searched = [record for record in representative(shown) if record.purpose == "search"]
+    if len(searched) < FEWEST:
+        return {}
+    seen = observe_all(searched)
+    y, scales = adjust(seen)
+    losses = {seen[i].trial: float(y[i]) * scales[""].spread for i in last_rungs(seen)}
+    schedules = [schedule_of(record.arch_spec()) for record in searched]
+    return effects_by_place(schedules, [losses[record.number] for record in searched])
+
+
+def _predicted_effects(shown: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> Effects:
+    """Of candidates that nobody trained; empty while the tabular predictor ranks no better than chance."""
+    seen = observe_all(shown)
+    predictor = Predictor("tabular")
+    try:
+        predictor.fit(seen)
+    except SpecError:  # too few trials, or no scikit-learn
+        return {}
+    if predictor.tau < _LEAST_TAU:
+        return {}
+    return predicted_effects(Pool(with_space(settings, settings.space), corpus.facts), predictor)
+
+
+def _effects(effects: Effects, corpus: Corpus, most: float) -> go.Figure | None:
+    places, levels = sorted({place for place, _ in effects}), sorted({level for _, level in effects})
+    if len(levels) < 2:
+        return None
+    table = [
+        [None if (e := effects.get((place, level))) is None else corpus.bits_per_byte(e) for place in places]
+        for level in levels
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=table,
+            x=[str(place + 1) for place in places],
+            y=levels,
+            colorscale="RdBu_r",
+            zmid=0,
+            zmin=-most,
+            zmax=most,
+            texttemplate="%{z:+.3f}",
+            hovertemplate="%{y} at iteration %{x}: %{z:+.3f} bits/byte<extra></extra>",
+            xgap=1,
+            ygap=1,
+            colorbar={"title": "bits/byte"},
+        )
+    )
+    figure.update_layout(margin={**_MARGIN, "l": 80})
+    figure.update_xaxes(title="iteration", type="category")
+    return figure
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _again(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": summarize(group.runs[0].arch_spec()) + (" (baseline)" if group.is_baseline else ""),
+            "runs": len(group.runs),
+            "bits": f"{corpus.bits_per_byte(group.mean):.3f}",
+            "spread": "" if group.spread is None else f"{corpus.bits_per_byte(group.spread):.3f}",
+            "is_baseline": group.is_baseline,
+        }
+        for group in promotions(records)
+    ]
+
+
+def _failures(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    failed = [record for record in records if record.state == "failed"]
+    rows = []
+    for reason, count in Counter(record.reason or "unknown" for record in failed).most_common():
+        last = next(record for record in reversed(failed) if (record.reason or "unknown") == reason)
+        lines = last.error.strip().splitlines()
+        rows.append({"reason": reason, "count": count, "error": f"trial {last.number}: {lines[-1] if lines else ''}"})
+    return rows
+
+
+def _best(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+    complete = [r for r in ranked(records) if r.state == "complete" and r.purpose == "search"]
+    baseline = best_of(records, purpose="baseline")
+    rows = []
+    for record in complete[:_BEST]:
+        arch = record.arch_spec()
+        graph = compile_arch(arch)
+        rows.append(
+            {
+                "number": record.number,
+                "what": summarize(arch),
+                "bits": f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f}",
+                "versus": "" if baseline is None else f"{_versus(record, baseline, corpus)} against the baseline",
+                "svg": base64.b64encode(draw_svg(arch).encode()).decode(),
+                "parts": cost_rows(graph),
+                "totals": [(what.strip(), value) for what, value in cost_lines(estimate(graph))],
+                "yaml": arch.to_yaml(),
+            }
+        )
+    return rows
+
+
+def _versus(record: TrialRecord, baseline: TrialRecord, corpus: Corpus) -> str:
+    bits, base = (corpus.bits_per_byte(r.rungs[-1].loss) for r in (record, baseline))
+    return f"{round(bits, 3) - round(base, 3):+.3f}"
+
+
+def _ranking(records: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    baseline = best_of(records, purpose="baseline")
+    rungs = max((len(record.rungs) for record in records), default=1)
+    rows = []
+    on_front = {r.number for r in front(records, objectives)} if len(objectives) > 1 else set()
+    shown, others = ranked(records)[:_MOST_ROWS], other_objectives(objectives)
+    for place, (record, label) in enumerate(zip(shown, labels_of(shown), strict=True), start=1):
+        complete = record.state == "complete"
+        versus = f"stopped at rung {len(record.rungs)} of {rungs}"
+        if complete:
+            versus = "" if baseline is None or record is baseline else _versus(record, baseline, corpus)
+        is_baseline = record.purpose == "baseline"
+        rows.append(
+            {
+                "place": place if complete else "",
+                "number": f"{record.number}" + ("*" if record.number in on_front else ""),
+                "what": (f"{record.name}: " if is_baseline else "") + label,
+                "others": [short(record.objective(name)) for name in others],
+                "tokens": short(record.rungs[-1].tokens),
+                "steps": f"{record.steps:,}" if record.steps else "",
+                "params": short(record.cost.params),
+                "flops": short(record.cost.flops_per_token),
+                "bits": f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f}",
+                "versus": versus,
+                "kind": "baseline" if is_baseline else "" if complete else "stopped",
+            }
+        )
+    return rows

@@ -1,0 +1,270 @@
+"""Ranking, notes and plots of a study, from its journal alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.table import Table
+
+from studies.data.corpus import Corpus
+from studies.records.trial import TrialRecord
+from studies.show.summary import labels, short, summarize
+from studies.training.plan import FEW_STEPS
+
+_MIN_FOR_NOTE = 8
+_FAR_MORE = 1.5
+
+
+def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Complete trials by loss, then stopped ones by how far they came and their last loss; promotions stand apart."""
+    records = [record for record in records if record.purpose != "promotion"]
+    complete = sorted((r for r in records if r.state == "complete"), key=lambda r: r.rungs[-1].loss)
+    stopped = sorted((r for r in records if r.state == "stopped"), key=lambda r: (-len(r.rungs), r.rungs[-1].loss))
+    return [*complete, *stopped]
+
+
+def best_of(records: Sequence[TrialRecord], *, purpose: str = "search") -> TrialRecord | None:
+    """The lowest loss among trials of one purpose that spent the full budget.
+
+    Where the best were trained again, the best on average of these counts, by its best run.
+    """
+    if purpose == "search" and (found := [g for g in promotions(records) if not g.is_baseline]):
+        return min(found[0].runs, key=lambda run: run.rungs[-1].loss)
+    return next((r for r in ranked(records) if r.state == "complete" and r.purpose == purpose), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """Runs of one architecture after the search, over several seeds."""
+
+    runs: tuple[TrialRecord, ...]
+    is_baseline: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean final loss, nats per token."""
+        return mean(run.rungs[-1].loss for run in self.runs)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None for one."""
+        return stdev(run.rungs[-1].loss for run in self.runs) if len(self.runs) > 1 else None
+
+
+def promotions(records: Sequence[TrialRecord]) -> list[Promotion]:
+    """What was trained again and finished, the best mean first."""
+    baselines = {record.arch_id for record in records if record.purpose == "baseline"}
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.purpose == "promotion" and record.state == "complete":
+            key = f"{record.arch_id} {sorted(record.training.items())}"
+            groups.setdefault(key, []).append(record)
+    found = [Promotion(tuple(runs), runs[0].arch_id in baselines) for runs in groups.values()]
+    return sorted(found, key=lambda group: group.mean)
+
+
+def promotion_table(records: Sequence[TrialRecord], corpus: Corpus) -> Table | None:
+    """Mean and spread over seeds of what was trained again; None if nothing was."""
+    found = promotions(records)
+    if not found:
+        return None
+    baseline = next((group for group in found if group.is_baseline), None)
+    table = Table(
+        title="Trained again, with other seeds; mean and standard deviation", title_justify="left", box=SIMPLE
+    )
+    for name, justify in (("trials", "left"), ("architecture", "left"), ("runs", "right"), ("bits/byte", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("vs base", justify="right")
+    for group in found:
+        first = group.runs[0]
+        bits, spread = corpus.bits_per_byte(group.mean), group.spread
+        versus = ""
+        if baseline is not None and group is not baseline:
+            versus = f"{round(bits, 3) - round(corpus.bits_per_byte(baseline.mean), 3):+.3f}"
+        table.add_row(
+            ", ".join(str(run.number) for run in group.runs),
+            f"{first.name}: {summarize(first.arch_spec())}" if group.is_baseline else summarize(first.arch_spec()),
+            str(len(group.runs)),
+            f"{bits:.3f}" + (f" ± {corpus.bits_per_byte(spread):.3f}" if spread is not None else ""),
+            "baseline" if group is baseline else versus,
+            style="bold" if group.is_baseline else "",
+        )
+    return table
+
+
+def front(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Complete trials that no other beats in every objective, by the first; baselines take part."""
+    complete = [record for record in ranked(records) if record.state == "complete"]
+    points = {record.number: tuple(record.objective(name) for name in objectives) for record in complete}
+
+    def beaten(point: tuple[float, ...]) -> bool:
+        return any(
+            other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points.values()
+        )
+
+    return [record for record in complete if not beaten(points[record.number])]
+
+
+def ranking_table(
+    records: Sequence[TrialRecord], corpus: Corpus, *, objectives: Sequence[str] = ("loss",), top: int = 20
+) -> Table:
+    """The terminal ranking, baselines in their places and marked; with several objectives, the front too."""
+    on_front = {record.number for record in front(records, objectives)} if len(objectives) > 1 else set()
+    baseline = best_of(records, purpose="baseline")
+    rungs = max((len(record.rungs) for record in records), default=1)
+    table = Table(
+        title="At equal training FLOPs (to a step); lower is better. Rung: stopped there."
+        + (f" *: front of {', '.join(objectives)}." if on_front else ""),
+        title_justify="left",
+        expand=True,
+        box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("#", justify="right")
+    table.add_column("trial", justify="right")
+    table.add_column("architecture", overflow="fold", ratio=1)
+    # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
+    costs = [name for name in objectives if name != "loss"] or ["params", "flops_per_token"]
+    for name in (*(COST_NAMES.get(cost, cost) for cost in costs), "tokens", "bits/byte", "vs base"):
+        narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != "vs base" else name
+        table.add_column(narrow, justify="right", no_wrap=True)
+    shown = ranked(records)[:top]
+    if not shown:
+        table.title = "No results yet."
+    for place, (record, label) in enumerate(zip(shown, labels_of(shown), strict=True), start=1):
+        bits = corpus.bits_per_byte(record.rungs[-1].loss)
+        is_baseline = record.purpose == "baseline"
+        versus = ""
+        if record.state == "stopped":
+            versus = f"rung {len(record.rungs)}/{rungs}"
+        elif baseline is not None and record is not baseline:
+            base = corpus.bits_per_byte(baseline.rungs[-1].loss)
+            versus = f"{round(bits, 3) - round(base, 3):+.3f}"
+        table.add_row(
+            str(place) if record.state == "complete" else "",
+            f"{record.number}" + ("*" if record.number in on_front else ""),
+            f"{record.name}: {label}" if is_baseline else label,
+            *(short(record.objective(cost)) for cost in costs),
+            short(record.rungs[-1].tokens),
+            f"{bits:.3f}",
+            "baseline" if record is baseline else versus,
+            style="bold" if is_baseline else "dim" if record.state == "stopped" else "",
+        )
+    return table
+
+
+COST_NAMES = {
+    "params": "params",
+    "flops_per_token": "FLOPs/tok",
+    "decode_flops_per_token": "decode FLOPs/tok",
+    "kv_cache_bytes_per_token": "KV bytes/tok",
+}
+"""Of columns."""
+
+
+def other_objectives(objectives: Sequence[str]) -> dict[str, str]:
+    """Objectives beside loss, parameters and FLOPs per token, and a column's name for each."""
+    shown = ("loss", "params", "flops_per_token")
+    return {name: COST_NAMES.get(name, name) for name in objectives if name not in shown}
+
+
+def labels_of(records: Sequence[TrialRecord]) -> list[str]:
+    """`labels` of records."""
+    return labels([(record.arch_spec(), record.choices) for record in records])
+
+
+def counts_of(records: Sequence[TrialRecord], *, driven: bool) -> str:
+    """How many trials there are in each state. What runs while nobody drives the study was interrupted."""
+    states = Counter(record.state for record in records)
+    names = {"complete": "complete", "stopped": "stopped", "failed": "failed"}
+    names["running"] = "running" if driven else "interrupted"
+    return ", ".join(f"{states[state]} {name}" for state, name in names.items() if states[state]) or "none yet"  # type: ignore[index]
+
+
+def notes(records: Sequence[TrialRecord], corpus: Corpus, *, driven: bool) -> list[str]:
+    """What a reader should know before believing the ranking.
+
+    Args:
+        records: of the study.
+        corpus: its data.
+        driven: whether a process drives the study now.
+    """
+    lines = []
+    spent = sum(record.flops for record in records)
+    lines.append(f"{len(records)} trials: {counts_of(records, driven=driven)}; {short(spent)} training FLOPs spent.")
+    if steps := [record.steps for record in records if record.state == "complete" and record.purpose != "promotion"]:
+        lines.append(f"A full training took {min(steps):,} to {max(steps):,} steps.")
+    for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
+        lines.append(f"{count} failed: {reason or 'unknown reason'}.")
+    best, baseline = best_of(records), best_of(records, purpose="baseline")
+    again = promotions(records)
+    first_again = next((group for group in again if not group.is_baseline), None)
+    baseline_again = next((group for group in again if group.is_baseline), None)
+    if first_again is not None and baseline_again is not None:
+        gap = round(corpus.bits_per_byte(baseline_again.mean), 3) - round(corpus.bits_per_byte(first_again.mean), 3)
+        lines.append(
+            f"Trained again with {len(first_again.runs)} other seeds, the best found is {abs(gap):.3f} bits/byte "
+            f"{'better' if gap > 0 else 'worse'} than the baseline on average."
+        )
+    elif best is not None and baseline is not None:
+        base, found = (round(corpus.bits_per_byte(r.rungs[-1].loss), 3) for r in (baseline, best))
+        gap = base - found  # as the table shows them
+        verdict = "better" if gap > 0 else "worse"
+        lines.append(
+            f"The best found is {abs(gap):.3f} bits/byte {verdict} than the baseline; one seed each, so mind the "
+            "spread between seeds (search.promote measures it)."
+        )
+    if best is not None and baseline is not None:
+        saw, base_saw = best.rungs[-1].tokens, baseline.rungs[-1].tokens
+        if saw > _FAR_MORE * base_saw:
+            lines.append(
+                f"The best saw {saw / base_saw:.1f} times the text that the baseline saw ({short(saw)} against "
+                f"{short(base_saw)} tokens): at this budget a smaller model sees more, and the gap can't be put down "
+                "to the architecture alone."
+            )
+        if 0 < min(best.steps, baseline.steps) < FEW_STEPS:
+            lines.append(
+                f"Under {FEW_STEPS} steps (the best took {best.steps}, the baseline {baseline.steps}) losses tell "
+                "little of longer training: give more flops, or smaller batch_tokens."
+            )
+        settings = [name for name in best.choices if name.startswith("training.")]
+        for name in settings:
+            key = name.removeprefix("training.")
+            lines.append(f"{name} is {best.training[key]} for the best, {baseline.training[key]} for the baseline.")
+        if settings:
+            lines.append("The baseline takes the middle of every open training choice: the gap may be partly tuning.")
+    if best is not None and best.rungs[-1].loss > math.log(best.arch_spec().vocab_size):
+        lines.append("The best is worse than guessing evenly: lower the learning rate, or train longer.")
+    first = [record for record in records if record.rungs]
+    if len(first) >= _MIN_FOR_NOTE:
+        rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].loss for r in first])
+        if rho > 0.6:
+            lines.append(
+                f"Loss follows FLOPs per token (rank correlation {rho:.2f} at the first rung): at this budget, seeing "
+                "more tokens matters more than the schedule. Narrow the budget's band, or train longer."
+            )
+    return lines
+
+
+def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's, ties by average rank; 0 where one side is constant."""
+
+    def ranks(values: Sequence[float]) -> NDArray[Any]:
+        _unique, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
+        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+
+    x, y = ranks(a), ranks(b)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])

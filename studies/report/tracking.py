@@ -1,0 +1,218 @@
+"""Telling experiment trackers what the journal holds. They are a view: a tracker that fails stops nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from searchspace.errors import SpecError
+from studies.config import StudyConfig, TrackerName
+from studies.data.corpus import Corpus
+from studies.records.folder import TRACKING
+from studies.records.trial import TrialRecord
+from studies.show.summary import summarize
+
+
+class Tracker(Protocol):
+    """Somewhere that keeps runs, each with settings and metrics."""
+
+    def rung(self, record: TrialRecord, index: int) -> None:
+        """A trial's loss at one rung."""
+
+    def end(self, record: TrialRecord) -> None:
+        """How a trial ended."""
+
+
+class TensorBoard:
+    """Event files under ``tracking/tensorboard``; a step is a million training FLOPs, so that curves compare."""
+
+    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
+        self._folder, self._corpus = folder / TRACKING / "tensorboard", corpus
+        self._writer = import_module("tensorboardX").SummaryWriter
+
+    def _open(self, record: TrialRecord, suffix: str) -> Any:
+        """A file of its own for each point: names hold whole seconds, and nothing stays open."""
+        return self._writer(str(self._folder / _run_name(record)), filename_suffix=suffix)
+
+    def rung(self, record: TrialRecord, index: int) -> None:
+        rung = record.rungs[index]
+        with self._open(record, f".{index}") as writer:
+            step = int(rung.flops / 1e6)
+            writer.add_scalar("held_out/bits_per_byte", self._corpus.bits_per_byte(rung.loss), step)
+            writer.add_scalar("held_out/loss", rung.loss, step)
+
+    def end(self, record: TrialRecord) -> None:
+        with self._open(record, ".end") as writer:
+            text = "\n".join(f"- {name}: {value}" for name, value in _facts(record).items())
+            writer.add_text("trial", text)
+
+
+class MLflow:
+    """Runs of the experiment named as the study; in ``tracking/mlflow.db``, or where MLFLOW_TRACKING_URI says."""
+
+    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
+        self._corpus = corpus
+        client = import_module("mlflow").MlflowClient
+        place = folder.absolute() / TRACKING
+        place.mkdir(parents=True, exist_ok=True)
+        self._client = client(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}"))
+        known = self._client.get_experiment_by_name(study.name)
+        location = (place / "mlflow-artifacts").as_uri()
+        self._experiment = known.experiment_id if known else self._client.create_experiment(study.name, location)
+
+    def _run(self, record: TrialRecord) -> str:
+        """The trial's run, looked for first: a study that goes on makes none twice."""
+        wanted = f"attributes.run_name = '{_run_name(record)}'"
+        for run in self._client.search_runs([self._experiment], wanted, max_results=1):
+            return str(run.info.run_id)
+        run = self._client.create_run(self._experiment, run_name=_run_name(record))
+        for name, value in _facts(record).items():
+            self._client.log_param(run.info.run_id, name, value)
+        return str(run.info.run_id)
+
+    def rung(self, record: TrialRecord, index: int) -> None:
+        run, rung = self._run(record), record.rungs[index]
+        step = int(rung.flops / 1e6)
+        self._client.log_metric(run, "held_out_bits_per_byte", self._corpus.bits_per_byte(rung.loss), step=step)
+        self._client.log_metric(run, "held_out_loss", rung.loss, step=step)
+
+    def end(self, record: TrialRecord) -> None:
+        run = self._run(record)
+        self._client.set_tag(run, "state", record.state)
+        if record.reason:
+            self._client.set_tag(run, "reason", record.reason)
+        self._client.set_terminated(run, "FAILED" if record.state == "failed" else "FINISHED")
+
+
+class _RunBased:
+    """Trackers with one ``init`` for a run and one ``log`` for a point."""
+
+    module = ""
+
+    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
+        self._study, self._folder, self._corpus = study, folder, corpus
+        self._library = import_module(self.module)
+
+    def _init(self, record: TrialRecord) -> Any:
+        raise NotImplementedError
+
+    def rung(self, record: TrialRecord, index: int) -> None:
+        """All at the end: these libraries hold one run open at a time."""
+
+    def end(self, record: TrialRecord) -> None:
+        run = self._init(record)
+        for rung in record.rungs:
+            bits = self._corpus.bits_per_byte(rung.loss)
+            run.log({"held_out_bits_per_byte": bits, "held_out_loss": rung.loss, "training_flops": rung.flops})
+        run.finish()
+
+
+class WandB(_RunBased):
+    """Weights & Biases; without a login, offline runs for ``wandb sync``."""
+
+    module = "wandb"
+
+    def _init(self, record: TrialRecord) -> Any:
+        place = self._folder / TRACKING
+        place.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        run_id = f"{self._study.name}-{record.number}".replace(".", "-")
+        return self._library.init(
+            project=self._study.name, name=_run_name(record), id=run_id, resume="allow", mode=mode,
+            dir=str(place), config=_facts(record), reinit="finish_previous",
+        )  # fmt: skip
+
+
+class Trackio(_RunBased):
+    """Trackio, kept on this machine."""
+
+    module = "trackio"
+
+    def _init(self, record: TrialRecord) -> Any:
+        return self._library.init(project=self._study.name, name=_run_name(record), config=_facts(record))
+
+
+TRACKERS: Mapping[TrackerName, type[TensorBoard | MLflow | WandB | Trackio]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
+
+
+class Tracking:
+    """All of a study's trackers, told in a thread of their own; one that raises is left alone from then on, and named.
+
+    Args:
+        study: of which ``tracking`` names them.
+        folder: of the study.
+        corpus: its data.
+
+    Raises:
+        SpecError: if a tracker's package is missing.
+    """
+
+    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
+        check_trackers(study)
+        self._trackers: dict[str, Tracker] = {name: TRACKERS[name](study, folder, corpus) for name in study.tracking}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
+        self.note = ""
+        """Which tracker failed, and why."""
+
+    def rung(self, record: TrialRecord, index: int) -> None:
+        """A trial has reached a rung."""
+        self._thread.submit(self._tell, lambda tracker: tracker.rung(record, index))
+
+    def end(self, record: TrialRecord) -> None:
+        """A trial has ended."""
+        self._thread.submit(self._tell, lambda tracker: tracker.end(record))
+
+    def close(self) -> None:
+        """Wait until all is told."""
+        self._thread.shutdown()
+
+    def _tell(self, tell: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tell(tracker)
+            except Exception as error:  # a third party's service: whatever it raises, the search goes on
+                del self._trackers[name]
+                self.note = f"{name} is told nothing more: {type(error).__name__}: {error}"
+
+
+_PACKAGES: dict[TrackerName, tuple[str, str]] = {
+    "tensorboard": ("tensorboardX", "tensorboardX"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "wandb": ("wandb", "wandb"),
+    "trackio": ("trackio", "trackio"),
+}
+
+
+def check_trackers(study: StudyConfig) -> None:
+    """Raise `SpecError` if the package of one of a study's trackers is missing."""
+    for name in study.tracking:
+        module, package = _PACKAGES[name]
+        if find_spec(module) is None:
+            raise SpecError("tracking", f"{module} is not installed", f"pip install {package}")
+
+
+def _run_name(record: TrialRecord) -> str:
+    return f"{record.purpose}-{record.number:05d}"
+
+
+def _facts(record: TrialRecord) -> dict[str, Any]:
+    settings = {f"training.{name}": value for name, value in record.training.items()}
+    return {
+        "architecture": summarize(record.arch_spec()),
+        "arch_id": record.arch_id,
+        "params": record.cost.params,
+        "flops_per_token": record.cost.flops_per_token,
+        "seed": record.seed,
+        **settings,
+        **record.choices,
+    }

@@ -1,0 +1,1 @@
+"""Who proposes, who stops, who decides."""

@@ -1,0 +1,435 @@
+"""The driver of a study: proposes, prices, launches, listens and tells. Knows Optuna, not Ray.
+
+Executors (`studies.execution.run`) ask it for trials and hand it reports; it decides what goes on. All it
+knows can be rebuilt from the journal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from builder.graph.compiler import compile_arch
+from builder.pricing.budget import Budget
+from builder.pricing.cost import Cost, estimate
+from searchspace.arch import ArchSpec
+from searchspace.plain import encode
+from searchspace.space import Candidate
+from studies.candidates.drawing import trial_key
+from studies.candidates.proposal import Proposal
+from studies.config import MiddleChooser, StudyConfig, decide_training
+from studies.data.corpus import Corpus, find_path
+from studies.records.folder import TRIALS, mark_study, study_id
+from studies.records.journal import Journal, revive
+from studies.records.reading import STATES
+from studies.records.trial import Purpose, Report, TrialRecord, TrialSpec
+from studies.report.tracking import Tracking
+from studies.search.proposer import Proposer
+from studies.search.stopper import rung_shares, should_stop
+from studies.search.warm_start import warm_start
+from studies.show.summary import summarize
+from studies.training.checkpoint import Store, attempts_in, open_store, remove_attempts
+from studies.training.run_trial import is_disk_full
+
+MAX_ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+class StudyHaltedError(RuntimeError):
+    """The study can't go on now; what is finished is kept, and the same command goes on later."""
+
+
+@dataclass(slots=True)
+class _Running:
+    trial: optuna.Trial
+    record: TrialRecord
+    attempt: int = 0
+    flops: float = 0.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts for whoever watches."""
+
+    launched: int = 0
+    total: int = 0
+    complete: int = 0
+    stopped: int = 0
+    failed: int = 0
+    running: int = 0
+    rejected: int = 0
+    flops_spent: float = 0.0
+    best: TrialRecord | None = None
+    baseline: TrialRecord | None = None
+    note: str = ""
+    predictor: str = ""
+    """What the sampler ``predictor`` says of itself."""
+    events: list[TrialRecord] = field(default_factory=list)
+    """Trials that ended since the last look."""
+
+
+class StudyDriver:
+    """One study in progress.
+
+    Args:
+        study: its settings.
+        folder: its folder; the caller holds `folder.study_folder`.
+        corpus: the prepared data.
+        device: where trials train.
+        journal: of the study; None opens the one in the folder.
+
+    Raises:
+        SpecError: if no candidate can be found within the budget.
+    """
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        folder: Path,
+        corpus: Corpus,
+        device: str = "cpu",
+        journal: Journal | None = None,
+    ) -> None:
+        self.study, self.corpus, self.device = study, str(corpus.folder.absolute()), device
+        self._data, self._bits_per_byte = corpus.facts.content, corpus.bits_per_byte
+        self.folder = folder.absolute()  # workers run in folders of their own
+        self.journal = journal or Journal(folder, study.objectives)
+        self.id = mark_study(folder)
+        self.trials = trials_store(study, self.folder)
+        self.tracking: Tracking | None = None
+        """Told of rungs and ends, once they are journaled."""
+        self.halted = ""
+        """Why the study can't go on now, if it can't."""
+        self.shares = rung_shares(study.search.stopper)
+        self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
+        self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
+        self._proposer = Proposer(study, self.budget, corpus.facts)
+        self._running: dict[int, _Running] = {}
+        self._waiting: deque[int] = deque()
+        self._records: dict[int, TrialRecord] = {}
+        self._launched: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._flops_ended = 0.0
+        self._best: dict[str, TrialRecord] = {}
+        self._losses: list[dict[int, float]] = [{} for _ in self.shares]
+        """Held-out losses of searched trials, by rung and trial."""
+        self._events: list[TrialRecord] = []
+        self._failures = 0
+        """Failed trials in a row."""
+        self._adopt()
+        self.warm_start_note = self._warm_start(corpus)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Take over what the journal holds: finished trials stay, running ones are queued again."""
+        for trial, record in self.journal.launched():
+            self._note_launch(record)
+            self._note_rungs(record)
+            if record.state != "running":
+                self._note_end(record)
+            else:
+                study = self.journal.studies[record.purpose]
+                self._running[record.number] = _Running(revive(study, trial), record)
+                self._waiting.append(record.number)
+        with self.journal.batch():
+            for proposal in self.journal.interrupted():
+                self._proposer.reject(proposal, "interrupted before launch", {})
+
+    def _warm_start(self, corpus: Corpus) -> str:
+        source = self.study.search.from_
+        if source is None:
+            return ""
+        found = warm_start(find_path(source, self.study.base), self.study, self.budget, corpus)
+        self._proposer.queue.extend(found.proposals)
+        search = self.journal.studies["search"]
+        if not any("from" in trial.user_attrs for trial in search.get_trials(deepcopy=False)):
+            search.add_trials(found.evidence)
+        return found.note
+
+    def _note_launch(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        self._launched[record.purpose] += 1
+        self._proposer.candidates.seen.add(trial_key(record.purpose, record.arch_id, record.training, record.seed))
+
+    def _note_rungs(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        if record.purpose == "search":
+            for index, rung in enumerate(record.rungs):
+                self._losses[index][record.number] = rung.loss
+
+    def _note_end(self, record: TrialRecord) -> None:
+        self._records[record.number] = record
+        self._ended[record.state] += 1
+        self._flops_ended += record.flops
+        best = self._best.get(record.purpose)
+        if record.loss is not None and (best is None or best.loss is None or record.loss < best.loss):
+            self._best[record.purpose] = record
+
+    def progress(self) -> Progress:
+        """Where the study stands."""
+        running = sum(max(r.flops, r.record.flops) for r in self._running.values())
+        events, self._events = self._events, []
+        return Progress(
+            launched=len(self._records),
+            total=self.study.search.num_trials + len(self._baselines) + self._num_promotions(),
+            complete=self._ended["complete"],
+            stopped=self._ended["stopped"],
+            failed=self._ended["failed"],
+            running=len(self._running) - len(self._waiting),
+            rejected=self._proposer.rejected,
+            flops_spent=self._flops_ended + running,
+            best=self._best.get("search"),
+            baseline=self._best.get("baseline"),
+            note=self._proposer.exhausted,
+            predictor=self._proposer.surrogate.note if self._proposer.surrogate else "",
+            events=events,
+        )
+
+    def record(self, number: int) -> TrialRecord:
+        """One launched trial."""
+        return self._records[number]
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """Every launched trial, by number."""
+        return [self._records[number] for number in sorted(self._records)]
+
+    def learn_in_background(self) -> None:
+        """Let a sampler ``predictor`` fit beside the launches, not before them: for executors that run many at once."""
+        if self._proposer.surrogate is not None:
+            self._proposer.surrogate.background = True
+
+    # -- launching -------------------------------------------------------------------------------
+
+    def next_trial(self) -> TrialSpec | None:
+        """The next trial to run, already journaled; None when there is nothing to launch now (see `finished`)."""
+        return None if self.halted else self._guarded(self._next_trial, None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will be launched any more."""
+        if self.halted:
+            return True
+        return not self._waiting and self._searched() and not self._running and self._next_promotion() is None
+
+    def _searched(self) -> bool:
+        """Whether the search itself has launched all it will."""
+        return self._launched["baseline"] == len(self._baselines) and (
+            bool(self._proposer.exhausted) or self._launched["search"] >= self.study.search.num_trials
+        )
+
+    def _next_trial(self) -> TrialSpec | None:
+        if self._waiting:
+            return self._spec(self._running[self._waiting.popleft()].record)
+        number = len(self._records)
+        if (done := self._launched["baseline"]) < len(self._baselines):
+            return self._launch_baseline(number, *self._baselines[done])
+        if not self._searched():
+            found = self._proposer.propose(self.journal.studies["search"], number, self._launched["search"])
+            if found is not None:
+                return self._launch(number, "search", *found)
+        if any(running.record.purpose != "promotion" for running in self._running.values()):
+            return None  # who is best is not known yet
+        promoted = self._next_promotion()
+        return None if promoted is None else self._launch_promotion(number, *promoted)
+
+    def _num_promotions(self) -> int:
+        promote = self.study.search.promote
+        return promote.seeds * (promote.trials + bool(self._baselines)) if promote.trials else 0
+
+    def _next_promotion(self) -> tuple[TrialRecord, dict[str, Any], int] | None:
+        """Who is trained again next, how, and with which seed."""
+        promote = self.study.search.promote
+        if not promote.trials:
+            return None
+        complete = [r for r in self._records.values() if r.purpose == "search" and r.state == "complete"]
+        best = sorted(complete, key=lambda r: r.rungs[-1].loss)[: promote.trials]
+        if (baseline := self._best.get("baseline")) is not None:
+            best.append(baseline)
+        for record in best:
+            spent = "flops" if "flops" in record.training else "tokens"
+            training = {**record.training, spent: record.training[spent] * promote.factor}
+            for seed in range(record.seed + 1, record.seed + 1 + promote.seeds):
+                if trial_key("promotion", record.arch_id, training, seed) not in self._proposer.candidates.seen:
+                    return record, training, seed
+        return None
+
+    def _launch_promotion(self, number: int, source: TrialRecord, training: dict[str, Any], seed: int) -> TrialSpec:
+        arch = source.arch_spec()
+        self._proposer.candidates.check_runnable(arch, source.cost, training)
+        proposal = Proposal(Candidate(arch, {}), compile_arch(arch), source.cost, training, source.choices)
+        return self._launch(number, "promotion", self.journal.studies["promotion"].ask(), proposal, seed)
+
+    def _guarded(self, act: Callable[[], T], otherwise: T) -> T:
+        """One write to the journal for each act. A full disk halts the study: what is journaled stays."""
+        try:
+            with self.journal.batch():
+                return act()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            self.halted = f"the disk is full ({error.filename or self.folder})"
+            return otherwise
+
+    def _launch_baseline(self, number: int, arch: ArchSpec, cost: Cost) -> TrialSpec:
+        training = decide_training(self.study.training, MiddleChooser())
+        self._proposer.candidates.check_runnable(arch, cost, training.tree)
+        proposal = Proposal(Candidate(arch, {}), compile_arch(arch), cost, training.tree, {})
+        trial = self.journal.studies["baseline"].ask()
+        return self._launch(number, "baseline", trial, proposal)
+
+    def _launch(
+        self, number: int, purpose: Purpose, trial: optuna.Trial, proposal: Proposal, seed: int | None = None
+    ) -> TrialSpec:
+        arch = proposal.candidate.arch
+        record = TrialRecord(
+            number=number,
+            purpose=purpose,
+            name=arch.name,
+            state="running",
+            arch=encode(arch),
+            arch_id=proposal.graph.arch_id,
+            choices=proposal.choices,
+            training=proposal.training,
+            seed=self.study.search.seed if seed is None else seed,
+            cost=proposal.cost,
+        )
+        shown = {"trial": number, "architecture": summarize(arch)}
+        shown |= {name: getattr(record.cost, name) for name in ("params", "flops_per_token")}
+        record = self.journal.launch(trial, record, shown)
+        self._note_launch(record)
+        self._running[number] = _Running(trial, record)
+        return self._spec(record)
+
+    def _spec(self, record: TrialRecord) -> TrialSpec:
+        return TrialSpec(
+            number=record.number,
+            arch=record.arch,
+            arch_id=record.arch_id,
+            training=record.training,
+            seed=record.seed,
+            corpus=self.corpus,
+            data=self._data,
+            folder=trial_store(self.trials, record.number).location,
+            study=self.id,
+            rungs=rungs_of(record, self.study),
+            device=self.device,
+            threads=self.study.resources.cpus_per_trial,
+            timeout_s=self.study.resources.trial_timeout_s,
+        )
+
+    # -- listening -------------------------------------------------------------------------------
+
+    def report(self, number: int, report: Report) -> bool:
+        """Take one report in. Returns whether the trial goes on."""
+        return not self.halted and self._guarded(lambda: self._report(number, report), otherwise=False)
+
+    def _report(self, number: int, report: Report) -> bool:
+        running = self._running.get(number)
+        if running is None or report.attempt < running.attempt:
+            return False
+        running.attempt = report.attempt
+        running.flops = report.flops
+        if report.reason == "disk_full":  # no fault of the trial's, which is left to go on
+            self.halted = f"the disk is full: {report.error.strip().splitlines()[-1]}"
+            return False
+        if any(not math.isfinite(rung.loss) for rung in report.rungs):
+            finite = tuple(rung for rung in report.rungs if math.isfinite(rung.loss))
+            report = replace(report, kind="failed", rungs=finite, reason="diverged", error="a loss is not finite")
+        if report.kind == "failed":
+            self._fail(running, report)
+            return False
+        known = len(running.record.rungs)
+        for index in range(known, len(report.rungs)):
+            self.journal.rung(running.trial, index, report.rungs[index])
+            running.record = replace(running.record, rungs=report.rungs[: index + 1])
+            if self.tracking is not None:
+                self.tracking.rung(running.record, index)
+        self._note_rungs(running.record)
+        if report.kind == "done":
+            self._finish(running, OptunaState.COMPLETE, report)
+            return False
+        if report.kind == "rung" and self._should_stop(running.record):
+            self._finish(running, OptunaState.PRUNED, report)
+            return False
+        return True
+
+    def lost(self, number: int, error: str) -> None:
+        """The worker died once too often."""
+        running = self._running.get(number)
+        if running is not None and not self.halted:
+            report = Report(kind="failed", attempt=running.attempt, reason="worker_died", error=error)
+            self._guarded(lambda: self._fail(running, report), None)
+
+    def forget(self, record: TrialRecord) -> None:
+        """Remove a trial's checkpoints."""
+        store = trial_store(self.trials, record.number)
+        remove_attempts(attempts_in(store), self.id)
+        store.remove_empty()
+
+    def _fail(self, running: _Running, report: Report) -> None:
+        """Out of memory is told as pruned with a constraint broken, so that the sampler learns it."""
+        if report.reason == "out_of_memory":
+            running.trial.set_constraint("memory", report.memory_gib or 1.0)
+        state = OptunaState.PRUNED if report.reason == "out_of_memory" else OptunaState.FAIL
+        self._finish(running, state, report)
+
+    def _should_stop(self, record: TrialRecord) -> bool:
+        if record.purpose != "search":
+            return False
+        index = len(record.rungs) - 1
+        others = [loss for number, loss in self._losses[index].items() if number != record.number]
+        return should_stop(self.study.search.stopper, record.rungs[index].loss, others)
+
+    def _finish(self, running: _Running, state: OptunaState, report: Report) -> None:
+        record = running.record
+        facts: dict[str, Any] = {
+            "tokens": report.tokens,
+            "steps": report.steps,
+            "seconds": report.seconds,
+            "reason": report.reason,
+            "error": report.error,
+        }
+        values = None
+        if state == OptunaState.COMPLETE:
+            values = [record.objective(name) for name in self.study.objectives]
+        shown = {"bits_per_byte": self._bits_per_byte(record.rungs[-1].loss)} if record.rungs else {}
+        self.journal.finish(running.trial, state, values, facts, shown)
+        finished = replace(record, state="failed" if report.reason else STATES[state], **facts)
+        self._note_end(finished)
+        self._events.append(finished)
+        if self.tracking is not None:
+            self.tracking.end(finished)
+        del self._running[record.number]
+        if state != OptunaState.COMPLETE:
+            self.forget(record)
+        self._failures = self._failures + 1 if state == OptunaState.FAIL else 0
+        if self._failures >= self.study.search.max_failures:
+            last = (finished.error.strip() or finished.reason).splitlines()[-1]
+            self.halted = f"{self._failures} trials in a row failed, the last with: {last}"
+
+
+def rungs_of(record: TrialRecord, study: StudyConfig) -> tuple[float, ...]:
+    """Shares of its budget at which a trial is evaluated."""
+    return (1.0,) if record.purpose == "promotion" else rung_shares(study.search.stopper)
+
+
+def trials_store(study: StudyConfig, folder: Path) -> Store:
+    """Where the checkpoints of a study's trials lie: in its folder, or in a place of its own elsewhere."""
+    if study.resources.checkpoints is None:
+        return open_store(folder / TRIALS)
+    return open_store(study.resources.checkpoints).inside(f"spiralformer-{study_id(folder)}")
+
+
+def trial_store(trials: Store, number: int) -> Store:
+    """Where a trial's attempts write."""
+    return trials.inside(f"{number:05d}")

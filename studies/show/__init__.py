@@ -1,0 +1,1 @@
+"""Architectures and spaces in words and pictures, schemas, the terminal."""

@@ -1,0 +1,138 @@
+"""How well a trained bundle predicts text it has not seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from builder.exchange.bundle import Bundle, load_bundle
+from searchspace.disk import open_regular
+from searchspace.errors import SpecError
+from studies.config import DataConfig
+from studies.data.codec import Codec, codec_of_bundle
+from studies.data.corpus import FACTS, find_path, look_at_tokens
+from studies.data.documents import documents
+
+_BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Mean losses over non-overlapping windows; every token but the first of a window is predicted once."""
+
+    tokens: int
+    text_bytes: float | None
+    loss: float
+    """Nats per token."""
+    by_position: tuple[float, ...]
+    """Nats per token by place in the window: how much longer context helps."""
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """None where nothing tells how many bytes the tokens stand for."""
+        return None if self.text_bytes is None else self.loss * self.tokens / math.log(2) / self.text_bytes
+
+    @property
+    def perplexity(self) -> float:
+        """Of a token."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def evaluate(
+    bundle: Path,
+    data: DataConfig,
+    *,
+    most_tokens: int = 1_000_000,
+    device: str = "cpu",
+    tick: Callable[[int, int], None] = lambda done, of: None,
+) -> Evaluation:
+    """Score a bundle on all of ``data``.
+
+    Args:
+        bundle: folder that export made.
+        data: documents, encoded as the bundle says; of ``tokens``, the held-out file, read as the bundle's own.
+        most_tokens: looked at, from the start.
+        device: where to compute.
+        tick: told how many windows of how many are done.
+
+    Raises:
+        SpecError: if the bundle is damaged, nothing tells what its tokens stand for, or the data is no data of it,
+            or shorter than one window.
+    """
+    loaded = load_bundle(bundle, device=device)
+    length = loaded.arch.seq_len
+    if data.kind == "tokens":
+        tokens, bytes_per_token = _token_file(bundle, loaded, data, most_tokens)
+    else:
+        tokens, bytes_per_token = _encoded(codec_of_bundle(bundle, loaded), data, most_tokens)
+    if tokens.size and int(tokens.max()) >= loaded.arch.vocab_size:
+        what = f"token {int(tokens.max())} is beyond the model's {loaded.arch.vocab_size}"
+        raise SpecError("--data", what, "encode it as the model's training data was")
+    length = min(length, tokens.size - 1)
+    if length < 2:
+        raise SpecError("--data", f"has {tokens.size} tokens", "give more text")
+    windows = (tokens.size - 1) // length
+    sums, batch = torch.zeros(length, dtype=torch.float64), max(1, _BATCH_TOKENS // length)
+    for first in range(0, windows, batch):
+        starts = np.arange(first, min(first + batch, windows)) * length
+        rows_BL = torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)).to(device)
+        with torch.no_grad():
+            logits_BLV = loaded.model(rows_BL[:, :-1])
+        loss_BL = F.cross_entropy(logits_BLV.flatten(0, 1).float(), rows_BL[:, 1:].flatten(), reduction="none")
+        sums += loss_BL.view(len(starts), length).double().sum(0).cpu()
+        tick(min(first + batch, windows), windows)
+    count = windows * length
+    by_position = tuple((sums / windows).tolist())
+    text_bytes = None if bytes_per_token is None else count * bytes_per_token
+    return Evaluation(count, text_bytes, float(sums.sum()) / count, by_position)
+
+
+def _encoded(codec: Codec, data: DataConfig, most: int) -> tuple[np.ndarray, float]:
+    found: list[int] = []
+    text_bytes = 0
+    for document in documents(data):
+        if found and not document.continues:
+            found += codec.separator
+        found += codec.encode(document.text)
+        text_bytes += len(document.text)
+        if len(found) > most:
+            break
+    return np.array(found[: most + 1], dtype=np.int64), text_bytes / max(len(found), 1)
+
+
+def _token_file(folder: Path, bundle: Bundle, data: DataConfig, most: int) -> tuple[np.ndarray, float | None]:
+    """Held-out tokens; what the folder does not say of them, the bundle's own data do."""
+    own = bundle.manifest.get("data", {})
+    if not isinstance(data.path, str):
+        raise SpecError("--data", "token files need one folder", "give a folder with val.bin")
+    source = find_path(data.path, Path())
+    vocab_size = bundle.arch.vocab_size
+    dtype = own.get("dtype")
+    if dtype not in ("uint8", "uint16", "uint32"):
+        dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    given = own.get("bytes_per_token") if own.get("says_bytes", True) else None
+    known = given if isinstance(given, int | float) and math.isfinite(given) and given > 0 else None
+    if (source / FACTS).is_file():
+        known = None  # it says so itself
+    config = replace(data, vocab_size=vocab_size, dtype=dtype, bytes_per_token=known)
+    facts = look_at_tokens(source, config, ("val.bin",), folder)
+    with open_regular(source / "val.bin") as file:
+        tokens = np.fromfile(file, facts.dtype, count=most + 1)
+    return tokens.astype(np.int64), facts.bytes_per_token if facts.says_bytes else None
+
+
+def position_bins(by_position: tuple[float, ...]) -> list[tuple[str, float]]:
+    """Means over positions 1, 2-3, 4-7, ...: doubling context."""
+    rows, first = [], 0
+    while first < len(by_position):
+        last = min(2 * first + 1, len(by_position))
+        part = by_position[first:last]
+        rows.append((f"{first + 1}" if len(part) == 1 else f"{first + 1}-{last}", sum(part) / len(part)))
+        first = last
+    return rows

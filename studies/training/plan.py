@@ -1,0 +1,84 @@
+"""How far a training goes, and whether data and architecture fit: what can be told before anything is built."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from searchspace.arch import ArchSpec
+from searchspace.errors import SpecError
+from studies.config import TrainingConfig
+from studies.data.corpus import CorpusFacts
+
+FEW_STEPS = 50
+"""Losses after fewer steps tell little of longer training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How far a run goes."""
+
+    batch_size: int
+    num_steps: int
+    flops_per_step: float
+    tokens_per_step: int
+
+    def step_at(self, share: float) -> int:
+        """The step by which ``share`` of the budget is spent."""
+        return max(1, min(self.num_steps, round(self.num_steps * share)))
+
+
+def make_plan(config: TrainingConfig, seq_len: int, training_flops_per_token: float) -> Plan:
+    """Divide the budget into steps.
+
+    Raises:
+        SpecError: if it does not last for one step.
+    """
+    if config.batch_tokens < seq_len:
+        raise SpecError(
+            "training.batch_tokens",
+            f"{config.batch_tokens} is less than one sequence of {seq_len}",
+            f"use {seq_len} or more",
+        )
+    batch_size = config.batch_tokens // seq_len
+    tokens = batch_size * seq_len
+    flops = tokens * training_flops_per_token
+    steps = round(config.flops / flops) if config.flops is not None else round((config.tokens or 0) / tokens)
+    if steps < 1:
+        what = f"flops ({config.flops:.3g})" if config.flops is not None else f"tokens ({config.tokens:.3g})"
+        need = f"{flops:.3g} FLOPs" if config.flops is not None else f"{tokens} tokens"
+        raise SpecError(
+            "training", f"{what} do not last for one step, which takes {need}", "raise it, or lower batch_tokens"
+        )
+    return Plan(batch_size, steps, flops, tokens)
+
+
+def check_fit(arch: ArchSpec, facts: CorpusFacts) -> None:
+    """Raise `SpecError` unless ``arch`` can be trained on data with these facts to predict the next token."""
+    if not arch.causal:
+        raise SpecError("causal", "a model that sees its whole input sees what it is to predict", "set causal: true")
+    if facts.vocab_size > arch.vocab_size:
+        raise SpecError(
+            "vocab_size",
+            f"{arch.vocab_size} is too small for data with {facts.vocab_size} tokens",
+            f"use {facts.vocab_size} or more",
+        )
+    if min(facts.train_tokens, facts.val_tokens) <= arch.seq_len:
+        raise SpecError(
+            "data",
+            f"has {facts.train_tokens} training and {facts.val_tokens} held-out tokens, less than one sequence",
+            "give more text, or lower seq_len",
+        )
+
+
+def learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:
+    """Learning rate of one step: warm-up, then cosine, or stable and linear decay (WSD)."""
+    warmup = math.ceil(config.warmup * num_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.lr_schedule == "cosine":
+        progress = (step - warmup) / max(1, num_steps - warmup)
+        share = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        share = min(1.0, (num_steps - step) / max(1.0, config.decay * num_steps))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * share)

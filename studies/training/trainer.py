@@ -1,0 +1,246 @@
+"""The training loop: spends a FLOP or token budget to the nearest whole step, and resumes bit for bit.
+
+Shape legend: B batch, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from builder.graph.compiler import compile_arch
+from builder.graph.ir import Graph
+from builder.lowering import build_model
+from builder.pricing.cost import estimate
+from searchspace.arch import ArchSpec
+from spiralformer.block import Block, Layer, ParallelLayer
+from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
+from studies.data.corpus import Corpus
+from studies.training.plan import check_fit, learning_rate, make_plan
+
+_CHECK_EVERY = 10
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class Trainer:
+    """One model, its optimizer and its place in the run.
+
+    Args:
+        arch: what to train.
+        config: decided training settings.
+        corpus: prepared data; its vocabulary must fit.
+        seed: of initial weights, dropout and batches.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        SpecError: if data and architecture do not fit.
+    """
+
+    def __init__(
+        self, arch: ArchSpec, config: TrainingConfig, corpus: Corpus, *, seed: int, device: str = "cpu"
+    ) -> None:
+        check_fit(arch, corpus.facts)
+        graph = compile_arch(arch)
+        self.cost = estimate(graph)
+        self.plan = make_plan(config, arch.seq_len, self.cost.training_flops_per_token)
+        self.arch, self.config, self.corpus, self.seed, self.device = arch, config, corpus, seed, device
+        torch.manual_seed(seed)
+        self.model = build_model(graph, seed=seed, device=device)
+        self.optimizers = _make_optimizers(self.model, config, fused=device != "cpu")
+        self.autocast = config.precision == "bf16" or (config.precision == "auto" and device != "cpu")
+        self.step = 0
+        self.seconds = 0.0
+        uses = Counter(str(node.attr("block")) for node in graph.nodes if node.op == "block")
+        for name, module in self.model.named_modules():
+            if isinstance(module, Block):
+                used = uses[name.removeprefix("blocks.").removesuffix("_")]
+                module.recompute = config.recompute == "loop" and used > 1
+        if config.compile == "blocks" or (config.compile == "auto" and device != "cpu"):
+            _compile_blocks(self.model, graph)
+        self._batches = _Batches(self)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs spent."""
+        return self.step * self.plan.flops_per_step
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen."""
+        return self.step * self.plan.tokens_per_step
+
+    def train(self, until: int, time_limit_s: float = math.inf) -> float:
+        """Train up to step ``until``, or until the time is up.
+
+        Returns:
+            Mean training loss of these steps, nats per token.
+
+        Raises:
+            DivergedError: when the loss is not finite.
+        """
+        self.model.train()
+        start = time.perf_counter()
+        total = torch.zeros((), device=self.device)
+        steps = 0
+        while self.step < until:
+            total += self._train_step()
+            self.step += 1
+            steps += 1
+            time_is_up = time.perf_counter() - start > time_limit_s
+            looks = steps % _CHECK_EVERY == 0 or self.step == until or time_is_up  # each look waits for the device
+            if looks and not math.isfinite(total.item()):
+                raise DivergedError(f"the training loss is {total.item()} at step {self.step}")
+            if time_is_up:
+                break
+        self.seconds += time.perf_counter() - start
+        return total.item() / max(1, steps)
+
+    def _train_step(self) -> torch.Tensor:
+        share = learning_rate(self.config, self.step, self.plan.num_steps) / self.config.lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+        inputs_BL, targets_BL = self._batches.get(self.step)
+        total = torch.zeros((), device=self.device)
+        parts = min(self.config.micro_batches, self.plan.batch_size)
+        for inputs, targets in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
+            loss = self._loss(inputs, targets) * (len(inputs) / len(inputs_BL))
+            loss.backward()
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _loss(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
+        inputs_BL = inputs_BL.to(self.device, non_blocking=True)
+        targets_BL = targets_BL.to(self.device, non_blocking=True)
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
+            logits_BLV = self.model(inputs_BL)
+        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Held-out loss, nats per token. Raises `DivergedError` when it is not finite."""
+        self.model.eval()
+        losses = [
+            self._loss(inputs_BL, targets_BL)
+            for inputs_BL, targets_BL in self.corpus.eval_batches(
+                self.config.eval_tokens, self.plan.batch_size, self.arch.seq_len
+            )
+        ]
+        loss = torch.stack(losses).mean().item()
+        if not math.isfinite(loss):
+            raise DivergedError(f"the held-out loss is {loss} at step {self.step}")
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device != "cpu" else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the rest of the run is bit-equal on a CPU."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None and self.device != "cpu":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+
+
+class _Batches:
+    """Training batches; for a GPU the next one is made in a thread while a step runs, in pinned memory."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._thread = ThreadPoolExecutor(1) if trainer.device != "cpu" else None
+        self._next: tuple[int, Future[tuple[torch.Tensor, torch.Tensor]]] | None = None
+
+    def get(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of one step."""
+        if self._thread is None:
+            return self._make(step)
+        ready = self._next[1].result() if self._next is not None and self._next[0] == step else self._pinned(step)
+        self._next = (step + 1, self._thread.submit(self._pinned, step + 1))
+        return ready
+
+    def _make(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        t = self._trainer
+        return t.corpus.batch(t.seed, step, t.plan.batch_size, t.arch.seq_len)
+
+    def _pinned(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs_BL, targets_BL = self._make(step)
+        return inputs_BL.pin_memory(), targets_BL.pin_memory()
+
+
+def _compile_blocks(model: nn.Module, graph: Graph) -> None:
+    """Compile layer by layer, one static variant per length; the limit on variants follows from the graph.
+
+    Compiling the whole model takes several times as long cold, for the same steady speed.
+    """
+    from torch import _dynamo  # a second to import, for nothing where nothing is compiled
+
+    torch.compiler.reset()
+    calls = [node for node in graph.nodes if node.op == "block"]
+    lengths = {(node.attr("block"), node.level.closed_chunks(graph.seq_len)) for node in calls}
+    _dynamo.config.recompile_limit = 8 + 4 * len(lengths)  # training and evaluation, with and without grad
+    for module in model.modules():
+        if isinstance(module, Layer | ParallelLayer):
+            module.compile(dynamic=False)
+
+
+def _make_optimizers(model: nn.Module, config: TrainingConfig, *, fused: bool) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the matrices of blocks beside it; weight decay on matrices only."""
+    named = list(model.named_parameters())
+    by_muon = {name for name, p in named if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2}
+    matrices = [p for name, p in named if p.dim() >= 2 and name not in by_muon]
+    vectors = [p for name, p in named if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=fused)
+    ]
+    if by_muon:
+        muon = torch.optim.Muon(
+            [p for name, p in named if name in by_muon],
+            lr=config.muon_lr,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        optimizers.append(muon)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def measure_speed(study: StudyConfig, corpus: Corpus, device: str, *, for_s: float = 3.0) -> float:
+    """Training FLOPs per second of one worker, from a short run of the first baseline or a sample."""
+    arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
+    config = check_training(decide_training(study.training, MiddleChooser()).tree)
+    torch.set_num_threads(study.resources.cpus_per_trial)
+    trainer = Trainer(arch, config, corpus, seed=0, device=device)
+    trainer.train(1)  # warm-up; the schedule of the learning rate does not matter here
+    start, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - start < for_s:
+        trainer.train(trainer.step + 1)
+        steps += 1
+    return steps * trainer.plan.flops_per_step / (time.perf_counter() - start)
