@@ -13,10 +13,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from builder.graph.ir import Graph, Node
+from builder.graph.blocks import ffn_dim
+from builder.graph.ir import Graph
 from builder.graph.ops import OPS
 from builder.pricing.cost import Cost
-from searchspace.arch import BlockSpec, ffn_dim
+from searchspace.arch import BlockSpec
 
 if TYPE_CHECKING:
     import torch
@@ -107,9 +108,9 @@ def graph_features(graph: Graph, cost: Cost) -> GraphFeatures:
     place = {node.name: i for i, node in enumerate(graph.nodes)}
     levels = {node.name: node.level for node in graph.nodes}
     next_edges = [(place[source], place[node.name]) for node in graph.nodes for source in node.inputs]
-    called = sorted({str(n.attr("block")) for n in graph.nodes if n.op == "block"}, key=_first_call(graph).__getitem__)
+    called = sorted({n.attr("block", str) for n in graph.nodes if n.op == "block"}, key=_first_call(graph).__getitem__)
     block_place = {name: i for i, name in enumerate(called)}
-    uses = [(place[n.name], block_place[str(n.attr("block"))]) for n in graph.nodes if n.op == "block"]
+    uses = [(place[n.name], block_place[n.attr("block", str)]) for n in graph.nodes if n.op == "block"]
     flops, params = [0.0] * len(place), [0.0] * len(called)
     for node in graph.nodes:
         inputs = [levels[source] for source in node.inputs]
@@ -117,7 +118,7 @@ def graph_features(graph: Graph, cost: Cost) -> GraphFeatures:
             positions = work.level.closed_chunks(graph.seq_len)
             flops[place[node.name]] += positions * work.per_position + positions * positions * work.per_pair
         if node.op == "block":
-            params[block_place[str(node.attr("block"))]] = OPS[node.op].params(graph, node, inputs)
+            params[block_place[node.attr("block", str)]] = OPS[node.op].params(graph, node, inputs)
     before, after = _depths(graph)
     deepest = max(1, *before.values())
     op_rows = [
@@ -125,7 +126,7 @@ def graph_features(graph: Graph, cost: Cost) -> GraphFeatures:
             *(float(node.op == kind) for kind in KINDS),
             math.log2(node.level.chunk) / 4,
             node.level.offset / node.level.chunk,
-            _number(node, "delay"),
+            float(node.get("delay", 0)),
             graph.block_of(node).layers / 4 if node.op == "block" else 0.0,
             before[node.name] / deepest,
             after[node.name] / deepest,
@@ -169,7 +170,7 @@ def _first_call(graph: Graph) -> dict[str, int]:
     first: dict[str, int] = {}
     for i, node in enumerate(graph.nodes):
         if node.op == "block":
-            first.setdefault(str(node.attr("block")), i)
+            first.setdefault(node.attr("block", str), i)
     return first
 
 
@@ -183,11 +184,6 @@ def _depths(graph: Graph) -> tuple[dict[str, int], dict[str, int]]:
         for source in node.inputs:
             after[source] = max(after[source], after[node.name] + (node.op == "block"))
     return before, after
-
-
-def _number(node: Node, name: str) -> float:
-    value = dict(node.attrs).get(name, 0)
-    return float(value) if isinstance(value, int) else 0.0
 
 
 def _edges(pairs: list[tuple[int, int]]) -> torch.Tensor:

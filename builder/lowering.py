@@ -1,30 +1,29 @@
-"""From a verified graph to a runnable module: straight-line `torch.fx` code over `spiralformer`'s parts."""
+"""From a verified graph to a runnable module: straight-line code over `spiralformer`'s parts.
+
+The code is written once, in the four functions that `spiralformer.model.SpiralFormer` runs; an export to Hugging Face
+carries the same text.
+"""
 
 from __future__ import annotations
 
+import inspect
 import keyword
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from builder.graph.ir import Graph, Level, Node
-from searchspace.arch import ffn_dim, head_dim, rotary_dim
-from spiralformer.block import Block, BlockConfig
-from spiralformer.decoding import SITE, UNDECODABLE, Clock, Site
-from spiralformer.embedding import Head, ScaledEmbedding, TiedHead
+from builder.graph.ir import TOKEN_LEVEL, Graph, Level, Node
+from builder.graph.ops import OPS
+from builder.graph.row import Operation, PartCall, PartName
 from spiralformer.init import init_weights
-from spiralformer.joins import AddStep, MixtureJoin, ScaleStep, WeightedJoin
-from spiralformer.memory import OpenMemory, ReadMemory, WriteMemory
+from spiralformer.joins import WeightedJoin
 from spiralformer.model import SpiralFormer
-from spiralformer.norm import make_norm
-from spiralformer.pooling import AttentionPool, LastPool, LinearPool, MeanPool, SelfAggregatePool
-from spiralformer.recall import make_recall
 from spiralformer.rope import Rotary
-from spiralformer.upscale import LearnedUpscale, UniformUpscale
 
 
 def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.device = "cpu") -> SpiralFormer:
@@ -34,7 +33,8 @@ def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.devic
         graph: verified, from `compile_arch`.
         seed: of the initial weights; each parameter depends on (seed, its name) alone. None leaves memory as it
             is, for weights that are loaded next.
-        device: where it is to live; ``meta`` gives shapes without memory.
+        device: where it is to live; ``meta`` gives shapes without memory. Weights may be assigned to such a model
+            (``load_state_dict(assign=True)``); its rotary tables are computed where the tokens lie.
 
     Returns:
         A module from tokens (B, L) to logits (B, L, V).
@@ -59,103 +59,214 @@ def init_settings(graph: Graph) -> dict[str, Any]:
     return {"d_model": graph.d_model, "num_layers": graph.num_layers, "scaled_branches": scaled}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A module to be. Its text is the code that makes it."""
-
-    make: Callable[..., nn.Module]
-    args: tuple[object, ...]
-    settings: Mapping[str, object]
-
-    def build(self) -> nn.Module:
-        return self.make(*self.args, **self.settings)
-
-    def __str__(self) -> str:
-        settings = (f"{name}={value!r}" for name, value in self.settings.items())
-        home = "nn." if self.make.__module__.startswith("torch.") else ""
-        return f"{home}{self.make.__name__}({', '.join([*map(repr, self.args), *settings])})"
+# -- parts -----------------------------------------------------------------------------------------
 
 
-def part(make: Callable[..., nn.Module], *args: object, **settings: object) -> Part:
-    """``make(*args, **settings)``, later."""
-    return Part(make, args, settings)
+@lru_cache(maxsize=256)
+def class_of(name: PartName) -> Any:
+    """The class that a table names."""
+    home, _, attribute = name.path.rpartition(".")
+    return getattr(import_module("torch.nn" if home == "nn" else f"spiralformer.{home}"), attribute)
+
+
+def made(value: object) -> Any:
+    """What the tables say, with every class looked up and every part built."""
+    if isinstance(value, PartName):
+        return class_of(value)
+    if isinstance(value, PartCall):
+        settings = {name: made(setting) for name, setting in value.settings.items()}
+        return class_of(value.name)(*[made(argument) for argument in value.args], **settings)
+    return value
+
+
+def source_of(value: object) -> str:
+    """The same as Python; settings at their default are left out."""
+    if not isinstance(value, PartCall):
+        return str(value) if isinstance(value, PartName) else repr(value)
+    known = inspect.signature(class_of(value.name)).parameters
+    settings = [
+        f"{name}={source_of(setting)}"
+        for name, setting in value.settings.items()
+        if name not in known or type(setting) is not type(known[name].default) or setting != known[name].default
+    ]
+    return f"{value.name}({', '.join([*map(source_of, value.args), *settings])})"
+
+
+def names_of(value: object) -> set[str]:
+    """Names of all classes of `spiralformer` in it."""
+    if isinstance(value, PartName):
+        return set() if value.path.startswith("nn.") else {str(value)}
+    if isinstance(value, PartCall):
+        return names_of(value.name).union(*map(names_of, (*value.args, *value.settings.values())))
+    return set()
+
+
+# -- code ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a model's forward: ``label = self.target(*inputs, **settings)``, or a sum of the inputs."""
+    """One operation of a model's code: ``label = self.target(*inputs, **settings)``, or a sum of the inputs."""
 
     label: str
     node: Node
+    row: Operation
     target: str | None
     """Dotted name of the module; None for a sum."""
-    part: Part | None
+    part: PartCall | None
     """How that module is made; the first step that uses it tells."""
     inputs: tuple[str, ...]
-    """Labels of earlier steps, ``tokens``, or ``embed.weight``."""
-    settings: Mapping[str, int]
-    site: Site
+    """Labels of earlier steps, or ``tokens``."""
+    settings: Mapping[str, str]
+    source: Level
+    """Of the value that it reads first."""
+
+    @property
+    def remembers(self) -> bool:
+        return self.row.decode == "remembers"
+
+    def call(self, *, of: str = "", more: Mapping[str, str] | None = None) -> str:
+        """The right-hand side of its line; ``of`` is a method of its module or memory."""
+        if self.target is None:
+            return " + ".join(self.inputs)
+        settings = [f"{name}={value}" for name, value in {**self.settings, **(more or {})}.items()]
+        what = of or f"self.{self.target}"
+        return f"{what}({', '.join([*self.inputs, *settings])})"
+
+    def in_state(self, method: str) -> str:
+        """A method of what is remembered at this call site."""
+        return f'state["{self.label}"].{method}'
+
+
+_TAKEN = ("self", "tokens", "state", "keep", "lengths", "opening", "torch", "nn", "last_of", "visible")
 
 
 def steps_of(graph: Graph) -> list[Step]:
-    """A model's forward, line by line."""
+    """A model's code, operation by operation."""
     labels: dict[str, str] = {}
     levels = {node.name: node.level for node in graph.nodes}
-    made: set[str] = set()
-    taken = {"self", "tokens", "state", "keep", "token", "torch", "nn"}
+    known: set[str] = set()
+    taken = {*_TAKEN, *(f(level) for level in levels.values() for f in (at_level, seen_at))}
     steps = []
     for node in graph.nodes:
-        inputs = ["tokens"] if node.op == "embed" else [labels[source] for source in node.inputs]
+        row = OPS[node.op]
         label = _attribute(node.name.replace(".", "_"))
         while label in taken:
             label += "_"
         taken.add(label)
         labels[node.name] = label
-        if node.op == "join.sum":
-            steps.append(Step(label, node, None, None, tuple(inputs), {}, _site(node, levels)))
+        inputs = tuple(labels[source] for source in node.inputs) or ("tokens",)
+        sources = [levels[source] for source in node.inputs]
+        source = sources[0] if sources else node.level
+        if row.part is None:
+            steps.append(Step(label, node, row, None, None, inputs, {}, source))
             continue
         target = ".".join(map(_attribute, (node.owner or f"ops.{node.name}").split(".")))
-        module = None if target in made else MODULES[node.op](graph, node, [levels[source] for source in node.inputs])
-        made.add(target)
-        if node.op.startswith("upscale."):
-            inputs.append("tokens")
-        if node.op == "head" and graph.tie_embeddings:
-            inputs.append("embed.weight")
-        settings: dict[str, int] = {}
-        if node.op == "block" and any(name == "positions" for name, _ in node.attrs):
-            settings = {"stride": node.level.chunk, "first": node.level.chunk - node.level.offset - 1}
-        steps.append(Step(label, node, target, module, tuple(inputs), settings, _site(node, levels)))
+        part = None if target in known else row.part(graph, node, sources)
+        known.add(target)
+        settings = dict(row.call(graph, node))
+        if row.sees and not graph.causal:
+            settings["visible"] = seen_at(node.level if row.sees == "own" else source)
+        steps.append(Step(label, node, row, target, part, inputs, settings, source))
     return steps
 
 
-def _lower(graph: Graph) -> SpiralFormer:
-    root = nn.Module()
-    code = fx.Graph()
-    values: dict[str, fx.Node] = {"tokens": code.placeholder("tokens")}
-    steps = steps_of(graph)
+def at_level(level: Level) -> str:
+    """The name of the rows that close a chunk of a level."""
+    return f"at_{level.chunk}_{level.offset}"
+
+
+def seen_at(level: Level) -> str:
+    """The name of the latents of a level that are no padding."""
+    return f"seen_{level.chunk}_{level.offset}"
+
+
+def model_code(graph: Graph, steps: Sequence[Step]) -> str:
+    """The functions ``forward``, and where the graph can be decoded ``open``, ``prefill`` and ``decode``."""
+    functions = [_forward(graph, steps)]
+    if not why_undecodable(graph):
+        functions += [_open(steps), _prefill(graph, steps), _decode(graph, steps)]
+    return "\n\n".join(functions) + "\n"
+
+
+def _result(graph: Graph, steps: Sequence[Step]) -> Step:
+    return next(step for step in steps if step.node.name == graph.output)
+
+
+def _forward(graph: Graph, steps: Sequence[Step]) -> str:
+    lines = ["def forward(self, tokens, lengths=None):", '    """All positions at once."""']
+    seen = dict.fromkeys(
+        step.source if step.row.sees == "source" else step.node.level for step in steps if step.row.sees
+    )
+    if not graph.causal:
+        lines += [f"    {seen_at(level)} = visible(lengths, {level.chunk}, {level.offset}, tokens)" for level in seen]
+    for place, step in _with_places(steps):
+        lines += [*place, f"    {step.label} = {step.call()}"]
+    return "\n".join([*lines, f"    return {_result(graph, steps).label}"])
+
+
+def _open(steps: Sequence[Step]) -> str:
+    lines = ["def open(self, opening):", '    """What decoding remembers, by call site."""', "    return {"]
+    for step in (step for step in steps if step.remembers):
+        clocks = f"{tuple(step.node.level)}, {tuple(step.source)}"
+        lines.append(f'        "{step.label}": self.{step.target}.open(opening.at({clocks})),')
+    return "\n".join([*lines, "    }"])
+
+
+def _prefill(graph: Graph, steps: Sequence[Step]) -> str:
+    lines = [
+        "def prefill(self, tokens, state, lengths, keep):",
+        '    """Prompts at once into an empty state; the last token\'s logits for keep 1, all for 0."""',
+    ]
+    result = _result(graph, steps)
+    for place, step in _with_places(steps):
+        call = step.call(of=step.in_state("prefill"), more={"lengths": "lengths"}) if step.remembers else step.call()
+        if step is result:
+            call = call.replace(f"({step.inputs[0]}", f"(last_of({step.inputs[0]}, lengths, keep)", 1)
+        lines += [*place, f"    {step.label} = {call}"]
+    return "\n".join([*lines, f"    return {result.label}"])
+
+
+def _decode(graph: Graph, steps: Sequence[Step]) -> str:
+    """Lines under the level that must close a chunk for them to run; neighbours share one ``if``."""
+    levels = dict.fromkeys(level for step in steps for level in (step.source, step.node.level))
+    lines = [
+        "def decode(self, tokens, state):",
+        '    """One more token (B, 1) of every row; a level\'s lines run for the rows that close a chunk of it."""',
+        *(f"    {at_level(level)} = state.rows({level.chunk}, {level.offset})" for level in levels),
+    ]
+    guard = TOKEN_LEVEL
     for step in steps:
-        inputs = [code.get_attr(name) if name == "embed.weight" else values[name] for name in step.inputs]
-        if step.target is None:
-            value = inputs[0]
-            for other in inputs[1:]:
-                value = code.create_node("call_function", operator.add, (value, other), name=step.label)
-                value.meta[SITE] = step.site
-        else:
-            if step.part is not None:
-                _register(root, step.target, step.part.build())
-            value = code.create_node("call_module", step.target, tuple(inputs), dict(step.settings), name=step.label)
-        value.meta[SITE] = step.site
-        values[step.label] = value
-    logits = next(step.label for step in steps if step.node.name == graph.output)
-    code.output(values[logits]).meta[UNDECODABLE] = why_undecodable(graph)
-    return SpiralFormer(root, code)
+        for level, line in _decode_step(step):
+            if level != guard and level != TOKEN_LEVEL:
+                lines.append(f"    if {at_level(level)} is not None:")
+            guard = level
+            lines.append(f"    {line}" if level == TOKEN_LEVEL else f"        {line}")
+    return "\n".join([*lines, f"    return {_result(graph, steps).label}"])
 
 
-def _site(node: Node, levels: Mapping[str, Level]) -> Site:
-    kind = node.op.partition(".")[0]
-    source = levels[node.inputs[0]] if node.inputs else node.level
-    kind = kind if kind in ("block", "pool", "upscale", "head") else "plain"
-    return Site(kind, Clock(*node.level), Clock(*source))
+def _decode_step(step: Step) -> Iterator[tuple[Level, str]]:
+    own = step.node.level
+    if not step.remembers:
+        yield own, f"{step.label} = {step.call()}"
+        return
+    settings = {name: value for name, value in step.settings.items() if name != "tokens"}
+    told = ", ".join([*step.inputs, f"rows={at_level(step.source)}", *(f"{n}={v}" for n, v in settings.items())])
+    yield step.source, f"{step.in_state('take')}({told})"
+    yield own, f"{step.label} = {step.in_state('give')}({at_level(own)})"
+
+
+def _with_places(steps: Sequence[Step]) -> Iterator[tuple[list[str], Step]]:
+    """Each step, with a comment before the first of an iteration or of a level."""
+    heading = ""
+    for step in steps:
+        chunk, offset = step.node.level
+        where = "tokens" if chunk == 1 else f"chunks of {chunk}" + (f", offset {offset}" if offset else "")
+        loop, _, rest = step.node.name.partition(".t")
+        number = rest.partition(".")[0]
+        place = f"{loop}, iteration {int(number) + 1}: {where}" if number.isdigit() else where
+        yield ([] if place == heading else [f"    # {place}"]), step
+        heading = place
 
 
 def why_undecodable(graph: Graph) -> str:
@@ -164,11 +275,22 @@ def why_undecodable(graph: Graph) -> str:
         return "it sees its whole input (causal: false)"
     levels = {node.name: node.level for node in graph.nodes}
     for node in graph.nodes:
-        if node.op.startswith("upscale.") and node.attr("reads") == "own_chunk":
+        if OPS[node.op].decode == "no":
+            return f"'{node.name}' ({node.op}) has no form for one token at a time"
+        if OPS[node.op].family == "upscale" and node.attr("reads", str) == "own_chunk":
             chunk, _ = levels[node.inputs[0]].relative_to(node.level)
-            if node.int_attr("delay") < chunk - 1:
+            if node.attr("delay", int) < chunk - 1:
                 return f"'{node.name}' reads a chunk that is not closed yet"
     return ""
+
+
+def _lower(graph: Graph) -> SpiralFormer:
+    steps, root = steps_of(graph), nn.Module()
+    for step in steps:
+        if step.target is not None and step.part is not None:
+            _register(root, step.target, made(step.part))
+    code = model_code(graph, steps)
+    return SpiralFormer(root, code, undecodable=why_undecodable(graph), causal=graph.causal)
 
 
 _EMPTY = nn.Module()
@@ -186,101 +308,3 @@ def _register(root: nn.Module, target: str, module: nn.Module) -> None:
             root.add_module(part, nn.Module())
         root = root.get_submodule(part)
     root.add_module(last, module)
-
-
-ModuleRule = Callable[[Graph, Node, Sequence[Level]], Part]
-
-
-def _block(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
-    block, d_model = graph.block_of(node), graph.d_model
-    return part(
-        Block,
-        BlockConfig(
-            d_model=d_model,
-            layers=block.layers,
-            heads=block.heads,
-            kv_heads=block.kv_heads or block.heads,
-            head_dim=head_dim(block, d_model),
-            ffn=block.ffn,
-            ffn_dim=ffn_dim(block, d_model),
-            norm=block.norm,
-            norm_place=block.norm_place,
-            norm_eps=graph.norm_eps,
-            parallel_residual=block.parallel_residual,
-            residual=block.residual,
-            recall=block.recall,
-            rotary_dim=rotary_dim(block, d_model),
-            rotary_base=block.rotary_base,
-            qk_norm=block.qk_norm,
-            bias=block.bias,
-            dropout=block.dropout,
-            causal=graph.is_causal_block(block),
-            branch_scale=graph.branch_scale,
-            max_len=graph.seq_len,
-        ),
-    )
-
-
-def _head(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
-    norm = str(node.attr("norm"))
-    if graph.tie_embeddings:
-        return part(TiedHead, graph.d_model, norm, graph.norm_eps)
-    return part(Head, graph.d_model, graph.vocab_size, norm, graph.norm_eps)
-
-
-def _pool(make: Callable[..., nn.Module], *, learned: bool = False) -> ModuleRule:
-    def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
-        chunk, offset = node.level.relative_to(levels[0])
-        return part(make, chunk, offset, graph.d_model) if learned else part(make, chunk, offset)
-
-    return rule
-
-
-def _upscale(make: Callable[..., nn.Module], *, learned: bool = False) -> ModuleRule:
-    def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
-        chunk, offset = levels[0].relative_to(node.level)
-        extra: dict[str, object] = {"d_model": graph.d_model} if learned else {}
-        if dict(node.attrs).get("front") == "zero":
-            extra["zero_front"] = True
-        own_chunk, target = node.attr("reads") == "own_chunk", tuple(node.level)
-        return part(make, chunk, offset, delay=node.int_attr("delay"), own_chunk=own_chunk, target=target, **extra)
-
-    return rule
-
-
-def _weighted(graph: Graph, node: Node, levels: Sequence[Level]) -> Part:
-    factors = [float(text) for text in str(node.attr("factors")).split(",")]
-    return part(WeightedJoin, factors, learned=bool(node.attr("learned")))
-
-
-def _norm(kind: str) -> ModuleRule:
-    return lambda graph, node, levels: part(make_norm, kind, graph.d_model, graph.norm_eps)
-
-
-MODULES: dict[str, ModuleRule] = {
-    "embed": lambda graph, node, levels: part(
-        ScaledEmbedding if dict(node.attrs).get("scale") else nn.Embedding, graph.vocab_size, graph.d_model
-    ),
-    "block": _block,
-    "pool.mean": _pool(MeanPool),
-    "pool.last": _pool(LastPool),
-    "pool.self_aggregate": _pool(SelfAggregatePool, learned=True),
-    "pool.linear": _pool(LinearPool, learned=True),
-    "pool.attention": _pool(AttentionPool, learned=True),
-    "upscale.uniform": _upscale(UniformUpscale),
-    "upscale.learned": _upscale(LearnedUpscale, learned=True),
-    "join.weighted": _weighted,
-    "join.mixture": lambda graph, node, levels: part(MixtureJoin, graph.d_model, len(levels) - 2),
-    "step.add": lambda graph, node, levels: part(AddStep, graph.d_model),
-    "step.scale": lambda graph, node, levels: part(ScaleStep, graph.d_model),
-    "memory": lambda graph, node, levels: part(OpenMemory),
-    "write": lambda graph, node, levels: part(WriteMemory, graph.d_model, node.int_attr("slots")),
-    "read": lambda graph, node, levels: part(ReadMemory, graph.d_model, node.int_attr("slots")),
-    "norm.rms": _norm("rms"),
-    "norm.layer": _norm("layer"),
-    "recall.add": lambda graph, node, levels: part(make_recall, "add", graph.d_model),
-    "recall.linear": lambda graph, node, levels: part(make_recall, "linear", graph.d_model),
-    "recall.concat": lambda graph, node, levels: part(make_recall, "concat", graph.d_model),
-    "head": _head,
-}
-"""How each operation is built; `join.sum` is plain addition, `join.base` never reaches lowering."""

@@ -32,7 +32,6 @@ from searchspace.nodes import (
     RecallNode,
     ResidualKind,
     ResidualScale,
-    RungeKuttaSettings,
     UpscaleKind,
     WriteNode,
     decode_graph,
@@ -161,13 +160,6 @@ def head_dim(block: BlockSpec, d_model: int) -> int:
     return block.head_dim or d_model // block.heads
 
 
-def ffn_dim(block: BlockSpec, d_model: int) -> int:
-    """Hidden width of the feed-forward: as given, else 4 d, for swiglu 8/3 d rounded up to 8."""
-    if block.ffn_dim is not None:
-        return block.ffn_dim
-    return -(-8 * d_model // 24) * 8 if block.ffn == "swiglu" else 4 * d_model
-
-
 def rotary_dim(block: BlockSpec, d_model: int) -> int:
     """How many of a head's dimensions are rotated."""
     return int(head_dim(block, d_model) * block.rotary_fraction)
@@ -285,14 +277,13 @@ def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
 def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
     if not 1 <= len(node.schedule) <= 256:
         raise SpecError(f"{path}.schedule", f"has {len(node.schedule)} iterations", "give 1 to 256 levels")
-    if isinstance(node.topology.settings, RungeKuttaSettings):
-        stages = node.topology.settings.scheme.stages
-        if len(node.schedule) % stages:
-            raise SpecError(
-                f"{path}.schedule",
-                f"has {len(node.schedule)} iterations, but its Runge-Kutta scheme takes {stages} a step",
-                f"give a multiple of {stages}",
-            )
+    stages = node.topology.row.stages(node.topology.settings)
+    if len(node.schedule) % stages:
+        raise SpecError(
+            f"{path}.schedule",
+            f"has {len(node.schedule)} iterations, but its Runge-Kutta scheme takes {stages} a step",
+            f"give a multiple of {stages}",
+        )
     if node.reads_embedding and node.embedding is None and len(embeds) != 1:
         raise SpecError(
             f"{path}.embedding", f"there are {len(embeds)} embeds to choose from", f"name one of: {', '.join(embeds)}"

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 from searchspace.errors import SpecError, one_of, show
-from searchspace.plain import dataclass_decoder, decode, decoder_for, encode, expect_mapping, join_path, key
+from searchspace.plain import dataclass_decoder, decode, expect_mapping, key
+from searchspace.topologies import TopologySpec
 
 PoolKind: TypeAlias = Literal["mean", "self_aggregate", "last", "linear", "attention"]
 UpscaleKind: TypeAlias = Literal["uniform", "learned"]
 JoinKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "sum", "weighted", "mixture"]
-TopologyKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "mesh", "mix", "runge_kutta"]
-Support: TypeAlias = Literal["residual", "anchor", "anchor_star"]
-MixWeights: TypeAlias = Literal["sum", "static", "dynamic"]
-Tableau: TypeAlias = Literal["euler", "midpoint", "rk4"]
 EmbedScale: TypeAlias = Literal["none", "sqrt_d_model"]
-MeshEntry: TypeAlias = Literal["state", "embedding"]
 FrontRule: TypeAlias = Literal["read", "zero"]
 ResidualKind: TypeAlias = Literal["add", "gate", "gru"]
 Positions: TypeAlias = Literal["chunk_index", "last_token"]
@@ -56,109 +52,6 @@ class LevelUse:
             if (value := getattr(self, name)) not in (None, 0) or (name == "offset" and value == 0)
         }
         return {"level": self.level, **changed} if changed else self.level
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeshSettings:
-    """Memory slots with learned writes and reads (MeSH)."""
-
-    slots: int | Literal["auto"] = key("Memory slots; auto is iterations + 3.", default="auto", low=2, high=256)
-    entry: MeshEntry = key(
-        "What the routers before the first iteration read: the state that enters the loop, or the embedding (the paper "
-        "leaves it open).",
-        default="state",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MixSettings:
-    """Several supports at once (MeSH, appendix E.2)."""
-
-    of: tuple[Support, ...] = key("What the update is added to.")
-    weights: MixWeights = key(
-        "sum: all of each. static: a learned factor for each, and the update's. dynamic: for each token, a router's "
-        "softmax over the update and each.",
-        default="sum",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RungeKuttaSettings:
-    """Iterations as stages of an explicit Runge-Kutta step over depth (R2N2, arXiv 2211.12386)."""
-
-    tableau: Tableau | None = key("euler: 1 stage a step. midpoint: 2. rk4: 4.", default=None)
-    learned: bool = key("Train the tableau's factors, one set for all steps, from these values.", default=False)
-    stages: int | None = key(
-        "Instead of a named tableau, one of so many stages with learned factors, from 1/n for the stage before and for "
-        "each in the step.",
-        default=None,
-        low=1,
-        high=64,
-    )
-
-    @property
-    def scheme(self) -> ButcherTableau:
-        """The factors to begin with."""
-        if self.tableau is not None:
-            return TABLEAUS[self.tableau]
-        n = self.stages or 1
-        return ButcherTableau(tuple((*[0.0] * (j - 1), 1 / n)[:j] for j in range(n)), (1 / n,) * n)
-
-    @property
-    def trains(self) -> bool:
-        """Whether the factors are learned."""
-        return self.learned or self.stages is not None
-
-
-class ButcherTableau(NamedTuple):
-    """An explicit Runge-Kutta scheme: what each stage and the step add to the state, per earlier stage."""
-
-    stage_factors: tuple[tuple[float, ...], ...]
-    step_factors: tuple[float, ...]
-
-    @property
-    def stages(self) -> int:
-        return len(self.step_factors)
-
-
-TABLEAUS: dict[str, ButcherTableau] = {
-    "euler": ButcherTableau(((),), (1.0,)),
-    "midpoint": ButcherTableau(((), (0.5,)), (0.0, 1.0)),
-    "rk4": ButcherTableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
-
-_SETTINGS: dict[str, type[MeshSettings | MixSettings | RungeKuttaSettings]] = {
-    "mesh": MeshSettings,
-    "mix": MixSettings,
-    "runge_kutta": RungeKuttaSettings,
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TopologySpec:
-    """How an iteration's update meets the loop state and older states."""
-
-    kind: TopologyKind
-    settings: MeshSettings | MixSettings | RungeKuttaSettings | None = None
-
-    @staticmethod
-    def __decode__(data: object, path: str) -> TopologySpec:
-        if isinstance(data, str) and data not in ("mix", "runge_kutta"):
-            kind: TopologyKind = decoder_for(TopologyKind)(data, path)
-            return TopologySpec(kind=kind, settings=MeshSettings() if kind == "mesh" else None)
-        mapping = expect_mapping(data, path, "a topology: a name or {mesh: {slots: auto}}")
-        name = next(iter(mapping), "")
-        if len(mapping) != 1 or name not in _SETTINGS:
-            raise SpecError(path, f"unknown topology {show(mapping)}", "write a name, or " + one_of(_SETTINGS, name))
-        settings = decode(_SETTINGS[name], mapping[name], join_path(path, name))
-        if isinstance(settings, MixSettings) and not 1 <= len(settings.of) == len(set(settings.of)):
-            raise SpecError(f"{path}.mix.of", f"{list(settings.of)} is not a set of supports", "name each once")
-        if isinstance(settings, RungeKuttaSettings) and (settings.tableau is None) == (settings.stages is None):
-            raise SpecError(f"{path}.runge_kutta", "has no scheme, or two", "give one of tableau and stages")
-        return TopologySpec(kind=decoder_for(TopologyKind)(name, path), settings=settings)
-
-    def __encode__(self) -> object:
-        return self.kind if self.settings in (None, MeshSettings()) else {self.kind: encode(self.settings)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,10 +182,7 @@ class LoopNode:
     @property
     def reads_embedding(self) -> bool:
         """Whether the topology uses the embedding."""
-        settings = self.topology.settings
-        return self.topology.kind in ("mesh", "anchor_star") or (
-            isinstance(settings, MixSettings) and "anchor_star" in settings.of
-        )
+        return self.topology.row.reads_embedding(self.topology.settings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

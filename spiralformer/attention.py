@@ -5,40 +5,84 @@ Shape legend: B batch, L positions, D model, N query heads, K key-value heads, H
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spiralformer.decoding import Rows, index_of, pick
 from spiralformer.rope import rotate
+from spiralformer.starts import Scales, Starts
+
+_ROOM = 64  # positions that a cache without a limit begins with; it doubles
 
 
 class KeyValueCache:
-    """Keys and values of one layer at one call site, filled position by position.
+    """Keys and values of one layer at one call site.
 
-    Shape:
-        keys and values (B, K, capacity, H).
+    Args:
+        shape: (B, K, positions, H).
+        like: a tensor of its device.
+        dtype: in which they are kept.
     """
 
-    def __init__(
-        self, batch_size: int, kv_heads: int, capacity: int, head_dim: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (batch_size, kv_heads, capacity, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor, dtype: torch.dtype) -> None:
+        self.keys = like.new_zeros(shape, dtype=dtype)
+        self.values = like.new_zeros(shape, dtype=dtype)
 
-    def append(self, k_BKLH: Tensor, v_BKLH: Tensor) -> tuple[Tensor, Tensor]:
-        """Add positions at the end; returns all keys and values so far, in the given dtype."""
-        end = self.length + k_BKLH.shape[2]
-        self.keys[:, :, self.length : end] = k_BKLH
-        self.values[:, :, self.length : end] = v_BKLH
-        self.length = end
-        return self.keys[:, :, :end].to(k_BKLH.dtype), self.values[:, :, :end].to(v_BKLH.dtype)
+    def add(self, k_BKLH: Tensor, v_BKLH: Tensor, rows: Rows | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keep positions: a whole prompt, or (``rows``) the next one of some rows.
+
+        Returns:
+            Keys and values that these rows have so far, in the given dtype, and which of them each row may see,
+            (R, 1, 1, L); None: all.
+        """
+        end = k_BKLH.shape[2] if rows is None else max(rows.places) + 1
+        self._make_room(end)
+        seen = None
+        if rows is None:
+            self.keys[:, :, :end], self.values[:, :, :end] = k_BKLH, v_BKLH
+        elif rows.place is not None:
+            self.keys[:, :, end - 1 : end], self.values[:, :, end - 1 : end] = k_BKLH, v_BKLH
+        else:
+            index, places = index_of(rows, self.keys), torch.tensor(rows.places, device=self.keys.device)
+            self.keys[index, :, places] = k_BKLH[:, :, 0].to(self.keys.dtype)
+            self.values[index, :, places] = v_BKLH[:, :, 0].to(self.values.dtype)
+            seen = (torch.arange(end, device=places.device) <= places[:, None])[:, None, None]
+        keys, values = (self.keys, self.values) if rows is None else (pick(self.keys, rows), pick(self.values, rows))
+        return keys[:, :, :end].to(k_BKLH.dtype), values[:, :, :end].to(v_BKLH.dtype), seen
+
+    def select(self, rows_B: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.keys, self.values = self.keys[rows_B], self.values[rows_B]
+
+    def _make_room(self, end: int) -> None:
+        batch, heads, room, width = self.keys.shape
+        if end > room:
+            more = (batch, heads, max(end, 2 * room, _ROOM) - room, width)
+            self.keys = torch.cat((self.keys, self.keys.new_zeros(more)), dim=2)
+            self.values = torch.cat((self.values, self.values.new_zeros(more)), dim=2)
 
     @property
     def num_bytes(self) -> int:
         """Memory held, filled or not."""
         return 2 * self.keys.numel() * self.keys.element_size()
+
+
+class Call(NamedTuple):
+    """What a layer is told at one call of its block, beside the stream."""
+
+    cos: Tensor
+    """Of the rotary embedding, (L, R), or (B, 1, 1, R) where rows stand at different positions."""
+    sin: Tensor
+    recall: Tensor | None = None
+    """A stream (B, L, D) injected again."""
+    visible: Tensor | None = None
+    """Which keys may be seen, of shape (B, 1, 1, L); None: all, or the past of a causal block."""
+    cache: KeyValueCache | None = None
+    rows: Rows | None = None
+    """Decoding one position of these rows; None: all positions at once."""
 
 
 class Attention(nn.Module):
@@ -55,7 +99,7 @@ class Attention(nn.Module):
         eps: of the qk norm.
 
     Shape:
-        x (B, L, D), tables (L, R) -> (B, L, D).
+        x (B, L, D) -> (B, L, D).
     """
 
     def __init__(
@@ -77,18 +121,24 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, cos_LR: Tensor, sin_LR: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def starts(self, scales: Scales) -> Starts:
+        return {"out.weight": ("normal", scales.branch)}
+
+    def forward(self, x_BLD: Tensor, call: Call) -> Tensor:
         batch, length, _ = x_BLD.shape
         qkv = self.qkv(x_BLD).view(batch, length, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         q_BNLH, k_BKLH, v_BKLH = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        q_BNLH = rotate(self.q_norm(q_BNLH), cos_LR, sin_LR)
-        k_BKLH = rotate(self.k_norm(k_BKLH), cos_LR, sin_LR)
-        if cache is not None:
-            k_BKLH, v_BKLH = cache.append(k_BKLH, v_BKLH)
+        q_BNLH = rotate(self.q_norm(q_BNLH), call.cos, call.sin)
+        k_BKLH = rotate(self.k_norm(k_BKLH), call.cos, call.sin)
+        visible = call.visible
+        if call.cache is not None:
+            k_BKLH, v_BKLH, visible = call.cache.add(k_BKLH, v_BKLH, call.rows)
         if self.kv_heads != self.heads:
             k_BKLH = k_BKLH.repeat_interleave(self.heads // self.kv_heads, dim=1)
             v_BKLH = v_BKLH.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        # One query at the end of its keys sees all of them; several begin where the keys begin.
-        causal = self.causal and length > 1
-        mixed_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BKLH, v_BKLH, is_causal=causal)
+        # A single query that is decoded stands at the end of its keys; several begin where the keys begin.
+        causal = self.causal and call.rows is None
+        mixed_BNLH = F.scaled_dot_product_attention(
+            q_BNLH, k_BKLH, v_BKLH, attn_mask=None if causal else visible, is_causal=causal
+        )
         return self.out(mixed_BNLH.transpose(1, 2).flatten(2))

@@ -9,148 +9,51 @@ Shape legend: B batch, L positions, D model, F feed-forward hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spiralformer.attention import Attention, KeyValueCache
-from spiralformer.norm import make_norm
-from spiralformer.recall import make_recall
+from spiralformer.attention import Attention, Call, KeyValueCache
+from spiralformer.decoding import Opening, Rows
 from spiralformer.rope import Rotary
-
-NORM_PLACES: dict[str, tuple[bool, bool, bool]] = {
-    # kind: whether there is a norm before the branch, on its output, after the residual sum
-    "pre": (True, False, False),
-    "peri": (True, True, False),
-    "post": (False, False, True),
-    "sandwich": (True, False, True),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockConfig:
-    """Resolved settings of one block; every number final."""
+    """Resolved settings of one block; every number final, every part a class."""
 
     d_model: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
-    ffn: str
+    ffn: Callable[[int, int, bool], nn.Module]
+    """Made with (D, F, bias)."""
     ffn_dim: int
-    norm: str
-    norm_place: str
+    norm: Callable[..., nn.Module]
+    """Made with (D, eps=)."""
+    norm_places: tuple[bool, bool, bool] = (True, False, False)
+    """Whether there is a norm before the branch, on its output, after the residual sum."""
     norm_eps: float
-    parallel_residual: bool
-    residual: str
-    recall: str | None
+    layer: Callable[[BlockConfig], nn.Module]
+    """`Layer` or `ParallelLayer`."""
+    residual: Callable[[int, float], nn.Module]
+    """Made with (D, scale)."""
+    recall: Callable[[int], nn.Module] | None = None
+    """Made with (D)."""
     rotary_dim: int
     rotary_base: float
-    qk_norm: bool
-    bias: bool
-    dropout: float
-    causal: bool
-    branch_scale: float
+    qk_norm: bool = False
+    bias: bool = False
+    dropout: float = 0.0
+    causal: bool = True
+    branch_scale: float = 1.0
     """Factor on every residual branch."""
     max_len: int
     """Positions tabulated for the rotary embedding."""
-
-
-class FeedForward(nn.Module):
-    """Two linear maps around GELU or squared ReLU.
-
-    Shape:
-        (B, L, D) -> (B, L, D).
-    """
-
-    def __init__(self, d_model: int, hidden: int, kind: str, bias: bool) -> None:
-        super().__init__()
-        self.up = nn.Linear(d_model, hidden, bias=bias)
-        self.out = nn.Linear(hidden, d_model, bias=bias)
-        self.squared = kind == "relu2"
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        hidden_BLF = self.up(x_BLD)
-        return self.out(F.relu(hidden_BLF).square() if self.squared else F.gelu(hidden_BLF))
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202): silu(gate) * up, then out.
-
-    Shape:
-        (B, L, D) -> (B, L, D).
-    """
-
-    def __init__(self, d_model: int, hidden: int, bias: bool) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(d_model, 2 * hidden, bias=bias)
-        self.out = nn.Linear(hidden, d_model, bias=bias)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        gate_BLF, up_BLF = self.gate_up(x_BLD).chunk(2, dim=-1)
-        return self.out(F.silu(gate_BLF) * up_BLF)
-
-
-class AddResidual(nn.Module):
-    """x + scale * u.
-
-    Shape:
-        x (B, L, D), u (B, L, D) -> (B, L, D).
-    """
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x_BLD: Tensor, u_BLD: Tensor) -> Tensor:
-        return x_BLD + u_BLD if self.scale == 1.0 else torch.add(x_BLD, u_BLD, alpha=self.scale)
-
-
-class GateResidual(nn.Module):
-    """sigmoid(W_x x) x + sigmoid(W_u u) scale u.
-
-    Shape:
-        x (B, L, D), u (B, L, D) -> (B, L, D).
-    """
-
-    def __init__(self, d_model: int, scale: float) -> None:
-        super().__init__()
-        self.keep = nn.Linear(d_model, d_model, bias=False)
-        self.take = nn.Linear(d_model, d_model, bias=False)
-        self.scale = scale
-
-    def forward(self, x_BLD: Tensor, u_BLD: Tensor) -> Tensor:
-        return self.keep(x_BLD).sigmoid() * x_BLD + self.take(u_BLD).sigmoid() * (self.scale * u_BLD)
-
-
-class GruResidual(nn.Module):
-    """A GRU cell: the update is its input, the state its hidden state.
-
-    Shape:
-        x (B, L, D), u (B, L, D) -> (B, L, D).
-    """
-
-    def __init__(self, d_model: int, scale: float) -> None:
-        super().__init__()
-        self.from_update = nn.Linear(d_model, 3 * d_model)
-        self.from_state = nn.Linear(d_model, 3 * d_model)
-        self.scale = scale
-
-    def forward(self, x_BLD: Tensor, u_BLD: Tensor) -> Tensor:
-        update_r, update_z, update_n = self.from_update(self.scale * u_BLD).chunk(3, dim=-1)
-        state_r, state_z, state_n = self.from_state(x_BLD).chunk(3, dim=-1)
-        reset, keep = (update_r + state_r).sigmoid(), (update_z + state_z).sigmoid()
-        return torch.lerp((update_n + reset * state_n).tanh(), x_BLD, keep)
-
-
-def _make_residual(c: BlockConfig) -> nn.Module:
-    if c.residual == "add":
-        return AddResidual(c.branch_scale)
-    return {"gate": GateResidual, "gru": GruResidual}[c.residual](c.d_model, c.branch_scale)
 
 
 class SubLayer(nn.Module):
@@ -162,11 +65,11 @@ class SubLayer(nn.Module):
 
     def __init__(self, branch: nn.Module, c: BlockConfig) -> None:
         super().__init__()
-        norms = [c.norm if has else "none" for has in NORM_PLACES[c.norm_place]]
-        self.pre_norm, self.peri_norm, self.post_norm = (make_norm(kind, c.d_model, c.norm_eps) for kind in norms)
+        norms = (c.norm(c.d_model, eps=c.norm_eps) if has else nn.Identity() for has in c.norm_places)
+        self.pre_norm, self.peri_norm, self.post_norm = norms
         self.branch = branch
         self.dropout = nn.Dropout(c.dropout)
-        self.residual = _make_residual(c)
+        self.residual = c.residual(c.d_model, c.branch_scale)
 
     def forward(self, x_BLD: Tensor, recalled: tuple[nn.Module, Tensor] | None, *context: object) -> Tensor:
         u_BLD = self.pre_norm(x_BLD)
@@ -183,14 +86,12 @@ class Layer(nn.Module):
     def __init__(self, c: BlockConfig) -> None:
         super().__init__()
         self.attn = SubLayer(_attention(c), c)
-        self.ffn = SubLayer(_feed_forward(c), c)
-        self.recall = make_recall(c.recall, c.d_model) if c.recall is not None else None
+        self.ffn = SubLayer(c.ffn(c.d_model, c.ffn_dim, c.bias), c)
+        self.recall = c.recall(c.d_model) if c.recall is not None else None
 
-    def forward(
-        self, x_BLD: Tensor, e_BLD: Tensor | None, cos_LR: Tensor, sin_LR: Tensor, cache: KeyValueCache | None
-    ) -> Tensor:
-        recalled = (self.recall, e_BLD) if self.recall is not None and e_BLD is not None else None
-        return self.ffn(self.attn(x_BLD, recalled, cos_LR, sin_LR, cache), recalled)
+    def forward(self, x_BLD: Tensor, call: Call) -> Tensor:
+        recalled = (self.recall, call.recall) if self.recall is not None and call.recall is not None else None
+        return self.ffn(self.attn(x_BLD, recalled, call), recalled)
 
 
 class ParallelLayer(nn.Module):
@@ -198,13 +99,11 @@ class ParallelLayer(nn.Module):
 
     def __init__(self, c: BlockConfig) -> None:
         super().__init__()
-        self.attn, self.ffn = SubLayer(_attention(c), c), SubLayer(_feed_forward(c), c)
+        self.attn, self.ffn = SubLayer(_attention(c), c), SubLayer(c.ffn(c.d_model, c.ffn_dim, c.bias), c)
 
-    def forward(
-        self, x_BLD: Tensor, e_BLD: Tensor | None, cos_LR: Tensor, sin_LR: Tensor, cache: KeyValueCache | None
-    ) -> Tensor:
+    def forward(self, x_BLD: Tensor, call: Call) -> Tensor:
         attn, ffn = self.attn, self.ffn
-        attn_BLD = attn.dropout(attn.branch(attn.pre_norm(x_BLD), cos_LR, sin_LR, cache))
+        attn_BLD = attn.dropout(attn.branch(attn.pre_norm(x_BLD), call))
         ffn_BLD = ffn.dropout(ffn.branch(ffn.pre_norm(x_BLD)))
         return attn.residual(x_BLD, attn_BLD + ffn_BLD)
 
@@ -213,12 +112,6 @@ def _attention(c: BlockConfig) -> Attention:
     return Attention(
         c.d_model, c.heads, c.kv_heads, c.head_dim, causal=c.causal, qk_norm=c.qk_norm, bias=c.bias, eps=c.norm_eps
     )
-
-
-def _feed_forward(c: BlockConfig) -> nn.Module:
-    if c.ffn == "swiglu":
-        return GatedFeedForward(c.d_model, c.ffn_dim, c.bias)
-    return FeedForward(c.d_model, c.ffn_dim, c.ffn, c.bias)
 
 
 class Block(nn.Module):
@@ -232,36 +125,83 @@ class Block(nn.Module):
         super().__init__()
         self.config = config
         self.rotary = Rotary(config.rotary_dim, config.rotary_base, config.max_len)
-        layer = ParallelLayer if config.parallel_residual else Layer
-        self.layers = nn.ModuleList([layer(config) for _ in range(config.layers)])
+        self.layers = nn.ModuleList([config.layer(config) for _ in range(config.layers)])
         self.recompute = False
         """Whether training keeps only the block's inputs, and runs it again in the backward pass."""
 
     def forward(
         self,
         x_BLD: Tensor,
-        e_BLD: Tensor | None = None,
+        recall_BLD: Tensor | None = None,
+        *,
         stride: int = 1,
         first: int = 0,
-        caches: Sequence[KeyValueCache] | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         if x_BLD.shape[1] == 0:
             return x_BLD
+        cos_LR, sin_LR = self.rotary(x_BLD.shape[1], stride, first, x_BLD.device)
+        if visible is not None:  # where there is nothing to see, softmax would give no numbers
+            visible = (visible | ~visible.any(dim=1, keepdim=True))[:, None, None]
+        call = Call(cos_LR, sin_LR, recall_BLD, visible)
         if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(self._run, x_BLD, e_BLD, stride, first, caches, use_reentrant=False)
-        return self._run(x_BLD, e_BLD, stride, first, caches)
+            return checkpoint(self.run, x_BLD, call, use_reentrant=False)
+        return self.run(x_BLD, call)
 
-    def _run(
+    def run(self, x_BLD: Tensor, call: Call, caches: Sequence[KeyValueCache] = ()) -> Tensor:
+        """The layers, one after another, each with its cache if there are any."""
+        for i, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, call._replace(cache=caches[i]) if caches else call)
+        return x_BLD
+
+    def open(self, opening: Opening) -> BlockMemory:
+        """What decoding remembers at one call site."""
+        return BlockMemory(self, opening)
+
+
+class BlockMemory:
+    """Keys and values of every layer at one call site."""
+
+    def __init__(self, block: Block, opening: Opening) -> None:
+        c, self.block = block.config, block
+        capacity = 0 if opening.max_len is None else opening.clock.count(opening.max_len)
+        shape = (opening.batch_size, c.kv_heads, capacity, c.head_dim)
+        self.caches = [KeyValueCache(shape, opening.like, opening.cache_dtype) for _ in range(c.layers)]
+        self.out_R1D: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the caches."""
+        return sum(cache.num_bytes for cache in self.caches)
+
+    def prefill(
         self,
         x_BLD: Tensor,
-        e_BLD: Tensor | None,
-        stride: int,
-        first: int,
-        caches: Sequence[KeyValueCache] | None,
+        recall_BLD: Tensor | None = None,
+        *,
+        lengths: Sequence[int],
+        stride: int = 1,
+        first: int = 0,
     ) -> Tensor:
-        length = x_BLD.shape[1]
-        seen = caches[0].length if caches is not None else 0
-        cos_LR, sin_LR = self.rotary(length, stride, first + seen * stride)
-        for i, layer in enumerate(self.layers):
-            x_BLD = layer(x_BLD, e_BLD, cos_LR, sin_LR, caches[i] if caches is not None else None)
-        return x_BLD
+        if x_BLD.shape[1] == 0:
+            return x_BLD
+        cos_LR, sin_LR = self.block.rotary(x_BLD.shape[1], stride, first, x_BLD.device)
+        return self.block.run(x_BLD, Call(cos_LR, sin_LR, recall_BLD), self.caches)
+
+    def take(
+        self, x_R1D: Tensor, recall_R1D: Tensor | None = None, *, rows: Rows, stride: int = 1, first: int = 0
+    ) -> None:
+        rotary, device = self.block.rotary, x_R1D.device
+        if rows.place is not None:
+            cos, sin = rotary(1, stride, first + rows.place * stride, device)
+        else:
+            cos, sin = rotary.at([first + place * stride for place in rows.places], device)
+        self.out_R1D = self.block.run(x_R1D, Call(cos, sin, recall_R1D, rows=rows), self.caches)
+
+    def give(self, rows: Rows) -> Tensor:
+        assert self.out_R1D is not None
+        return self.out_R1D
+
+    def select(self, rows_B: Tensor) -> None:
+        for cache in self.caches:
+            cache.select(rows_B)

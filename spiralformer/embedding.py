@@ -10,7 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiralformer.norm import make_norm
+from spiralformer.starts import Scales, Starts
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -19,6 +19,9 @@ class ScaledEmbedding(nn.Embedding):
     Shape:
         (B, L) -> (B, L, D).
     """
+
+    def starts(self, scales: Scales) -> Starts:
+        return {"weight": ("normal", scales.small)}
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
         return super().forward(tokens_BL) * math.sqrt(self.embedding_dim)
@@ -31,9 +34,9 @@ class Head(nn.Module):
         (B, L, D) -> (B, L, V).
     """
 
-    def __init__(self, d_model: int, vocab_size: int, norm: str, eps: float) -> None:
+    def __init__(self, d_model: int, vocab_size: int, norm: nn.Module) -> None:
         super().__init__()
-        self.norm = make_norm(norm, d_model, eps)
+        self.norm = norm
         self.logits = nn.Linear(d_model, vocab_size, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -47,9 +50,9 @@ class TiedHead(nn.Module):
         (B, L, D), weight (V, D) -> (B, L, V).
     """
 
-    def __init__(self, d_model: int, norm: str, eps: float) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.norm = make_norm(norm, d_model, eps)
+        self.norm = norm
 
-    def forward(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
-        return F.linear(self.norm(x_BLD), weight_VD)
+    def forward(self, x_BLD: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(self.norm(x_BLD), weight)

@@ -6,11 +6,13 @@ Shape legend: B batch, L tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from spiralformer.decoding import DecodeState, decode, prefill, why_not
+from spiralformer.decoding import DecodeState
+from spiralformer.padding import padded_left
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +52,32 @@ def sample_next(logits_BV: Tensor, sampling: Sampling, generator: torch.Generato
     return torch.multinomial(logits_BV.softmax(dim=-1), 1, generator=generator).squeeze(-1)
 
 
+class Decoder(Protocol):
+    """What can continue a text: `spiralformer.model.SpiralFormer`."""
+
+    training: bool
+
+    @property
+    def undecodable(self) -> str: ...
+
+    def __call__(self, tokens_BL: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def decode_state(self, batch_size: int, max_len: int | None = None) -> DecodeState: ...
+
+    def prefill(self, tokens_BL: Tensor, state: DecodeState, attention_mask_BL: Tensor | None = None) -> Tensor: ...
+
+    def decode(self, tokens_B: Tensor, state: DecodeState) -> Tensor: ...
+
+
 @torch.no_grad()
 def generate(
-    model: fx.GraphModule,
+    model: Decoder,
     tokens_BL: Tensor,
     max_new_tokens: int,
     sampling: Sampling,
+    attention_mask_BL: Tensor | None = None,
     *,
     seed: int | None = None,
     use_cache: bool = True,
@@ -64,14 +86,16 @@ def generate(
 
     Args:
         model: tokens (B, L) to logits (B, L, V).
-        tokens_BL: the prompts, all of one length, at least 1. Padding on the left would move the chunk grid.
+        tokens_BL: the prompts, of length at least 1.
         max_new_tokens: tokens to add.
         sampling: how to draw.
+        attention_mask_BL: 0 where a prompt is padded, on the left or on the right; every row continues as it would
+            alone.
         seed: for a repeatable sample.
         use_cache: decode token by token where the model can; else run the whole prefix for each token.
 
     Returns:
-        Prompt and continuation, (B, L + max_new_tokens).
+        Prompt as given and continuation, (B, L + max_new_tokens).
 
     Raises:
         ValueError: on an empty prompt or settings out of range.
@@ -79,18 +103,26 @@ def generate(
     if tokens_BL.dim() != 2 or tokens_BL.shape[1] == 0:
         raise ValueError(f"prompts must be (batch, length >= 1), got {tuple(tokens_BL.shape)}")
     generator = None if seed is None else torch.Generator(tokens_BL.device).manual_seed(seed)
-    cached = use_cache and not why_not(model)
-    was_training = model.training
-    model.eval()
+    was_training, cached = model.training, use_cache and not model.undecodable
+    given_BL, state = tokens_BL, None
+    if cached:
+        longest = tokens_BL.shape[1] if attention_mask_BL is None else int(attention_mask_BL.sum(dim=1).max())
+        state = model.decode_state(tokens_BL.shape[0], longest + max_new_tokens)
+    elif attention_mask_BL is not None:
+        tokens_BL, attention_mask_BL = padded_left(tokens_BL, attention_mask_BL)
+    model.train(False)
     try:
-        state = DecodeState(model, tokens_BL.shape[0], tokens_BL.shape[1] + max_new_tokens, None) if cached else None
         for i in range(max_new_tokens):
             if state is None:
-                logits_BV = model(tokens_BL)[:, -1]
+                logits_BV = model(tokens_BL, attention_mask_BL)[:, -1]
+            elif i == 0:
+                logits_BV = model.prefill(tokens_BL, state, attention_mask_BL)
             else:
-                logits_BV = decode(model, tokens_BL[:, -1], state) if i else prefill(model, tokens_BL, state)
-            next_B = sample_next(logits_BV, sampling, generator)
-            tokens_BL = torch.cat((tokens_BL, next_B[:, None]), dim=1)
+                logits_BV = model.decode(tokens_BL[:, -1], state)
+            next_B1 = sample_next(logits_BV, sampling, generator)[:, None]
+            tokens_BL, given_BL = torch.cat((tokens_BL, next_B1), dim=1), torch.cat((given_BL, next_B1), dim=1)
+            if attention_mask_BL is not None:
+                attention_mask_BL = torch.cat((attention_mask_BL, torch.ones_like(next_B1, dtype=torch.bool)), dim=1)
     finally:
         model.train(was_training)
-    return tokens_BL
+    return given_BL

@@ -1,42 +1,26 @@
-"""Initial weights, all in one place, by the kind of module that owns them.
+"""Initial weights, all in one place.
 
 Each parameter draws from a generator of its own, seeded by (seed, name): what one part begins with
 does not depend on which other parts the model has.
 
-Matrices are normal with std sqrt(2 / (5 D)) ("small init", arXiv 1910.05895, as in GPT-NeoX); the embedding
-with sqrt(D) times that, unless it is scaled in the forward or the head uses it too; the output maps of attention and
-feed-forward with 1 / sqrt(2 N) of that (GPT-2, MeSH). But: norm weights are one;
-biases, scorers and allocations zero, so that pools start as means and up-scaling as uniform; maps that
-stand in the stream itself (recall, linear pooling) preserve variance; gains and factors begin as their
-modules say.
+Matrices are normal with a small standard deviation, vectors zero, norm weights one, unless the part that owns them
+says otherwise (its method ``starts``): `spiralformer.starts` holds the deviations to choose from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from spiralformer.attention import Attention
-from spiralformer.block import FeedForward, GatedFeedForward
-from spiralformer.embedding import ScaledEmbedding, TiedHead
-from spiralformer.joins import ScaleStep, WeightedJoin
-from spiralformer.pooling import LinearPool, SelfAggregatePool
-from spiralformer.recall import ConcatRecall, LinearRecall
-from spiralformer.upscale import LearnedUpscale
-
-Draw: TypeAlias = Literal["normal", "fill"]
+from spiralformer.embedding import TiedHead
+from spiralformer.starts import Scales, Start
 
 
-def initial_values(
-    model: nn.Module, *, d_model: int, num_layers: int, scaled_branches: bool
-) -> dict[str, tuple[Draw, float]]:
-    """How each parameter begins, by name: normal with a standard deviation, or filled with a number.
-
-    What is not among them begins as its module's ``reset`` says.
+def initial_values(model: nn.Module, *, d_model: int, num_layers: int, scaled_branches: bool) -> dict[str, Start]:
+    """How each parameter begins, by name.
 
     Args:
         model: made of this package's parts; may lie on the meta device.
@@ -45,39 +29,29 @@ def initial_values(
         scaled_branches: whether the residual branches are scaled already; else their output maps are.
     """
     small = math.sqrt(2 / (5 * d_model))
-    branch = small if scaled_branches else small / math.sqrt(2 * max(num_layers, 1))
-    stds: dict[int, float] = {}
-    ones: set[int] = set()
-    kept: set[int] = set()
     tied = any(isinstance(module, TiedHead) for module in model.modules())
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            drawn_small = tied or isinstance(module, ScaledEmbedding)
-            stds[id(module.weight)] = small if drawn_small else small * math.sqrt(d_model)
-        elif isinstance(module, Attention | FeedForward | GatedFeedForward):
-            stds[id(module.out.weight)] = branch
-        elif isinstance(module, SelfAggregatePool):
-            stds[id(module.scorer.weight)] = 0.0
-        elif isinstance(module, LearnedUpscale):
-            stds[id(module.allocation.weight)] = 0.0
-        elif isinstance(module, LinearRecall | ConcatRecall | LinearPool):
-            stds.update({id(p): p.shape[1] ** -0.5 for p in module.parameters()})
-        elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
-            ones.add(id(module.weight))
-        elif isinstance(module, ScaleStep):
-            ones.add(id(module.gain))
-        elif isinstance(module, WeightedJoin):
-            kept.update(id(p) for p in module.parameters())
-    found: dict[str, tuple[Draw, float]] = {}
-    for name, parameter in model.named_parameters():
-        if id(parameter) in kept:
-            continue
-        std = stds.get(id(parameter), small)
-        if parameter.dim() < 2 or std == 0:
-            found[name] = ("fill", 1.0 if id(parameter) in ones else 0.0)
-        else:
-            found[name] = ("normal", std)
+    scales = Scales(
+        small=small,
+        branch=small if scaled_branches else small / math.sqrt(2 * max(num_layers, 1)),
+        embedding=small if tied else small * math.sqrt(d_model),
+    )
+    found: dict[str, Start] = {
+        name: ("normal", small) if parameter.dim() >= 2 else ("fill", 0.0)
+        for name, parameter in model.named_parameters()
+    }
+    for path, module in model.named_modules():
+        for name, start in _starts(module, scales).items():
+            found[f"{path}.{name}" if path else name] = start
     return found
+
+
+def _starts(module: nn.Module, scales: Scales) -> dict[str, Start]:
+    if callable(said := getattr(module, "starts", None)):
+        starts: dict[str, Start] = said(scales)
+        return starts
+    if isinstance(module, nn.Embedding):
+        return {"weight": ("normal", scales.embedding)}
+    return {"weight": ("fill", 1.0)} if isinstance(module, nn.RMSNorm | nn.LayerNorm) else {}
 
 
 def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, scaled_branches: bool) -> None:
@@ -95,7 +69,7 @@ def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, 
     with torch.no_grad():
         for name, (draw, value) in found.items():
             parameter = parameters[name]
-            if parameter.is_meta:
+            if parameter.is_meta or draw == "keep":
                 continue
             if draw == "fill":
                 parameter.fill_(value)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spiralformer.starts import Scales, Starts
+
 
 class WeightedJoin(nn.Module):
     """A sum with a factor for each input, fixed or learned (Runge-Kutta stages, static mixtures of supports).
@@ -24,6 +26,9 @@ class WeightedJoin(nn.Module):
         super().__init__()
         self.initial = tuple(factors)
         self.factors = nn.Parameter(torch.tensor(self.initial)) if learned else self.initial
+
+    def starts(self, scales: Scales) -> Starts:
+        return {"factors": ("keep", 0.0)} if isinstance(self.factors, nn.Parameter) else {}
 
     def reset(self) -> None:
         """Learned factors back to their initial values."""
@@ -83,6 +88,9 @@ class ScaleStep(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(d_model))
+
+    def starts(self, scales: Scales) -> Starts:
+        return {"gain": ("fill", 1.0)}
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return x_BLD * self.gain

@@ -1,44 +1,147 @@
 """The runnable model: straight-line code over the parts of this package.
 
-Shape legend: B batch, L tokens, V vocabulary.
+Shape legend: B batch, L tokens, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, fx, nn
+import linecache
+from collections.abc import Callable
+from typing import Any
 
-from spiralformer.decoding import DecodeState, decode, prefill
+import torch
+from torch import Tensor, nn
+
+from spiralformer import decoding, padding
+from spiralformer.decoding import DecodeState, Opening
 from spiralformer.generate import Sampling, generate
 
+_FUNCTIONS = ("forward", "open", "prefill", "decode")
 
-class SpiralFormer(fx.GraphModule):
-    """A compiled architecture. ``print(model.code)`` shows its forward as Python.
+
+class SpiralFormer(nn.Module):
+    """A compiled architecture. ``print(model.code)`` shows it as Python.
+
+    Args:
+        root: holds the parts, by the names that the code uses.
+        code: the functions ``forward``, ``open``, ``prefill`` and ``decode`` (`builder.lowering`).
+        undecodable: why it can't decode; empty if it can.
+        causal: whether a token sees only the past.
 
     Shape:
         tokens (B, L) of int64, 1 <= L -> logits (B, L, V).
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "SpiralFormer") -> None:
-        super().__init__(root, graph, class_name)
+    def __init__(self, root: nn.Module, code: str, *, undecodable: str, causal: bool) -> None:
+        super().__init__()
+        for name, part in root.named_children():
+            self.add_module(name, part)
+        self.code, self.undecodable, self.causal = code, undecodable, causal
+        self._bind()
 
-    def decode_state(self, batch_size: int, max_len: int, *, cache_dtype: torch.dtype | None = None) -> DecodeState:
-        """An empty state for decoding; see `spiralformer.decoding.DecodeState`."""
-        return DecodeState(self, batch_size, max_len, cache_dtype)
+    def _bind(self) -> None:
+        """Make the code's functions, with lines that a traceback can show."""
+        file = f"<spiralformer {hash(self.code):x}>"
+        names: dict[str, Any] = {"last_of": decoding.last_of, "visible": padding.visible}
+        exec(compile(self.code, file, "exec"), names)
+        linecache.cache[file] = (len(self.code), None, self.code.splitlines(keepends=True), file)
+        self._functions: dict[str, Callable[..., Any]] = {name: names[name] for name in _FUNCTIONS if name in names}
 
-    def prefill(self, tokens_BL: Tensor, state: DecodeState) -> Tensor:
-        """Run a prompt in parallel into an empty state; gives the last token's logits (B, V)."""
-        return prefill(self, tokens_BL, state)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_functions"}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._bind()
+
+    def forward(self, tokens_BL: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
+        """Logits of all positions.
+
+        Args:
+            tokens_BL: the tokens.
+            attention_mask_BL: 1 where there is a token, 0 where there is padding, left or right. Every row then has
+                the logits that it would have alone; those of padding hold anything.
+        """
+        run = self._functions["forward"]
+        if attention_mask_BL is None:
+            return run(self, tokens_BL)
+        aligned = padding.align(tokens_BL, attention_mask_BL)
+        if self.causal and not torch.compiler.is_compiling() and not aligned.first_B.any():
+            return run(self, tokens_BL)  # what stands on the right is seen by nobody
+        logits_BLV = run(self, aligned.tokens_BL, None if self.causal else aligned.lengths_B)
+        return padding.restore(logits_BLV, aligned.first_B)
+
+    def decode_state(
+        self, batch_size: int, max_len: int | None = None, *, cache_dtype: torch.dtype | None = None
+    ) -> DecodeState:
+        """Nothing decoded yet.
+
+        Args:
+            batch_size: sequences; their lengths may differ.
+            max_len: tokens each has room for; None: it grows.
+            cache_dtype: of the key-value cache; None is the model's own.
+
+        Raises:
+            ValueError: if the model can't decode.
+        """
+        if self.undecodable:
+            raise ValueError(f"this model can't decode: {self.undecodable}; run the whole prefix instead")
+        weight_VD: Tensor = self.get_parameter("embed.weight")
+        opening = Opening(batch_size, max_len, weight_VD[0].detach(), cache_dtype or weight_VD.dtype)
+        return DecodeState(self._functions["open"](self, opening), batch_size, max_len)
+
+    @torch.no_grad()
+    def prefill(
+        self, tokens_BL: Tensor, state: DecodeState, attention_mask_BL: Tensor | None = None, *, keep: int = 1
+    ) -> Tensor:
+        """Run prompts in parallel into an empty state.
+
+        Args:
+            tokens_BL: the prompts.
+            state: of `decode_state`.
+            attention_mask_BL: as in `forward`, for prompts of different lengths.
+            keep: 1: the logits of each row's last token; 0: of all positions, as in `forward`.
+
+        Shape:
+            tokens (B, L), L >= 1 -> logits (B, V), or (B, L, V) for ``keep`` 0.
+
+        Raises:
+            ValueError: if the state is not empty, or the prompt does not fit.
+        """
+        first_B = None
+        state.check(tokens_BL)
+        if attention_mask_BL is None:
+            state.begin([tokens_BL.shape[1]] * tokens_BL.shape[0])
+        else:
+            tokens_BL, lengths_B, first_B = padding.align(tokens_BL, attention_mask_BL)
+            state.begin(lengths_B.tolist())
+        logits: Tensor = self._functions["prefill"](self, tokens_BL, state, state.lengths, keep)
+        if keep:
+            return logits[:, -1]
+        return logits if first_B is None else padding.restore(logits, first_B)
+
+    @torch.no_grad()
     def decode(self, tokens_B: Tensor, state: DecodeState) -> Tensor:
-        """One more token for every sequence; gives its logits (B, V), equal to ``self(...)[:, -1]``."""
-        return decode(self, tokens_B, state)
+        """One more token for every sequence.
+
+        Shape:
+            tokens (B,) -> logits (B, V); equal to the parallel forward's at these positions.
+
+        Raises:
+            ValueError: if the state is full, or the batch is another one.
+        """
+        state.check(tokens_B[:, None])
+        state.check_room(1)
+        logits_B1V: Tensor = self._functions["decode"](self, tokens_B[:, None], state)
+        state.advance()
+        return logits_B1V[:, -1]
 
     def generate(
         self,
         tokens_BL: Tensor,
         max_new_tokens: int,
         *,
+        attention_mask: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -47,4 +150,4 @@ class SpiralFormer(fx.GraphModule):
     ) -> Tensor:
         """Continue every row; see `spiralformer.generate.generate`."""
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        return generate(self, tokens_BL, max_new_tokens, sampling, seed=seed, use_cache=use_cache)
+        return generate(self, tokens_BL, max_new_tokens, sampling, attention_mask, seed=seed, use_cache=use_cache)

@@ -11,9 +11,14 @@ Shape legend: B batch, L tokens, M latents, G chunk, D model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from spiralformer.decoding import Opening, Rows, pick, put
+from spiralformer.starts import Scales, Starts
 
 
 def assign(x_BLD: Tensor, chunk: int, offset: int) -> Tensor:
@@ -43,6 +48,10 @@ class Pool(nn.Module):
         chunks = [assign(part, self.chunk, self.offset) for part in self.members(x_BLD)]
         return self.reduce(*chunks, missing=self.offset)
 
+    def open(self, opening: Opening) -> PoolMemory:
+        """What decoding remembers at one call site."""
+        return PoolMemory(self, opening)
+
     def members(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
         """What each token contributes to its chunk."""
         return (x_BLD,)
@@ -50,6 +59,51 @@ class Pool(nn.Module):
     def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
         """Chunks of contributions (B, M, G, ...) to latents; the first chunk lacks ``missing`` members."""
         raise NotImplementedError
+
+
+class PoolMemory:
+    """Contributions of the open chunk's members, (B, G, ...) each."""
+
+    def __init__(self, pool: Pool, opening: Opening) -> None:
+        self.pool, self.batch_size, self.source = pool, opening.batch_size, opening.source
+        self.parts: list[Tensor] = []
+
+    def prefill(self, x_BLD: Tensor, *, lengths: Sequence[int]) -> Tensor:
+        pool, contributions = self.pool, self.pool.members(x_BLD)
+        open_members = []
+        for row, length in enumerate(lengths):
+            members = self.source.count(length)
+            closed = (members + pool.offset) // pool.chunk * pool.chunk - pool.offset
+            open_members += [(row, member) for member in range(max(closed, 0), members)]
+        self._make_room(contributions)
+        if open_members:
+            rows, places = torch.tensor(open_members, device=x_BLD.device).T
+            for buffer, part in zip(self.parts, contributions, strict=True):
+                buffer[rows, (places + pool.offset) % pool.chunk] = part[rows, places]
+        return pool.reduce(*[assign(c, pool.chunk, pool.offset) for c in contributions], missing=pool.offset)
+
+    def take(self, x_R1D: Tensor, *, rows: Rows) -> None:
+        contributions = self.pool.members(x_R1D)
+        self._make_room(contributions)
+        slots = [(place + self.pool.offset) % self.pool.chunk for place in rows.places]
+        for buffer, part in zip(self.parts, contributions, strict=True):
+            put(buffer, rows, slots, part[:, 0])
+
+    def give(self, rows: Rows) -> Tensor:
+        chunks = [pick(buffer, rows).unsqueeze(1) for buffer in self.parts]
+        begins = [place == 0 for place in rows.places]  # a first chunk lacks members
+        if not self.pool.offset or len(set(begins)) == 1:
+            return self.pool.reduce(*chunks, missing=self.pool.offset if begins[0] else 0)
+        short, whole = (self.pool.reduce(*chunks, missing=missing) for missing in (self.pool.offset, 0))
+        return torch.where(torch.tensor(begins, device=whole.device)[:, None, None], short, whole)
+
+    def select(self, rows_B: Tensor) -> None:
+        self.parts = [buffer[rows_B] for buffer in self.parts]
+
+    def _make_room(self, contributions: Sequence[Tensor]) -> None:
+        if not self.parts:
+            shape = (self.batch_size, self.pool.chunk)
+            self.parts = [part.new_zeros(*shape, *part.shape[2:]) for part in contributions]
 
 
 class MeanPool(Pool):
@@ -71,7 +125,11 @@ class SelfAggregatePool(Pool):
 
     def __init__(self, chunk: int, offset: int, d_model: int) -> None:
         super().__init__(chunk, offset)
-        self.scorer = nn.Linear(d_model, 1)
+        self.scorer = nn.Linear(d_model, 1, bias=False)  # softmax would not see a bias
+
+    def starts(self, scales: Scales) -> Starts:
+        """As the mean."""
+        return {"scorer.weight": ("fill", 0.0)}
 
     def members(self, x_BLD: Tensor) -> tuple[Tensor, ...]:
         return x_BLD, self.scorer(x_BLD)
@@ -87,6 +145,10 @@ class LinearPool(Pool):
     def __init__(self, chunk: int, offset: int, d_model: int) -> None:
         super().__init__(chunk, offset)
         self.mix = nn.Linear(chunk * d_model, d_model, bias=False)
+
+    def starts(self, scales: Scales) -> Starts:
+        """It stands in the stream itself: variance is preserved."""
+        return {"mix.weight": ("normal", self.mix.in_features**-0.5)}
 
     def reduce(self, *chunks: Tensor, missing: int) -> Tensor:
         return self.mix(chunks[0].flatten(2))

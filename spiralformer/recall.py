@@ -1,4 +1,4 @@
-"""Recall: the input injected into the state again (arXiv 2604.15259), outside a block or inside its branches.
+"""Recall: the input injected into the state again (arXiv 2604.15259), each made with (D).
 
 Shape legend: B batch, L positions, D model.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spiralformer.starts import Scales, Starts
+
 
 class AddRecall(nn.Module):
     """state + input.
@@ -15,6 +17,9 @@ class AddRecall(nn.Module):
     Shape:
         state (B, L, D), input (B, L, D) -> (B, L, D).
     """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
 
     def forward(self, state_BLD: Tensor, input_BLD: Tensor) -> Tensor:
         return state_BLD + input_BLD
@@ -32,6 +37,10 @@ class LinearRecall(nn.Module):
         self.state = nn.Linear(d_model, d_model, bias=False)
         self.input = nn.Linear(d_model, d_model, bias=False)
 
+    def starts(self, scales: Scales) -> Starts:
+        """It stands in the stream itself: variance is preserved."""
+        return {name: ("normal", p.shape[1] ** -0.5) for name, p in self.named_parameters()}
+
     def forward(self, state_BLD: Tensor, input_BLD: Tensor) -> Tensor:
         return self.state(state_BLD) + self.input(input_BLD)
 
@@ -47,10 +56,9 @@ class ConcatRecall(nn.Module):
         super().__init__()
         self.adapter = nn.Linear(2 * d_model, d_model, bias=False)
 
+    def starts(self, scales: Scales) -> Starts:
+        """It stands in the stream itself: variance is preserved."""
+        return {"adapter.weight": ("normal", self.adapter.in_features**-0.5)}
+
     def forward(self, state_BLD: Tensor, input_BLD: Tensor) -> Tensor:
         return self.adapter(torch.cat((state_BLD, input_BLD), dim=-1))
-
-
-def make_recall(kind: str, d_model: int) -> nn.Module:
-    """A recall by kind: ``add``, ``linear`` or ``concat``."""
-    return AddRecall() if kind == "add" else {"linear": LinearRecall, "concat": ConcatRecall}[kind](d_model)

@@ -5,7 +5,7 @@ Shape legend: B batch, L positions, N heads, H head dim, R rotated dimensions (R
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,23 @@ class Rotary(nn.Module):
             self.reset()
         return self
 
-    def forward(self, length: int, stride: int = 1, first: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, length: int, stride: int, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions first, first + stride, ..., each (length, R)."""
         end = first + (length - 1) * stride + 1
-        cos_LR, sin_LR = self.cos_LR, self.sin_LR
-        if end > cos_LR.shape[0]:
-            cos_LR, sin_LR = self._tables(end, cos_LR.device)
+        cos_LR, sin_LR = self._reaching(end, device)
         return cos_LR[first:end:stride], sin_LR[first:end:stride]
+
+    def at(self, positions: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for one position of each row, each (B, 1, 1, R)."""
+        cos_LR, sin_LR = self._reaching(max(positions) + 1, device)
+        places_B = torch.tensor(positions, device=device)
+        return cos_LR[places_B][:, None, None], sin_LR[places_B][:, None, None]
+
+    def _reaching(self, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tables of so many positions: those held, or new ones where these are too short or lie elsewhere."""
+        if end > self.cos_LR.shape[0] or device != self.cos_LR.device:
+            return self._tables(end, device)
+        return self.cos_LR, self.sin_LR
 
     def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32, device=device) / max(self.rotary_dim, 1)
@@ -65,7 +75,7 @@ def rotate(x_BNLH: Tensor, cos_LR: Tensor, sin_LR: Tensor) -> Tensor:
     """Rotate the first R dimensions of every head, halves paired as in GPT-NeoX.
 
     Shape:
-        x_BNLH (B, N, L, H), tables (L, R) -> (B, N, L, H).
+        x_BNLH (B, N, L, H), tables (L, R) or (B, 1, L, R) -> (B, N, L, H).
     """
     rotary_dim = cos_LR.shape[-1]
     if rotary_dim == 0:

@@ -11,26 +11,34 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from builder.exchange.bundle import save_weights
-from builder.exchange.hf_template import ALWAYS, HEAD, STATE, TAIL
+from builder.exchange.hf_template import ALWAYS, CACHE, HEAD, TAIL
 from builder.exchange.source import library, names_in, sources_of
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
-from builder.lowering import Part, Step, build_model, init_settings, steps_of, why_undecodable
+from builder.graph.row import PartCall
+from builder.lowering import (
+    Step,
+    build_model,
+    init_settings,
+    model_code,
+    names_of,
+    source_of,
+    steps_of,
+    why_undecodable,
+)
 from searchspace.arch import ArchSpec
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import encode
-from spiralformer.decoding import Clock
-from spiralformer.embedding import Head, ScaledEmbedding
 from spiralformer.init import initial_values
 from spiralformer.model import SpiralFormer
 
@@ -143,60 +151,43 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
 
 def modeling_code(graph: Graph) -> str:
     """The generated module: self-contained, for torch and transformers."""
-    steps = steps_of(graph)
-    modules = {step.target: step.part for step in steps if step.target is not None and step.part is not None}
-    undecodable = why_undecodable(graph)
-    body = "\n\n".join(_model_class(graph, steps, undecodable))
-    roots = [name for part in modules.values() for name in names_in(str(part))]
-    parts = sources_of([*roots, "_PoolState", "_UpscaleState"] if not undecodable else roots)
-    head = HEAD.format(name=graph.name, arch_id=graph.arch_id)
+    steps, undecodable = steps_of(graph), why_undecodable(graph)
+    body = _model_class(graph, steps)
     tail = TAIL.format(
         arch_id=graph.arch_id,
         undecodable=undecodable,
+        causal=graph.causal,
         vocab_size=graph.vocab_size,
         initial=_initial(graph),
         logits="None" if graph.tie_embeddings else "self.model.head.logits",
     )
-    return "\n\n".join([head, _imports(f"{parts}\n\n{body}"), *([parts] if parts else []), STATE, body, tail]) + "\n"
+    roots = {name for step in steps for name in names_of(step.part)} | names_in(body)
+    roots |= {"align", "restore"}
+    if not undecodable:
+        body, roots = f"{CACHE}\n\n\n{body}", roots | names_in(CACHE) | {"Opening"}
+    parts = sources_of(roots, decodes=not undecodable)
+    head = HEAD.format(name=graph.name, arch_id=graph.arch_id)
+    return "\n\n".join([head, _imports(f"{parts}\n\n{body}"), parts, body, tail]) + "\n"
 
 
-def _model_class(graph: Graph, steps: Sequence[Step], undecodable: str) -> Iterator[str]:
+def _model_class(graph: Graph, steps: Sequence[Step]) -> str:
     made = {step.target: step.part for step in steps if step.target is not None and step.part is not None}
     holders = sorted({".".join(target.split(".")[:i]) for target in made for i in range(1, len(target.split(".")))})
     makers = [f"        self.{name} = nn.Module()" for name in holders]
-    makers += [_wrap(f"        self.{target} = {_of_any_vocabulary(part)}") for target, part in made.items()]
-    logits = next(step.label for step in steps if step.node.name == graph.output)
-    yield (
+    makers += [_wrap(f"        self.{target} = {source_of(_of_any_vocabulary(part))}") for target, part in made.items()]
+    return (
         "class SpiralFormerModel(nn.Module):\n"
         f'    """The compiled graph of {graph.name}: tokens (B, L) to logits (B, L, V)."""\n\n'
-        "    def __init__(self, vocab_size):\n        super().__init__()\n" + "\n".join(makers)
-    )
-    yield (
-        "    def forward(self, tokens):\n"
-        '        """All positions at once."""\n' + "\n".join(_lines(steps)) + f"\n        return {logits}"
-    )
-    if undecodable:
-        return
-    blocks = {step.label: graph.block_of(step.node).layers for step in steps if step.node.op == "block"}
-    yield from _new_state(steps, blocks)
-    yield (
-        "    def prefill(self, tokens, state, keep=0):\n"
-        '        """A prompt at once into an empty state; logits of the last ``keep`` tokens, or of all for 0."""\n'
-        + "\n".join(_lines(steps, prefill=True))
-        + f"\n        state.position = tokens.shape[1]\n        return {logits}"
-    )
-    yield (
-        "    def decode(self, tokens, state):\n"
-        '        """One more token (B, 1); its logits (B, V). A level\'s lines run when a chunk of it closes."""\n'
-        "        token = state.position\n"
-        + "\n".join(_decode_lines(steps))
-        + f"\n        state.position += 1\n        return {logits}[:, -1]"
+        "    def __init__(self, vocab_size):\n        super().__init__()\n"
+        + "\n".join(makers)
+        + "\n\n"
+        + textwrap.indent(model_code(graph, steps), "    ").rstrip()
     )
 
 
-def _of_any_vocabulary(part: Part) -> Part:
+def _of_any_vocabulary(part: PartCall) -> PartCall:
     """The part with the vocabulary's size as a name: it may be resized."""
-    place = {nn.Embedding: 0, ScaledEmbedding: 0, Head: 1}.get(part.make)  # type: ignore[call-overload]
+    place = {"nn.Embedding": 0, "embedding.ScaledEmbedding": 0, "embedding.Head": 1}.get(part.name.path)
     if place is None:
         return part
     return replace(part, args=(*part.args[:place], _Name("vocab_size"), *part.args[place + 1 :]))
@@ -216,7 +207,7 @@ def _initial(graph: Graph) -> str:
     model = build_model(graph, device="meta")
     rows: dict[str, tuple[str, float]] = {}
     for name, (draw, value) in initial_values(model, **init_settings(graph)).items():
-        if draw == "normal" or value:
+        if draw == "normal" or (draw == "fill" and value):
             rows[re.sub(r"\.\d+(?=\.)", ".*", name)] = (draw, value)
     return "INITIAL = {\n" + "".join(f'    "{name}": {row!r},\n'.replace("'", '"') for name, row in rows.items()) + "}"
 
@@ -226,91 +217,12 @@ def _wrap(line: str) -> str:
     head, opening, settings = line.partition("BlockConfig(")
     if not opening:
         return line
-    rows = "".join(f"                {setting},\n" for setting in settings.removesuffix("))").split(", "))
+    rows = "".join(f"                {setting},\n" for setting in re.split(r", (?=\w+=)", settings.removesuffix("))")))
     return f"{head}\n            BlockConfig(\n{rows}            )\n        )"
 
 
-def _new_state(steps: Sequence[Step], layers: Mapping[str, int]) -> Iterator[str]:
-    def rows(kind: str, value: Callable[[Step], str]) -> str:
-        lines = "".join(f'                "{s.label}": {value(s)},\n' for s in steps if s.site.kind == kind)
-        return "{\n" + lines + "            }" if lines else "{}"
-
-    yield (
-        "    def new_state(self):\n"
-        '        """Nothing decoded yet."""\n'
-        "        return DecodeState(\n"
-        f"            caches={rows('block', lambda s: f'[KeyValueCache() for _ in range({layers[s.label]})]')},\n"
-        f"            pools={rows('pool', lambda s: f'_PoolState(self.{s.target})')},\n"
-        f"            upscales={rows('upscale', lambda s: f'_UpscaleState(self.{s.target})')},\n"
-        "        )"
-    )
-
-
-def _lines(steps: Sequence[Step], *, prefill: bool = False) -> Iterator[str]:
-    heading = ""
-    for step in steps:
-        place = _place(step)
-        if place != heading:
-            yield f"        # {place}"
-            heading = place
-        yield f"        {step.label} = {_call(step, 'prefill' if prefill else 'forward')}"
-
-
-def _place(step: Step) -> str:
-    chunk, offset = step.site.clock
-    where = "tokens" if chunk == 1 else f"chunks of {chunk}" + (f", offset {offset}" if offset else "")
-    loop, _, rest = step.node.name.partition(".t")
-    number = rest.partition(".")[0]
-    return f"{loop}, iteration {int(number) + 1}: {where}" if number.isdigit() else where
-
-
-def _call(step: Step, mode: str) -> str:
-    """The right-hand side of one line."""
-    inputs = [f"self.{name}" if name == "embed.weight" else name for name in step.inputs]
-    if step.target is None:
-        return " + ".join(inputs)
-    settings = [f"{name}={value}" for name, value in step.settings.items()]
-    if mode != "forward" and step.site.kind == "block":
-        settings.append(f'caches=state.caches["{step.label}"]')
-    if mode == "prefill" and step.site.kind in ("pool", "upscale"):
-        return f'state.{step.site.kind}s["{step.label}"].prefill({", ".join(inputs)})'
-    if mode == "prefill" and step.site.kind == "head":
-        inputs[0] = f"{inputs[0]}[:, -keep:]"
-    return f"self.{step.target}({', '.join([*inputs, *settings])})"
-
-
-def _decode_lines(steps: Sequence[Step]) -> Iterator[str]:
-    """Lines under the clock of their level; neighbours share one ``if``."""
-    guard = ""
-    for step in steps:
-        for clock, line in _decode_step(step):
-            condition = _ticks(clock)
-            if condition != guard and condition:
-                yield f"        if {condition}:"
-            guard = condition
-            yield ("            " if condition else "        ") + line
-
-
-def _decode_step(step: Step) -> Iterator[tuple[Clock, str]]:
-    clock, source, label = step.site.clock, step.site.source, step.label
-    if step.site.kind == "pool":
-        yield source, f'state.pools["{label}"].push({step.inputs[0]})'
-        yield clock, f'{label} = state.pools["{label}"].close()'
-    elif step.site.kind == "upscale":
-        yield source, f'state.upscales["{label}"].receive({step.inputs[0]})'
-        position = f"(token + {clock.offset + 1}) // {clock.chunk} - 1" if clock != (1, 0) else "token"
-        like = "self.embed.weight.new_zeros(tokens.shape[0], self.embed.embedding_dim)"
-        yield clock, f'{label} = state.upscales["{label}"].read({position}, {like})'
-    else:
-        yield clock, f"{label} = {_call(step, 'decode')}"
-
-
-def _ticks(clock: Clock) -> str:
-    return "" if clock.chunk == 1 else f"(token + {clock.offset + 1}) % {clock.chunk} == 0"
-
-
 def _imports(code: str) -> str:
-    _, imports = library()
+    _, imports = library(decodes=True)
     used = names_in(code) - {"torch", "nn", "F"}
     lines = ALWAYS | {imports[name] for name in used if name in imports}
     standard = {line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names}

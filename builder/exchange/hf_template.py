@@ -21,44 +21,20 @@ Shape legend: B batch, L tokens, M latents, G chunk, D model, V vocabulary.
 
 from __future__ import annotations'''
 
-STATE = textwrap.dedent(
+CACHE = textwrap.dedent(
     '''
-    class KeyValueCache:
-        """Keys and values (B, K, L, H) of one layer at one call site; grows."""
+    class DecodeCache(DecodeState):
+        """What decoding remembers, as transformers asks for it."""
 
-        def __init__(self):
-            self.keys = self.values = None
-
-        @property
-        def length(self):
-            return 0 if self.keys is None else self.keys.shape[2]
-
-        def append(self, k_BKLH, v_BKLH):
-            if self.keys is not None:
-                k_BKLH = torch.cat((self.keys, k_BKLH), dim=2)
-                v_BKLH = torch.cat((self.values, v_BKLH), dim=2)
-            self.keys, self.values = k_BKLH, v_BKLH
-            return k_BKLH, v_BKLH
-
-
-    class DecodeState:
-        """What decoding remembers: caches by call site, open chunks by pool, updates to be read by up-scaling."""
-
-        def __init__(self, caches, pools, upscales):
-            self.position = 0
-            self.caches, self.pools, self.upscales = caches, pools, upscales
+        is_compileable = False
+        columns = 0
+        """Positions of the padded batch that are done with."""
 
         def get_seq_length(self, layer_idx=0):
-            return self.position
+            return self.columns
 
         def reorder_cache(self, beams_B):
-            """Follow beam search."""
-            for cache in (cache for caches in self.caches.values() for cache in caches if cache.keys is not None):
-                cache.keys, cache.values = cache.keys[beams_B], cache.values[beams_B]
-            for pool in self.pools.values():
-                pool.parts = [[part[beams_B] for part in parts] for parts in pool.parts]
-            for upscale in self.upscales.values():
-                upscale.updates_BGD = {chunk: update[beams_B] for chunk, update in upscale.updates_BGD.items()}
+            self.select(beams_B)
     '''
 ).strip()
 
@@ -76,7 +52,7 @@ class SpiralFormerConfig(PretrainedConfig):
 
     model_type = "spiralformer"
 
-    def __init__(self, arch_id="{arch_id}", is_causal=True, vocab_size={vocab_size}, **settings):
+    def __init__(self, arch_id="{arch_id}", is_causal={causal}, vocab_size={vocab_size}, **settings):
         super().__init__(**settings)
         self.arch_id, self.is_causal, self.vocab_size = arch_id, is_causal, vocab_size
 
@@ -164,18 +140,14 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("give input_ids: embeddings can't be given instead")
         state = past_key_values
-        first = 0 if state is None else state.position
-        self._check_inputs(input_ids, attention_mask, (position_ids, cache_position), use_cache, first)
+        self._check_inputs(input_ids, attention_mask, position_ids, cache_position, state)
         if use_cache and state is None and not self.undecodable and not self.training:
-            state = self.new_state()
+            state = self.new_state(input_ids.shape[0])
         last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         if state is None:
-            logits = self.model(input_ids)
-        elif state.position == 0:
-            logits = self.model.prefill(input_ids, state, 0 if labels is not None else last)
+            logits = self._whole(input_ids, attention_mask)
         else:
-            each = [self.model.decode(input_ids[:, i : i + 1], state) for i in range(input_ids.shape[1])]
-            logits = torch.stack(each, dim=1)
+            logits = self._with_state(input_ids, attention_mask, state, 1 if last == 1 and labels is None else 0)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **loss_settings)
@@ -187,41 +159,85 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
             return tuple(value for value in (loss, logits, state) if value is not None)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
 
-    def _check_inputs(self, input_ids, attention_mask, positions, use_cache, first):
-        """What would have no effect, or the wrong one, is refused."""
-        if attention_mask is not None:
-            if attention_mask.dim() != 2:
-                raise ValueError("attention_mask: give one of shape (B, L); who sees whom is the architecture's")
-            if not attention_mask.bool().all():
-                tokens = attention_mask.bool().int()
-                if (tokens[:, 1:] > tokens[:, :-1]).any():
-                    raise ValueError("padding on the left moves the chunk grid: pad on the right, or use batch size 1")
-                if use_cache:
-                    raise ValueError("prompts of different lengths can't share one cache: use batch size 1")
-            if attention_mask.dtype != torch.bool and ((attention_mask != 0) & (attention_mask != 1)).any():
-                raise ValueError("attention_mask: holds other numbers than 0 and 1; packed texts can't be told apart")
-        for given in (given for given in positions if given is not None):
-            length = input_ids.shape[1]
-            wrong = given != torch.arange(first, first + length, device=given.device)
-            if attention_mask is not None:
-                wrong = wrong & attention_mask[:, -length:].bool()  # of padding it does not matter
-            if wrong.any():
-                raise ValueError("position_ids: are counted from the first token; packed texts can't be told apart")
+    def _whole(self, input_ids, attention_mask):
+        """All positions at once; every row has the logits that it would have alone."""
+        if not _padded(attention_mask):
+            return self.model(input_ids)
+        aligned = align(input_ids, attention_mask)
+        if self.config.is_causal and not torch.compiler.is_compiling() and not aligned.first_B.any():
+            return self.model(input_ids)  # what stands on the right is seen by nobody
+        logits = self.model(aligned.tokens_BL, None if self.config.is_causal else aligned.lengths_B)
+        return restore(logits, aligned.first_B)
 
-    def new_state(self):
-        """An empty `DecodeState`."""
-        return self.model.new_state()
+    def _with_state(self, input_ids, attention_mask, state, keep):
+        batch, length = input_ids.shape
+        if state.columns:
+            new = [] if attention_mask is None else [attention_mask[:, -length:]]
+            if any(_padded(mask) for mask in new):
+                raise ValueError("attention_mask: padding after the prompt; pad prompts alone")
+            each = []
+            for i in range(length):
+                each.append(self.model.decode(input_ids[:, i : i + 1], state))
+                state.advance()
+            logits = torch.cat(each, dim=1)
+        elif _padded(attention_mask):
+            aligned = align(input_ids, attention_mask)
+            state.begin(aligned.lengths_B.tolist())
+            logits = self.model.prefill(aligned.tokens_BL, state, state.lengths, keep)
+            logits = logits if keep else restore(logits, aligned.first_B)
+        else:
+            state.begin([length] * batch)
+            logits = self.model.prefill(input_ids, state, state.lengths, keep)
+        state.columns += length
+        return logits
+
+    def _check_inputs(self, input_ids, attention_mask, position_ids, cache_position, state):
+        """What would have no effect, or the wrong one, is refused."""
+        if state is not None and (self.undecodable or not isinstance(state, DecodeCache)):
+            kind = type(state).__name__
+            raise ValueError(f"past_key_values: this model keeps its own cache, it has no use for {{kind}}")
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError("attention_mask: give one of shape (B, L); who sees whom is the architecture's")
+        start = 0 if state is None else state.columns
+        if cache_position is not None and not torch.compiler.is_compiling() and int(cache_position[0]) != start:
+            raise ValueError(f"cache_position: begins at {{cache_position[0]}}, the cache holds {{start}}")
+        if position_ids is None or torch.compiler.is_compiling():
+            return
+        length = input_ids.shape[1]
+        if attention_mask is None:
+            first = torch.tensor(state.lengths if state is not None else [0], device=position_ids.device)
+            expected, real = first[:, None] + torch.arange(length, device=position_ids.device), True
+        else:
+            expected, real = attention_mask.long().cumsum(dim=1)[:, -length:] - 1, attention_mask[:, -length:].bool()
+        if ((position_ids != expected) & real).any():
+            raise ValueError("position_ids: are counted from a row's first token; packed texts can't be told apart")
+
+    def new_state(self, batch_size=1):
+        """A `DecodeCache` that holds nothing yet."""
+        if self.undecodable:
+            raise ValueError(f"this model can't decode: {{self.undecodable}}")
+        weight = self.model.embed.weight
+        opening = Opening(batch_size, None, weight[0].detach(), weight.dtype)
+        return DecodeCache(self.model.open(opening), batch_size, None)
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, attention_mask=None, use_cache=True, **unused
+        self, input_ids, past_key_values=None, attention_mask=None, use_cache=True, **settings
     ):
         cached = use_cache and not self.undecodable
-        if cached and past_key_values is not None and past_key_values.position:
-            input_ids = input_ids[:, past_key_values.position :]
+        if cached and past_key_values is not None:
+            input_ids = input_ids[:, past_key_values.get_seq_length() :]
+        for name in ("position_ids", "cache_position", "next_sequence_length", "is_first_iteration"):
+            settings.pop(name, None)  # they follow from the mask and the cache
         return {{
+            "logits_to_keep": 1,
+            **{{name: value for name, value in settings.items() if value is not None}},
             "input_ids": input_ids,
             "past_key_values": past_key_values if cached else None,
             "attention_mask": attention_mask,
             "use_cache": cached,
-            "logits_to_keep": 1,
-        }}'''.strip()
+        }}
+
+
+def _padded(mask):
+    """Whether some row is shorter; where that can't be looked up, it may be."""
+    return mask is not None and (torch.compiler.is_compiling() or not bool((mask == 1).all()))'''.strip()

@@ -9,12 +9,14 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from searchspace.arch import BlockSpec, ffn_dim, head_dim, rotary_dim
+from builder.graph.blocks import RESIDUAL_SCALES, ffn_dim
+from searchspace.arch import BlockSpec, head_dim, rotary_dim
 from searchspace.plain import encode
 
-Attr: TypeAlias = int | str
+Attr: TypeAlias = int | bool | str | tuple[float, ...]
+T = TypeVar("T", int, str, bool)
 
 
 class Level(NamedTuple):
@@ -60,22 +62,47 @@ class Node:
     op: str
     """A row of `builder.graph.ops.OPS`."""
     inputs: tuple[str, ...]
+    """Names of the nodes that it reads."""
+    ports: tuple[str, ...]
+    """What it reads each of them as, in the order of its row."""
     level: Level
     """Level of the value it gives."""
     owner: str = ""
     """Whose parameters it uses: nodes with one owner share them; empty if it has none."""
     attrs: tuple[tuple[str, Attr], ...] = ()
+    key: str = field(default="", compare=False)
+    """The key of the file that it comes from: ``graph.h.topology``."""
 
-    def attr(self, name: str) -> Attr:
+    def reads(self, port: str) -> str | None:
+        """The node read as ``port``; None if there is none."""
+        return next((source for name, source in zip(self.ports, self.inputs, strict=True) if name == port), None)
+
+    def attr(self, name: str, kind: type[T]) -> T:
+        """An attribute that the operation always has."""
         for key, value in self.attrs:
             if key == name:
+                assert isinstance(value, kind), f"{self.name}.{name} is {value!r}"
                 return value
         raise KeyError(f"{self.name} ({self.op}) has no attribute {name}")
 
-    def int_attr(self, name: str) -> int:
-        value = self.attr(name)
-        assert isinstance(value, int), f"{self.name}.{name} is {value!r}"
+    def get(self, name: str, default: T) -> T:
+        """An attribute, or what stands for one that is not given."""
+        value = dict(self.attrs).get(name, default)
+        assert isinstance(value, type(default)), f"{self.name}.{name} is {value!r}"
         return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """An attribute that is a list of numbers."""
+        value = dict(self.attrs)[name]
+        assert isinstance(value, tuple), f"{self.name}.{name} is {value!r}"
+        return value
+
+
+def attr_text(value: Attr) -> str:
+    """An attribute in the text forms."""
+    if isinstance(value, tuple):
+        return ",".join(f"{number:.12g}" for number in value)
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +132,7 @@ class Graph:
 
     def block_of(self, node: Node) -> BlockSpec:
         """The block that a ``block`` node calls."""
-        return self.blocks[str(node.attr("block"))]
+        return self.blocks[node.attr("block", str)]
 
     def is_causal_block(self, block: BlockSpec) -> bool:
         """Whether a block's attention sees only the past."""
@@ -119,8 +146,7 @@ class Graph:
     @property
     def branch_scale(self) -> float:
         """Factor on every residual branch (``residual_scale``)."""
-        power = {"none": 0.0, "inverse_depth": 1.0, "inverse_sqrt_depth": 0.5}[self.residual_scale]
-        return float(max(self.num_layers, 1) ** -power)
+        return float(max(self.num_layers, 1) ** -RESIDUAL_SCALES[self.residual_scale].power)
 
     @property
     def arch_id(self) -> str:
@@ -137,8 +163,8 @@ class Graph:
         )
         rows = []
         for node in self.nodes:
-            attrs = "".join(f" {key}={value}" for key, value in node.attrs if key != "block")
-            op = f"block {node.attr('block')}" if node.op == "block" else node.op
+            attrs = "".join(f" {key}={attr_text(value)}" for key, value in node.attrs if key != "block")
+            op = f"block {node.attr('block', str)}" if node.op == "block" else node.op
             owner = f" <{node.owner}>" if node.owner and node.op != "block" else ""
             rows.append(
                 (f"%{node.name} = {op}({', '.join('%' + i for i in node.inputs)}){attrs}{owner}", f"@{node.level}")
@@ -166,7 +192,7 @@ class Graph:
                 continue
             number[name] = len(number)
             owner = owners.setdefault(node.owner, len(owners)) if node.owner else ""
-            attrs = ",".join(f"{key}={value}" for key, value in node.attrs if key != "block")
+            attrs = ",".join(f"{key}={attr_text(value)}" for key, value in node.attrs if key != "block")
             block = _block_text(self, self.block_of(node)) if node.op == "block" else ""
             inputs = ",".join([str(number[source]) for source in node.inputs])
             lines.append(f"{node.op}|{inputs}|{node.level.chunk}+{node.level.offset}|{owner}|{attrs}|{block}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from builder.graph.ir import Graph, Node
+from builder.graph.ops import OPS
 from builder.graph.verify import verify
 from searchspace.errors import SpecError
 
@@ -14,14 +15,13 @@ Pass: TypeAlias = Callable[[Graph], Graph]
 
 
 def drop_identities_pass(graph: Graph) -> Graph:
-    """Remove pools and up-scalings within one level, and `join.base`."""
+    """Remove what gives its input as it is: pools and up-scalings within one level, and `join.base`."""
     stands_for: dict[str, str] = {}
     levels = {node.name: node.level for node in graph.nodes}
     kept: list[Node] = []
     for node in graph.nodes:
         inputs = tuple([stands_for.get(source, source) for source in node.inputs])
-        same_level = node.op.startswith(("pool.", "upscale.")) and levels[node.inputs[0]] == node.level
-        if node.op == "join.base" or (same_level and (node.op.startswith("pool.") or node.attr("delay") == 0)):
+        if OPS[node.op].identity(node, [levels[source] for source in node.inputs]):
             stands_for[node.name] = inputs[0]
         else:
             kept.append(replace(node, inputs=inputs) if inputs != node.inputs else node)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from builder.graph.blocks import norm_params
 from builder.graph.ir import Graph, Level, meet
-from builder.graph.ops import OPS, norm_params
+from builder.graph.ops import OPS
 
 TRAINING_FACTOR = 3  # forward once, backward twice
 CACHE_BYTES_PER_ELEMENT = 2  # bf16
@@ -27,7 +28,7 @@ class Cost:
     decode_flops: int | None
     """Decoding ``seq_len`` tokens one by one; None where there is no decoding (``causal: false``)."""
     decode_flops_worst_token: int | None
-    """The dearest of those tokens."""
+    """The most expensive of those tokens."""
 
     @property
     def flops_per_token(self) -> float:
@@ -124,12 +125,12 @@ def breakdown(graph: Graph) -> tuple[CostPart, ...]:
 
 def _embedding_params(graph: Graph, params: dict[str, int]) -> int:
     head = next(node for node in graph.nodes if node.name == graph.output)
-    logits = params["head"] - norm_params(str(head.attr("norm")), graph.d_model)
+    logits = params["head"] - norm_params(head.attr("norm", str), graph.d_model)
     return params.get("embed", 0) + logits
 
 
 def _worst_token(work: dict[Level, list[int]], length: int) -> int:
-    """The dearest token closes chunks of some set of levels: of the tokens that close these, the last costs most.
+    """The most expensive token closes chunks of some set of levels; of those that close these, the last costs most.
 
     Sets of levels whose closing tokens meet are walked, not tokens; each has one residue modulo one period.
     """

@@ -11,6 +11,7 @@ from builder.pricing.budget import BudgetSpec
 from searchspace import nodes
 from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
 from searchspace.plain import encode
+from searchspace.topologies import TOPOLOGIES
 from studies.config import (
     DataConfig,
     PromoteConfig,
@@ -29,9 +30,11 @@ SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     ("A level in a schedule or a node", "Its name, or a mapping that starts from one.", (nodes.LevelUse,)),
     (
         "topology",
-        "`base`, `residual`, `anchor`, `anchor_star`, `mesh`, or a mapping of one of these names to its settings: "
-        "`mesh`, `mix`, `runge_kutta`.",
-        (nodes.MeshSettings, nodes.MixSettings, nodes.RungeKuttaSettings),
+        ", ".join(f"`{row.name}`" for row in TOPOLOGIES.values() if row.bare)
+        + ", or a mapping of one of these names to its settings: "
+        + ", ".join(f"`{row.name}`" for row in TOPOLOGIES.values() if row.settings)
+        + ".",
+        tuple(row.settings for row in TOPOLOGIES.values() if row.settings),
     ),
     (
         "Study",

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from builder import compile_arch
 from builder.graph.ir import TOKEN_LEVEL, Graph, Level, Node
+from builder.graph.ops import OPS
+from builder.graph.row import Drawing
 from builder.pricing.cost import breakdown
 from searchspace.arch import ArchSpec
 
@@ -23,33 +25,7 @@ _INSET = 8  # from a box's side to the wire that enters or leaves by its top
 _TRACK = 10  # between wires side by side
 _TERMINAL = 80
 
-BOXES = ("embed", "block", "head")
-_HIDDEN_INPUTS = {"write": (0, 2), "read": (0, 1), "join.mixture": (1,)}  # memories, and what routers read
-_RECALLED = {"block": 1, "recall.add": 1, "recall.linear": 1, "recall.concat": 1}  # the input drawn dashed
-_CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0"
-_DOT = "M-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0"
-
-
-class Sign(NamedTuple):
-    """How a small operation looks: a path around (0, 0), half its width, least space before it, words for it."""
-
-    shape: str
-    style: str
-    half: int
-    space: int
-    words: str = ""
-
-
-_SIGNS = {
-    "join.sum": Sign(_CIRCLE + "M-5 0H5M0-5V5", "sign", 5, 4, "⊕ sum"),
-    "join.weighted": Sign(_CIRCLE + "M-3.5-3.5 3.5 3.5M3.5-3.5-3.5 3.5", "sign", 5, 4, "⊗ weighted sum"),
-    "join.mixture": Sign(_CIRCLE + _DOT, "sign", 5, 4, "◎ mixture by a router"),
-    "recall": Sign("M-5 0 0-5 5 0 0 5z", "sign", 5, 6),
-    "step": Sign("M-4-4h8v8h-8z", "sign", 4, 6, "□ step vector"),
-    "norm": Sign("M-1.5-7h3v14h-3z", "solid", 2, 4, "▮ norm"),
-    "write": Sign(_DOT, "solid", 0, 9),
-    "read": Sign(_DOT, "solid", 0, 7),
-}
+BOXES = tuple(row.name for row in OPS.values() if row.draw.form == "box")
 
 
 @dataclass(eq=False, slots=True)
@@ -58,7 +34,7 @@ class Mark:
 
     node: Node
     lane: int
-    sign: Sign | None
+    sign: Drawing | None
     """None: a box."""
     x: float = 0.0
     half: float = 0.0
@@ -142,9 +118,10 @@ class Plan:
         self.tints = _tinted_blocks(self.graph)
         self.marks: dict[str, Mark] = {}
         for node in self.graph.nodes:
-            sign = _SIGNS.get(node.op) or _SIGNS.get(kind_of(node))
-            if sign or node.op in BOXES:
-                self.marks[node.name] = Mark(node, self.levels.index(node.level), sign, half=sign.half if sign else 0)
+            drawing = OPS[node.op].draw
+            if drawing.form in ("box", "sign"):
+                sign = drawing if drawing.form == "sign" else None
+                self.marks[node.name] = Mark(node, self.levels.index(node.level), sign, half=drawing.half)
         self.boxes = [mark for mark in self.marks.values() if not mark.sign]
         self.edges = list(self._make_edges())
         self.buses = self._make_buses()
@@ -169,11 +146,11 @@ class Plan:
     def _make_edges(self) -> Iterator[Edge]:
         """Every value read, once even if a join reads it twice."""
         for mark in self.marks.values():
-            op = mark.node.op
+            drawing = OPS[mark.node.op].draw
             read = [
-                (self._origin(name), _RECALLED.get(op) == i)
-                for i, name in enumerate(mark.node.inputs)
-                if i not in _HIDDEN_INPUTS.get(op, ())
+                (self._origin(name), port in drawing.dashes)
+                for port, name in zip(mark.node.ports, mark.node.inputs, strict=True)
+                if port not in drawing.hides
             ]
             for source, dashed in dict.fromkeys(read):
                 edge = Edge(source, mark, dashed)
@@ -185,10 +162,10 @@ class Plan:
         buses: dict[str, Bus] = {}
         for mark in self.marks.values():
             node = mark.node
-            while node.op in ("write", "read"):
-                node = self.nodes[node.inputs[0]]
-            if node.op == "memory":
-                bus = buses.setdefault(node.name, Bus(self._origin(node.inputs[0]), node.int_attr("slots")))
+            while memory := node.reads("memory"):
+                node = self.nodes[memory]
+            if OPS[node.op].draw.form == "bus":
+                bus = buses.setdefault(node.name, Bus(self._origin(node.inputs[0]), node.attr("slots", int)))
                 bus.users.append(mark)
         return list(buses.values())
 
@@ -206,8 +183,8 @@ class Plan:
         box_lane = 0
         last: Mark | None = None
         for mark in self.marks.values():
-            follows = kind_of(mark.node) in ("join", "write")  # the box before it; other signs lead to the next box
-            if last and not follows and (not last.sign or kind_of(last.node) in ("join", "write")):
+            follows = mark.sign is not None and mark.sign.follows  # the box before it; other signs lead to the next box
+            if last and not follows and (not last.sign or last.sign.follows):
                 x, box_end = x + space, box_end + space
             if mark.sign is None:
                 own = _LEAST if loop_of(mark.node) else min(text_width(title_of(mark.node)) + 10, _MOST)
@@ -217,7 +194,7 @@ class Plan:
                 elif mark.dropped_from is None or last.lane == mark.lane:
                     left = max(x + 9, box_end + _INSET)
                 else:
-                    in_line = mark.dropped_from is last and last.node.op == "read"
+                    in_line = mark.dropped_from is last and bool(last.sign and last.sign.over_drop)
                     left = max(x - (_INSET if in_line else 3), box_end + _INSET)
                 mark.x = left + mark.half
                 box_end, box_lane = mark.right, mark.lane
@@ -225,7 +202,7 @@ class Plan:
                 mark.x = box_end - _INSET
             else:
                 mark.x = (max(x, box_end) if mark.lane == box_lane else x) + mark.sign.space + mark.half
-                if mark.node.op == "read":  # in line with the wire that drops into the next box
+                if mark.sign.over_drop:  # in line with the wire that drops into the next box
                     mark.x = max(mark.x, box_end + 2 * _INSET)
             x, last = mark.right, mark
         return x
@@ -285,11 +262,6 @@ class Plan:
         return points, dots
 
 
-def kind_of(node: Node) -> str:
-    """The family of its operation: join for join.sum."""
-    return node.op.partition(".")[0]
-
-
 def loop_of(node: Node) -> str:
     """The loop that a written-out node belongs to, or ''."""
     return node.name.partition(".")[0] if "." in node.name else ""
@@ -297,7 +269,7 @@ def loop_of(node: Node) -> str:
 
 def title_of(node: Node) -> str:
     """What its box is called."""
-    return str(node.attr("block")) if node.op == "block" else node.op
+    return node.attr("block", str) if node.op == "block" else node.op
 
 
 def _tinted_blocks(graph: Graph) -> dict[str, int]:

@@ -14,16 +14,9 @@ from typing import Any, Literal, TypeAlias, Union
 
 from builder.pricing.budget import BudgetSpec
 from searchspace.arch import ArchSpec
-from searchspace.nodes import (
-    NODE_TYPES,
-    LevelUse,
-    MeshSettings,
-    MixSettings,
-    RungeKuttaSettings,
-    TopologyKind,
-    TopologySpec,
-)
+from searchspace.nodes import NODE_TYPES, LevelUse
 from searchspace.plain import encode
+from searchspace.topologies import TOPOLOGIES, TopologySpec
 from studies.config import (
     COST_OBJECTIVES,
     PromoteConfig,
@@ -141,9 +134,9 @@ class _Writer:
         if cls is LevelUse:
             return {"anyOf": [{"type": "string"}, self._definition(cls)]}
         if cls is TopologySpec:
-            names = [name for name in typing.get_args(TopologyKind) if name not in ("mix", "runge_kutta")]
-            settings = {"mesh": MeshSettings, "mix": MixSettings, "runge_kutta": RungeKuttaSettings}
-            return {"anyOf": [{"enum": names}, *(_only(name, self._of(kind)) for name, kind in settings.items())]}
+            bare = [row.name for row in TOPOLOGIES.values() if row.bare]
+            settings = {row.name: row.settings for row in TOPOLOGIES.values() if row.settings}
+            return {"anyOf": [{"enum": bare}, *(_only(name, self._of(kind)) for name, kind in settings.items())]}
         if cls is StopperConfig:
             settings_ = self._mapping_of(StopperConfig, is_open=False)
             del settings_["properties"]["kind"]

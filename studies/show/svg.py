@@ -10,6 +10,8 @@ from textwrap import wrap
 from xml.etree import ElementTree as ET
 
 from builder.graph.ir import TOKEN_LEVEL
+from builder.graph.ops import OPS
+from builder.graph.row import Kind
 from builder.pricing.cost import breakdown, estimate
 from searchspace.arch import ArchSpec
 from searchspace.disk import write_file
@@ -25,7 +27,6 @@ from studies.show.ladder import (
     Point,
     call_shares,
     fit,
-    kind_of,
     ladder_text,
     loop_of,
     text_width,
@@ -155,7 +156,7 @@ def _drawing(plan: Plan) -> ET.Element:
         _draw_bus(svg, plan, bus)
     for edge in plan.edges:
         points, dots = plan.route(edge)
-        head = not edge.target.sign or edge.dashed or kind_of(edge.target.node) == "join"
+        head = not edge.target.sign or edge.dashed or (edge.target.sign.follows and edge.target.sign.half > 0)
         _wire(svg, points, "wire dashed" if edge.dashed else "wire", head)
         for x, y in dots:
             _add(svg, "circle", "solid", cx=x, cy=y, r=2)
@@ -224,7 +225,7 @@ def _draw_bus(svg: ET.Element, plan: Plan, bus: Bus) -> None:
     _wire(svg, [(source.x, top), (source.x, middle), (left, middle)], head=True)
     for mark in bus.users:
         ends = [(mark.x, plan.ys[mark.lane]), (mark.x, bus.top + bus.height)]
-        _wire(svg, ends if mark.node.op == "write" else ends[::-1], head=True)
+        _wire(svg, ends if OPS[mark.node.op].gives is Kind.MEMORY else ends[::-1], head=True)
 
 
 def _draw_box(svg: ET.Element, plan: Plan, mark: Mark, share: float) -> None:
@@ -266,7 +267,7 @@ def _draw_loops(svg: ET.Element, plan: Plan) -> float:
 
 def _legend(plan: Plan) -> str:
     """The signs that occur, in words."""
-    ops = list(dict.fromkeys(node.op for node in plan.graph.nodes))
+    ops = list(dict.fromkeys(node.op for node in plan.graph.nodes if OPS[node.op].draw.form == "lane"))
     words = [mark.sign.words for mark in plan.marks.values() if mark.sign and mark.sign.words]
     for kind, word in (("pool.", "↓ pool: "), ("upscale.", "↑ up-scale: ")):
         kinds = [op.removeprefix(kind) for op in ops if op.startswith(kind)]

@@ -60,7 +60,7 @@ class Trainer:
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device != "cpu")
         self.step = 0
         self.seconds = 0.0
-        uses = Counter(str(node.attr("block")) for node in graph.nodes if node.op == "block")
+        uses = Counter(node.attr("block", str) for node in graph.nodes if node.op == "block")
         for name, module in self.model.named_modules():
             if isinstance(module, Block):
                 used = uses[name.removeprefix("blocks.").removesuffix("_")]
@@ -201,7 +201,7 @@ def _compile_blocks(model: nn.Module, graph: Graph) -> None:
 
     torch.compiler.reset()
     calls = [node for node in graph.nodes if node.op == "block"]
-    lengths = {(node.attr("block"), node.level.closed_chunks(graph.seq_len)) for node in calls}
+    lengths = {(node.attr("block", str), node.level.closed_chunks(graph.seq_len)) for node in calls}
     _dynamo.config.recompile_limit = 8 + 4 * len(lengths)  # training and evaluation, with and without grad
     for module in model.modules():
         if isinstance(module, Layer | ParallelLayer):

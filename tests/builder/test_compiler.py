@@ -45,7 +45,7 @@ def test_mesh_has_a_transitional_write_and_read():
     graph = compile_arch(tiny_arch({"graph": {"h": {"topology": "mesh"}}}))
     ops = [node.op for node in graph.nodes]
     assert (ops.count("write"), ops.count("read")) == (4, 4)  # iterations + 1
-    assert graph.by_name()["h.memory"].int_attr("slots") == 6  # iterations + 3
+    assert graph.by_name()["h.memory"].attr("slots", int) == 6  # iterations + 3
 
 
 def test_auto_offset_is_half_a_chunk_or_the_nearest_that_nests():

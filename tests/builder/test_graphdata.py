@@ -28,7 +28,7 @@ def test_every_shipped_architecture_encodes(file):
     assert data["op", "next", "op"].edge_index.shape[1] == sum(len(node.inputs) for node in graph.nodes)
     calls = [node for node in graph.nodes if node.op == "block"]
     assert data["op", "uses", "block"].edge_index.shape[1] == len(calls)
-    assert len(data["block"].x) == len({node.attr("block") for node in calls})
+    assert len(data["block"].x) == len({node.attr("block", str) for node in calls})
     assert torch.isfinite(data["op"].x).all()
     assert data["op"].x.abs().max() < 20
     assert column(data, "op", "flops_share").sum() == pytest.approx(1.0, abs=1e-5)

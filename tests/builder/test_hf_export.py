@@ -1,6 +1,7 @@
 """What is exported loads elsewhere, computes the same, and is readable."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -81,18 +82,70 @@ def test_loss_gradients_padding_and_beams(tmp_path):
     out.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     mask = torch.ones_like(tokens)
-    mask[0, :3] = 0
-    with pytest.raises(ValueError, match="padding on the left moves the chunk grid"):
-        model(tokens, attention_mask=mask)
-    right = model(tokens, attention_mask=mask.flip(1)).logits
-    assert torch.equal(right, model(tokens).logits)
+    mask[0, -3:] = 0
+    assert torch.equal(model(tokens, attention_mask=mask).logits, model(tokens).logits)
     beams = model.generate(tokens[:1, :5], max_new_tokens=12, num_beams=3, do_sample=False)
     whole = model.generate(tokens[:1, :5], max_new_tokens=12, num_beams=3, do_sample=False, use_cache=False)
     assert torch.equal(beams, whole)
-    state = model.new_state()
+    state = model.new_state(2)
     first = model(tokens[:, :10], past_key_values=state, use_cache=True).logits
     rest = model(tokens[:, 10:], past_key_values=state, use_cache=True).logits
     assert torch.allclose(torch.cat((first, rest), dim=1), model(tokens).logits, atol=1e-4)
+
+
+MESH = {"graph": {"h": {"topology": "mesh", "recall": "linear"}}, "blocks": {"core": {"kv_heads": 1, "recall": "add"}}}
+
+
+@pytest.mark.parametrize("over", [{}, MESH, {"causal": False}], ids=["anchor", "mesh", "whole input"])
+def test_prompts_padded_on_the_left_continue_as_alone(tmp_path, over):
+    export_hf(tmp_path / "hf", tiny_arch(over), built(over))
+    model = load(tmp_path / "hf").double()
+    rows = [torch.randint(0, 17, (length,)) for length in (1, 4, 9, 14, 3)]
+    tokens, mask = torch.zeros(5, 14, dtype=torch.long), torch.zeros(5, 14, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, 14 - len(row) :], mask[i, 14 - len(row) :] = row, 1
+    logits = model(tokens, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
+    for settings in ({}, {"num_beams": 2}, {"use_cache": False}):
+        settings = {"max_new_tokens": 12, "do_sample": False, **settings}
+        together = model.generate(tokens, attention_mask=mask, **settings)
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(logits[i, 14 - len(row) :], model(row[None]).logits[0])
+            alone = model.generate(row[None], attention_mask=torch.ones_like(row[None]), **settings)
+            assert torch.equal(together[i, 14:], alone[0, len(row) :]), (settings, i)
+
+
+def test_a_conversation_goes_on_with_its_cache(tmp_path):
+    export_hf(tmp_path / "hf", tiny_arch(), built())
+    model = load(tmp_path / "hf")
+    settings = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
+    first = model.generate(torch.randint(0, 17, (1, 6)), **settings)
+    longer = torch.cat((first.sequences, torch.randint(0, 17, (1, 4))), dim=1)
+    again = model.generate(longer, past_key_values=first.past_key_values, **settings).sequences
+    assert torch.equal(again, model.generate(longer, **settings).sequences)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_mask_breaks_no_graph(tmp_path):
+    export_hf(tmp_path / "hf", tiny_arch(), built())
+    model = load(tmp_path / "hf")
+    tokens, mask = torch.randint(0, 17, (2, 24)), torch.ones(2, 24, dtype=torch.long)
+    mask[0, :5] = 0
+    compiled = torch.compile(lambda x, m: model(x, attention_mask=m).logits, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        compiled(tokens, mask)[mask.bool()], model(tokens, attention_mask=mask).logits[mask.bool()]
+    )
+    torch.compiler.reset()
+
+
+def test_only_the_parts_in_use_are_shipped():
+    code = modeling_code(compile_arch(tiny_arch()))
+    classes = {node.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ClassDef)}
+    unused = {"GateResidual", "GruResidual", "GeluFeedForward", "ParallelLayer", "LinearRecall", "MeanPool", "TiedHead"}
+    assert not classes & unused
+    assert "parallel_residual" not in code
+    assert "dropout" not in code.partition("class SpiralFormerModel")[2].partition("def forward")[0]  # at its default
+    named = {name for name in classes if len(re.findall(rf"\b{name}\b", code)) > 1}
+    assert classes - named <= {"SpiralFormerForCausalLM"}
 
 
 def test_what_sees_its_whole_input_has_no_cache(tmp_path):
@@ -215,7 +268,7 @@ def test_the_loss_is_shared_by_all_that_accumulate(spiral):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_would_have_no_effect_is_refused(spiral, inputs, error):
-    with pytest.raises(error, match=r"does not know|counted from the first|shape|other numbers"):
+    with pytest.raises(error, match=r"does not know|counted from a row's first|begins at 1|shape|other numbers"):
         load(spiral[0])(torch.randint(0, 17, (1, 12)), **inputs)
 
 

@@ -68,7 +68,7 @@ def test_causal_wirings_compile(over):
 
 
 WRONG = [  # (what, laid over the tiny architecture, path, parts)
-    ("base of an up-scaled update", {"graph": {"h": {"topology": "base"}}}, "graph.h.t0.join", ["join base", "anchor"]),
+    ("base of an up-scaled update", {"graph": {"h": {"topology": "base"}}}, "graph.h.topology", ["join base", "at h.t0.join", "anchor"]),
     ("joining levels", wired({"z": {"pool": "word", "in": "x"}, "y": {"join": "sum", "in": ["x", "z"]}}), "graph.y", ["different levels"]),
     ("head on latents", wired({"y": {"pool": "word", "in": "x"}}), "graph.logits", ["full resolution", "upscale"]),
     ("pool to a finer level", wired({"z": {"pool": "word", "in": "x"}, "y": {"pool": "token", "in": "z"}}), "graph.y", ["use upscale"]),
@@ -81,7 +81,7 @@ WRONG = [  # (what, laid over the tiny architecture, path, parts)
     ("stream as a memory", wired({"y": {"read": "x", "in": "x"}}), "graph.y.read", ["not a memory"]),
     ("memory of another level", {"levels": {"word": {"offset": 0}}, "graph": {"h": None, "z": {"pool": "word", "in": "x"},
      "g": {"loop": "core", "in": "z", "schedule": ["phrase"], "topology": "mesh"}, "u": {"upscale": "token", "in": "g"},
-     "y": {"join": "sum", "in": ["u", "x"]}, "logits": {"head": "lm", "in": "y"}}}, "graph.g.start.write", ["different levels"]),
+     "y": {"join": "sum", "in": ["u", "x"]}, "logits": {"head": "lm", "in": "y"}}}, "graph.g.topology", ["different levels", "at g.start.write"]),
     ("unused node", {"graph": {"y": {"block": "core", "in": "x"}}}, "graph.y", ["never used"]),
     ("shared weights of two kinds", wired({"a": {"norm": "rms", "in": "x", "weights": "n"},
      "y": {"norm": "layer", "in": "a", "weights": "n"}}), "graph.y", ["shares the weights"]),
@@ -105,7 +105,12 @@ def test_every_mutation_of_a_graph_is_rejected():
         "unknown operation": replace(pool, op="pool.median"),
         "dangling input": replace(block, inputs=("nobody",)),
         "later input": replace(pool, inputs=("h.t2.join",)),
-        "missing input": replace(block, inputs=()),
+        "missing input": replace(block, inputs=(), ports=()),
+        "an input too many": replace(block, inputs=block.inputs * 2, ports=block.ports * 2),
+        "an input that it has not": replace(block, ports=("steam",)),
+        "a missing attribute": replace(block, attrs=()),
+        "an attribute that it has not": replace(pool, attrs=(("slots", 3),)),
+        "an attribute of another type": replace(block, attrs=(("block", 3),)),
         "wrong level": replace(block, level=Level(3, 0)),
         "duplicate name": replace(pool, name="x"),
     }

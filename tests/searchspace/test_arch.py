@@ -1,8 +1,9 @@
 import pytest
 from helpers import ARCHITECTURES, tiny_arch
 
+from builder.graph.blocks import ffn_dim
 from searchspace import SpecError, load_arch
-from searchspace.arch import ffn_dim, head_dim, rotary_dim
+from searchspace.arch import head_dim, rotary_dim
 
 
 @pytest.mark.parametrize("file", ARCHITECTURES, ids=lambda p: p.stem)

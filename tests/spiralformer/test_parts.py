@@ -7,13 +7,15 @@ import torch
 from helpers import built, tiny_arch
 
 from builder import build_model, compile_arch
-from spiralformer.attention import Attention
-from spiralformer.block import Block, BlockConfig
+from spiralformer.attention import Attention, Call
+from spiralformer.block import Block, BlockConfig, Layer, ParallelLayer
 from spiralformer.embedding import ScaledEmbedding
+from spiralformer.feedforward import GatedFeedForward, GeluFeedForward, SquaredReluFeedForward
 from spiralformer.generate import Sampling, sample_next
 from spiralformer.joins import MixtureJoin, WeightedJoin
 from spiralformer.memory import OpenMemory, ReadMemory, WriteMemory
 from spiralformer.pooling import LastPool, MeanPool, SelfAggregatePool
+from spiralformer.residual import AddResidual
 from spiralformer.rope import Rotary, rotate
 from spiralformer.upscale import LearnedUpscale, UniformUpscale
 
@@ -75,13 +77,15 @@ def test_upscales(chunk, offset, length, delay, own_chunk):
             expected_learned[:, token] = math.sqrt(chunk) * beta[:, j, r, None] * z[:, j]
             expected_uniform[:, token] = z[:, j] / math.sqrt(chunk)
     tokens = torch.zeros(2, length, dtype=torch.long)
-    torch.testing.assert_close(learned(z, tokens), expected_learned)
-    torch.testing.assert_close(uniform(z, tokens), expected_uniform)
+    torch.testing.assert_close(learned(z, tokens=tokens), expected_learned)
+    torch.testing.assert_close(uniform(z, tokens=tokens), expected_uniform)
 
 
 def test_uniform_updates_keep_the_latent_energy():
     z = stream(3)
-    update = UniformUpscale(4, 0, delay=0, own_chunk=False, target=(1, 0))(z, torch.zeros(2, 40, dtype=torch.long))
+    update = UniformUpscale(4, 0, delay=0, own_chunk=False, target=(1, 0))(
+        z, tokens=torch.zeros(2, 40, dtype=torch.long)
+    )
     torch.testing.assert_close(update.square().sum(), z.square().sum())
 
 
@@ -104,7 +108,7 @@ def test_memory_equals_slots_written_out():
 def test_rotary_scores_depend_on_distance_alone():
     rotary = Rotary(rotary_dim=4, base=100.0, max_len=4)
     q, k = torch.randn(1, 1, 1, D), torch.randn(1, 1, 1, D)
-    cos, sin = rotary(32)  # longer than tabulated
+    cos, sin = rotary(32, 1, 0, q.device)  # longer than tabulated
     scores = rotate(q.expand(1, 1, 32, D), cos, sin) @ rotate(k.expand(1, 1, 32, D), cos, sin).transpose(-1, -2)
     torch.testing.assert_close(scores[0, 0, 5, 2], scores[0, 0, 25, 22], atol=1e-4, rtol=1e-4)
     assert abs(scores[0, 0, 5, 2] - scores[0, 0, 5, 3]) > 1e-4
@@ -118,18 +122,21 @@ def test_grouped_heads_equal_repeated_ones():
     spread = [w.view(2, 2, 8).repeat_interleave(2, dim=0).reshape(8, 8) for w in (k, v)]
     full.qkv.weight.data = torch.cat((q, *spread))
     full.out.weight.data = grouped.out.weight.data
-    cos, sin = Rotary(2, 100.0, 9)(9)
     x = torch.randn(3, 9, 8)
-    torch.testing.assert_close(grouped(x, cos, sin), full(x, cos, sin))
+    call = Call(*Rotary(2, 100.0, 9)(9, 1, 0, x.device))
+    torch.testing.assert_close(grouped(x, call), full(x, call))
 
 
-@pytest.mark.parametrize("kind", ["gelu", "swiglu", "relu2"])
+FFNS = {"gelu": GeluFeedForward, "swiglu": GatedFeedForward, "relu2": SquaredReluFeedForward}
+
+
+@pytest.mark.parametrize("kind", FFNS)
 @pytest.mark.parametrize(("place", "parallel"), [("pre", False), ("post", False), ("pre", True)])
 def test_blocks_of_every_kind(kind, place, parallel):
     config = BlockConfig(
-        d_model=8, layers=2, heads=2, kv_heads=1, head_dim=4, ffn=kind, ffn_dim=12, norm="layer", norm_place=place,
-        norm_eps=1e-5, parallel_residual=parallel, rotary_dim=2, rotary_base=100.0, qk_norm=True, bias=True,
-        dropout=0.0, residual="add", recall=None, causal=True, branch_scale=0.5, max_len=4,
+        d_model=8, layers=2, heads=2, kv_heads=1, head_dim=4, ffn=FFNS[kind], ffn_dim=12, norm=torch.nn.LayerNorm,
+        norm_places=(place == "pre", False, place == "post"), norm_eps=1e-5, layer=ParallelLayer if parallel else Layer, rotary_dim=2, rotary_base=100.0, qk_norm=True, bias=True,
+        dropout=0.0, residual=AddResidual, recall=None, causal=True, branch_scale=0.5, max_len=4,
     )  # fmt: skip
     block = Block(config)
     assert block(torch.randn(2, 7, 8)).shape == (2, 7, 8)
@@ -138,8 +145,8 @@ def test_blocks_of_every_kind(kind, place, parallel):
 
 def test_post_norm_keeps_the_state_on_a_shell():
     config = BlockConfig(
-        d_model=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn="gelu", ffn_dim=64, norm="rms", norm_place="post",
-        norm_eps=1e-6, parallel_residual=False, rotary_dim=8, rotary_base=1e4, qk_norm=False, bias=False, dropout=0.0, residual="add", recall=None,
+        d_model=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=GeluFeedForward, ffn_dim=64, norm=torch.nn.RMSNorm,
+        norm_places=(False, False, True), norm_eps=1e-6, layer=Layer, rotary_dim=8, rotary_base=1e4, qk_norm=False, bias=False, dropout=0.0, residual=AddResidual, recall=None,
         causal=True, branch_scale=1.0, max_len=8,
     )  # fmt: skip
     block, x = Block(config), torch.randn(1, 8, 16)
@@ -194,7 +201,7 @@ def test_zero_front_is_the_literal_right_shift(chunk):
         own_BLD = up["zero"].spread(z_BMD).flatten(1, 2)[:, offset:]
         literal_BLD = torch.cat((torch.zeros(2, chunk - 1, D), own_BLD), dim=1)[:, :13]
         tokens = torch.zeros(2, 13, dtype=torch.long)
-        placed = {kind: upscale(z_BMD, tokens) for kind, upscale in up.items()}
+        placed = {kind: upscale(z_BMD, tokens=tokens) for kind, upscale in up.items()}
         assert torch.equal(placed["zero"], literal_BLD)
         assert torch.equal(placed["read"][:, chunk - 1 :], placed["zero"][:, chunk - 1 :])
         assert torch.equal(placed["read"], placed["zero"]) == (offset == 0)

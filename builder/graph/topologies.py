@@ -1,0 +1,168 @@
+"""How each topology unrolls: one row for each of `searchspace.topologies`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, get_args
+
+from builder.graph.emit import Emitter, Value
+from searchspace.errors import SpecError
+from searchspace.nodes import LoopNode
+from searchspace.tables import complete, table
+from searchspace.topologies import MeshSettings, MixSettings, RungeKuttaSettings, TopologyKind
+
+_AUTO_SLOTS_BEYOND_ITERATIONS = 3  # MeSH: B = N_loop + 3
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A loop that is being written out; the state stays at the input's level."""
+
+    to: Emitter
+    name: str
+    spec: LoopNode
+    start: Value
+    embedding: Value
+    """The start itself in a loop that does not use the embedding."""
+
+    @property
+    def key(self) -> str:
+        """The topology's key in the file."""
+        return f"graph.{self.name}.topology"
+
+    @property
+    def iterations(self) -> range:
+        return range(len(self.spec.schedule))
+
+    def iterate(self, t: int, state: Value) -> Value:
+        """One pass of the core: step, recall, pool, block, upscale. Gives the update."""
+        to, spec, at, key = self.to, self.spec, f"{self.name}.t{t}", f"graph.{self.name}"
+        use, place = spec.schedule[t], f"{key}.schedule.{t}"
+        entered = state
+        if spec.step is not None:
+            entered = to.step(f"{at}.step", spec.step, entered, key=f"{key}.step")
+        if spec.recall is not None:
+            owner = f"sites.{self.name}.recall"
+            entered = to.recall(f"{at}.recall", spec.recall, entered, self.start, owner=owner, key=f"{key}.recall")
+        latents = to.pool(f"{at}.pool", entered, use, key=place)
+        recalled = None
+        if to.arch.blocks[spec.loop].recall is not None:
+            recalled = to.pool(f"{at}.recalled", self.start, replace(use, pool="mean"), key=place)
+        latents = to.block(f"{at}.block", spec.loop, latents, recalled, key=f"{key}.loop")
+        return to.upscale(f"{at}.upscale", latents, state, use.delay, "auto", key=place)
+
+    def normalise(self, t: int, state: Value) -> Value:
+        """The state after iteration t, normalised if the loop says so."""
+        if self.spec.norm is None:
+            return state
+        owner, key = f"sites.{self.name}.norm", f"graph.{self.name}.norm"
+        return self.to.norm(f"{self.name}.t{t}.norm", self.spec.norm, state, owner=owner, key=key)
+
+
+Unroll: TypeAlias = Callable[[Loop], Value]
+
+
+@complete
+@dataclass(frozen=True, slots=True)
+class Unrolling:
+    """What a topology makes of a loop."""
+
+    name: str
+    unroll: Unroll
+
+
+def _added_to(support: Callable[[Loop, Value], Sequence[Value]]) -> Unroll:
+    """Each update is added to one support: of the loop and its state."""
+
+    def unroll(loop: Loop) -> Value:
+        state = loop.start
+        for t in loop.iterations:
+            update = loop.iterate(t, state)
+            state = loop.to.sum(f"{loop.name}.t{t}.join", update, support(loop, state), key=loop.key)
+            state = loop.normalise(t, state)
+        return state
+
+    return unroll
+
+
+def _mix(loop: Loop) -> Value:
+    """Several supports at once (MeSH, arXiv 2510.07739, appendix E.2)."""
+    settings, state = loop.spec.topology.settings, loop.start
+    assert isinstance(settings, MixSettings)
+    for t in loop.iterations:
+        update, name = loop.iterate(t, state), f"{loop.name}.t{t}.join"
+        known = {"residual": state, "anchor": loop.start, "anchor_star": loop.embedding}
+        supports = [known[support] for support in settings.of]
+        if settings.weights == "dynamic":
+            state = loop.to.mixture(name, update, state, supports, key=loop.key)
+        elif settings.weights == "static":
+            factors = [1.0, *[1.0 / len(supports)] * len(supports)]
+            state = loop.to.weighted(name, [update, *supports], factors, learned=True, key=loop.key)
+        else:
+            state = loop.to.sum(name, update, supports, key=loop.key)
+        state = loop.normalise(t, state)
+    return state
+
+
+def _mesh(loop: Loop) -> Value:
+    """Every update is written to the memory, every state read from it; one write and read before the first."""
+    settings, name, to, key = loop.spec.topology.settings, loop.name, loop.to, loop.key
+    assert isinstance(settings, MeshSettings)
+    slots = len(loop.iterations) + _AUTO_SLOTS_BEYOND_ITERATIONS if settings.slots == "auto" else settings.slots
+    first = {"first": loop.embedding}
+    memory = to.emit(f"{name}.memory", "memory", first, loop.embedding.level, {"slots": slots}, key=key)
+    asked = loop.start if settings.entry == "state" else loop.embedding
+    if asked.level != loop.start.level:
+        raise SpecError(f"{key}.mesh.entry", "the embedding is at another level", "use entry: state")
+    memory = to.write(f"{name}.start.write", memory, loop.start, asked, key=key)
+    state = to.read(f"{name}.start.read", memory, asked, key=key)
+    for t in loop.iterations:
+        update = loop.iterate(t, state)
+        memory = to.write(f"{name}.t{t}.write", memory, update, state, key=key)
+        state = loop.normalise(t, to.read(f"{name}.t{t}.read", memory, state, key=key))
+    return state
+
+
+def _runge_kutta(loop: Loop) -> Value:
+    """Iterations are stages v_j = f(x + sum of theta_jl v_l); a step is x + sum of theta_j v_j (arXiv 2211.12386)."""
+    settings, name, state = loop.spec.topology.settings, loop.name, loop.start
+    assert isinstance(settings, RungeKuttaSettings)
+    tableau = settings.scheme
+    for first in range(0, len(loop.iterations), tableau.stages):
+        stages: list[Value] = []
+        for j, factors in enumerate(tableau.stage_factors):
+            owner = f"sites.{name}.stage{j}" if settings.trains else ""
+            point = _combine(loop, f"{name}.t{first + j}.stage", state, stages, factors, owner)
+            stages.append(loop.iterate(first + j, point))
+        t = first + tableau.stages - 1
+        owner = f"sites.{name}.step" if settings.trains else ""
+        state = _combine(loop, f"{name}.t{t}.join", state, stages, tableau.step_factors, owner)
+        state = loop.normalise(t, state)
+    return state
+
+
+def _combine(loop: Loop, name: str, state: Value, stages: list[Value], factors: Sequence[float], owner: str) -> Value:
+    """The state plus the stages, with factors that ``owner`` learns; else those of factor 0 are left out."""
+    used = [(stage, f) for stage, f in zip(stages, factors, strict=True) if f or owner]
+    if not used:
+        return state
+    terms, own = [state, *[stage for stage, _ in used]], [factor for _, factor in used]
+    if owner:
+        return loop.to.weighted(name, terms, own, learned=True, owner=owner, key=loop.key)
+    return loop.to.weighted(name, terms, [1.0, *own], learned=False, key=loop.key)
+
+
+UNROLLINGS = table(
+    "a topology",
+    (
+        Unrolling("base", _added_to(lambda loop, state: ())),
+        Unrolling("residual", _added_to(lambda loop, state: (state,))),
+        Unrolling("anchor", _added_to(lambda loop, state: (loop.start,))),
+        Unrolling("anchor_star", _added_to(lambda loop, state: (loop.embedding,))),
+        Unrolling("mesh", _mesh),
+        Unrolling("mix", _mix),
+        Unrolling("runge_kutta", _runge_kutta),
+    ),
+    get_args(TopologyKind),
+)
