@@ -430,7 +430,8 @@ def search(
     folder = folder or Path("runs") / settings.name
     check_place(folder)
     check_settings(settings, folder)  # seconds of imports before what takes none
-    from studies.commands.search import NothingCompleteError, dry_run, run_study
+    from studies.commands.dry_run import dry_run
+    from studies.commands.search import NothingCompleteError, run_study
     from studies.search.driver import StudyHaltedError
 
     if dry:
@@ -471,7 +472,7 @@ def report(
     watch: Annotated[bool, typer.Option(help="Write it again and again until nothing drives the study.")] = False,
 ) -> None:
     """Ranking and notes here; plots, diagrams and how to reproduce in DIR/report.html."""
-    from studies.commands.search import show_results
+    from studies.commands.results import show_results
     from studies.commands.status import watch_report
     from studies.records.folder import is_driven
     from studies.records.reading import open_study
@@ -669,7 +670,7 @@ def generate(
 ) -> None:
     """Continue a text."""
     from studies.commands.preflight import check_device
-    from studies.commands.search import print_sample
+    from studies.commands.results import print_sample
 
     print_sample(
         bundle, prompt, tokens, console,

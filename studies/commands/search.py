@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,29 +14,23 @@ from rich.console import Console
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
-from searchspace.errors import SpecError, show
 from searchspace.plain import encode
 from studies.commands.live import StudyView, failure_of
-from studies.commands.preflight import check_resources, device_of, look_at_data, preflight
+from studies.commands.preflight import device_of, look_at_data, preflight
+from studies.commands.results import print_sample, show_results
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
-from studies.data.codec import codec_of_bundle
 from studies.data.corpus import Corpus, prepare_corpus
 from studies.execution.run import run_on_ray, run_serial
-from studies.records.folder import BEST, DATA, REPORT, check_links, is_study, remove_study, study_folder
+from studies.records.folder import BEST, DATA, is_study, remove_study, study_folder
 from studies.records.journal import mend
 from studies.records.resume import check_settings, keep_settings
-from studies.records.trial import TrialRecord
-from studies.report.ranking import best_of, notes, promotion_table, ranked, ranking_table
+from studies.report.ranking import best_of, ranked
 from studies.report.tracking import Tracking
 from studies.search.driver import StudyDriver, StudyHaltedError
-from studies.search.stopper import expected_work, rung_shares
-from studies.show.summary import short
 from studies.show.terminal import say
 from studies.training.plan import check_fit, make_plan
-from studies.training.trainer import measure_speed
 
 _EXITS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
-_SECONDS_TO_START, _SECONDS_PER_TRIAL = 12.0, 1.0  # Ray and its workers; building a model, checkpoints
 
 
 class NothingCompleteError(StudyHaltedError):
@@ -209,131 +202,6 @@ class _Signals:
             raise self._raised
 
 
-def show_results(
-    records: Sequence[TrialRecord],
-    folder: Path,
-    corpus: Corpus,
-    console: Console,
-    settings: StudyConfig,
-    *,
-    top: int = 20,
-    driven: bool = False,
-) -> None:
-    """Ranking, promotions and notes here; with plots and diagrams in ``report.html``."""
-    from studies.report.page import write_html  # a second of imports that nothing else needs
-
-    check_links(folder)
-    console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
-    if (table := promotion_table(records, corpus)) is not None:
-        console.print(table)
-    for line in notes(records, corpus, driven=driven):
-        say(console, line)
-    with console.status("writing the report"):
-        file = write_html(records, settings, corpus, folder / REPORT, driven=driven)
-    say(console, f"wrote {file}")
-
-
-def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
-    """Say what would run: size, feasible share, FLOPs, and time after a short calibration."""
-    check_settings(settings, folder)
-    check_resources(settings)
-    training = check_training(decide_training(settings.training, MiddleChooser()).tree)
-    trials, baselines = settings.search.num_trials, len(settings.baselines)
-    with tempfile.TemporaryDirectory() as scratch:
-        with console.status("preparing data"):
-            corpus = prepare_data(settings, Path(scratch))
-        found = preflight(settings, corpus.facts)
-        with console.status("measuring speed"):
-            speed = measure_speed(settings, corpus, device_of(settings))
-    say(
-        console,
-        f"space: {found.survey.size} candidates; {found.survey.share:.1%} of {found.survey.looked_at} looked at are "
-        "within the budget",
-    )
-    for note in found.notes:
-        say(console, f"note: {note}")
-    what = f"trials: {trials}, and {baselines} baseline{'s' if baselines != 1 else ''} in full"
-    if settings.search.promote.trials:
-        what += f"; the best {settings.search.promote.trials} again, {settings.search.promote.seeds} times each"
-    say(console, what)
-    arch = settings.baselines[0] if settings.baselines else settings.space.sample(0).arch
-    cost = estimate(compile_arch(arch))
-    per_trial = training.flops or (training.tokens or 0.0) * cost.training_flops_per_token
-    promote, rungs = settings.search.promote, len(rung_shares(settings.search.stopper))
-    again = promote.seeds * (promote.trials + bool(baselines)) if promote.trials else 0
-    share, evaluations = expected_work(settings.search.stopper)
-    full = baselines + again * promote.factor
-    expected, most = per_trial * (trials * share + full), per_trial * (trials + full)
-    evaluated = min(training.eval_tokens, corpus.facts.val_tokens)  # no more is held out
-    if evaluated < training.eval_tokens:
-        asked, there = short(training.eval_tokens), short(corpus.facts.val_tokens)
-        say(console, f"note: training.eval_tokens asks for {asked} tokens, {there} are held out")
-    evaluation = evaluated * cost.flops_per_token
-    looked = evaluation * (trials * evaluations + baselines * rungs + again)
-    looked_most = evaluation * ((trials + baselines) * rungs + again)
-    workers = max(1, (os.cpu_count() or 1) // settings.resources.cpus_per_trial)
-    workers = min(workers, settings.resources.max_concurrent or workers)
-    apart = _SECONDS_TO_START + _SECONDS_PER_TRIAL * (trials + baselines + again) / workers
-    usual, worst = ((flops / speed / workers) + apart for flops in (expected + looked, most + looked_most))
-    fewest, most_steps = found.steps
-    console.print(f"steps: {fewest:,} to {most_steps:,} a trial", highlight=False)
-    console.print(f"training FLOPs: about {short(expected)}, at most {short(most)}", highlight=False)
-    console.print(
-        f"time: about {_duration(usual)}, at most {_duration(worst)}, on {workers} workers at {speed:.2g} FLOP/s each, "
-        "with evaluation and starting them",
-        highlight=False,
-    )
-    seen = per_trial / cost.training_flops_per_token
-    if (epochs := seen / corpus.facts.train_tokens) > 1.5:
-        console.print(
-            f"a trial sees the data about {epochs:.1f} times ({short(seen)} of {short(corpus.facts.train_tokens)} "
-            "tokens): give more data, or train less, lest memory be what is ranked",
-            highlight=False,
-        )
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
 def prepare_data(settings: StudyConfig, folder: Path) -> Corpus:
     """The study's data, written once under its folder."""
     return prepare_corpus(settings.data, folder.absolute() / DATA, settings.base)
-
-
-def print_sample(
-    bundle: Path,
-    prompt: str,
-    tokens: int,
-    console: Console,
-    *,
-    temperature: float,
-    seed: int,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    device: str = "cpu",
-) -> None:
-    """Continue a text with a bundle's model. Raises `SpecError` if nothing tells what its tokens stand for."""
-    import torch
-
-    from builder.exchange.bundle import load_bundle
-
-    loaded = load_bundle(bundle, device=device)
-    codec = codec_of_bundle(bundle, loaded)
-    if not prompt:
-        raise SpecError("--prompt", "is empty", "give at least one character")
-    ids = codec.encode(prompt.encode("utf-8", errors="replace"))
-    if not ids:
-        raise SpecError("--prompt", f"{show(prompt)} has no tokens", "give another")
-    share = top_p if top_p < 1 else None
-    out = loaded.model.generate(
-        torch.tensor([ids], device=device), tokens, temperature=temperature, top_k=top_k or None, top_p=share, seed=seed
-    )
-    console.print(f"a sample at temperature {temperature}:", highlight=False)
-    say(console, codec.decode(out[0].tolist()))

@@ -8,6 +8,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,16 @@ def documents(config: DataConfig, base: Path = Path()) -> Iterator[Document]:
             return
 
 
+@lru_cache(maxsize=1)
+def _library() -> tuple[Path, ...]:
+    """The modules of this Python's library."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = [name for name in folders if name != "site-packages"]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return tuple(path for path in sorted(found) if path.stat().st_size)
+
+
 def source_files(config: DataConfig, base: Path = Path()) -> list[Path]:
     """The files that ``config`` names, in a stable order; none for ``hf``, whose library looks itself.
 
@@ -59,8 +70,7 @@ def source_files(config: DataConfig, base: Path = Path()) -> list[Path]:
         SpecError: if there are none, or one is compressed or, where text is expected, binary.
     """
     if config.kind == "python_source":
-        root = Path(sysconfig.get_path("stdlib"))
-        return [p for p in sorted(root.rglob("*.py")) if "site-packages" not in p.parts and p.stat().st_size]
+        return list(_library())
     if config.path is None:
         raise SpecError("data.path", f"data of kind {config.kind} needs a path", "give a file, folder or glob")
     if config.kind == "hf":

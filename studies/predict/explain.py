@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from statistics import mean
 from typing import TypeAlias
 
@@ -15,8 +19,10 @@ import numpy as np
 
 from searchspace.arch import ArchSpec
 from searchspace.choices import RandomChooser, Scalar
+from searchspace.disk import read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.nodes import LoopNode
+from searchspace.plain import decode, key
 from searchspace.space import SpaceSpec, assignments
 from studies.candidates.drawing import Candidates
 from studies.candidates.proposal import Proposal
@@ -24,12 +30,15 @@ from studies.config import LearnerName, StudyConfig
 from studies.data.corpus import CorpusFacts
 from studies.predict.features import MOST_TRIALS, Array, Example, Observation, adjust, last_rungs, make_example, observe
 from studies.predict.predictor import FEWEST, Predictor, rank_correlation
+from studies.records.folder import PREDICTED
 from studies.records.trial import TrialRecord
 
 _LISTED = 100_000
 _SECONDS = 60.0
 _IN_VAIN = 20_000
 _UNNARROWED = 200
+_LEAST_TAU = 0.2
+"""Rank correlation below which a predictor's effects are left out."""
 _TRIED = 4
 """Pairs of candidates looked at for each that is to be changed."""
 
@@ -239,6 +248,21 @@ def _tau(learner: LearnerName, seen: Sequence[Observation], left: Sequence[Obser
     return rank_correlation(predictor.predict([left[i].example for i in last])[0], y[last])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Effect:
+    place: int = key("Iteration.", low=0)
+    level: str = key("At it.")
+    loss: float = key("Against all that go so far.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """What a study's folder keeps of its predicted effects."""
+
+    state: str = key("Digest of the trials and settings that they come from.")
+    effects: tuple[_Effect, ...] = key("One for each iteration and level.")
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """What a predictor has learned, asked of candidates that nobody trained."""
@@ -298,13 +322,46 @@ def explain(
     return Explanation(dict(sorted(importance.items(), key=lambda item: -item[1])), _effects(drawn, means * scale))
 
 
-def predicted_effects(pool: Pool, predictor: Predictor, study: str = "") -> Effects:
-    """`Explanation.effect` alone, over a small sample; empty where hardly a candidate is within the budget."""
-    drawn = pool.draw(150, listed=1000, seconds=5).proposals
+def kept_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: CorpusFacts, folder: Path) -> Effects:
+    """Of candidates that nobody trained, as the tabular predictor sees them; computed once for each state of a study.
+
+    Args:
+        shown: trials with a rung.
+        settings: of the study.
+        facts: of its data.
+        folder: of the study, which keeps them.
+
+    Returns:
+        Nothing while the predictor ranks no better than chance.
+    """
+    told = [(r.number, r.arch_id, [(rung.flops, rung.loss) for rung in r.rungs]) for r in representative(shown)]
+    state = hashlib.sha256(json.dumps([told, settings.plain], default=str).encode()).hexdigest()
+    file = folder / PREDICTED
+    with contextlib.suppress(SpecError):  # none yet, or damaged: it is made again
+        kept = decode(_Kept, read_json(file), str(file))
+        if kept.state == state:
+            return {(effect.place, effect.level): effect.loss for effect in kept.effects}
+    effects = _predict_effects(shown, settings, facts)
+    listed = tuple(_Effect(place=place, level=level, loss=loss) for (place, level), loss in effects.items())
+    with contextlib.suppress(OSError, SpecError):  # somebody else's folder may be read only
+        write_file(file, json.dumps(asdict(_Kept(state=state, effects=listed))))
+    return effects
+
+
+def _predict_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: CorpusFacts) -> Effects:
+    seen = observe_all(shown)
+    predictor = Predictor("tabular")
+    try:
+        predictor.fit(seen)
+    except SpecError:  # too few trials, or no scikit-learn
+        return {}
+    if predictor.tau < _LEAST_TAU:
+        return {}
+    drawn = Pool(with_space(settings, settings.space), facts).draw(150, listed=1000, seconds=5).proposals
     if len(drawn) < FEWEST:
         return {}
     means, _ = predictor.predict([_example(proposal) for proposal in drawn])
-    return _effects(drawn, means * predictor.scales[study].spread)
+    return _effects(drawn, means * predictor.scales[""].spread)
 
 
 def _effects(drawn: Sequence[Proposal], predicted: Array) -> Effects:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from searchspace.errors import SpecError
 from studies.config import LearnerName
@@ -62,6 +61,8 @@ class _ScalingLaw:
 
         def residual(p: Array) -> Array:
             return self._law(p, size, tokens) - y
+
+        from scipy.optimize import least_squares  # as scikit-learn below: only who fits needs it
 
         self._fitted = least_squares(residual, np.array([0.0, 0.0, 0.0, -1.0, -1.0]), loss="soft_l1").x
 

@@ -18,7 +18,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as save_arrays
-from scipy.stats import kendalltau
 
 from builder.graphdata import BLOCK_FEATURES, OP_FEATURES
 from searchspace.disk import check_regular, new_folder, read_json, write_file
@@ -155,6 +154,8 @@ def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> 
     """Kendall's tau; 0 where one side is constant."""
     if np.ptp(np.asarray(a)) == 0 or np.ptp(np.asarray(b)) == 0:
         return 0.0
+    from scipy.stats import kendalltau  # a second to import, which a report whose map is kept never needs
+
     return float(kendalltau(a, b).statistic)
 
 

@@ -21,6 +21,7 @@ from studies.config import StudyConfig, study_from_data
 
 SETTINGS, JOURNAL, SUMS, REPORT = "study.yaml", "journal.log", "journal.sums", "report.html"
 DATA, TRIALS, BEST, EXPORTS, TRACKING = "data", "trials", "best", "export", "tracking"
+PREDICTED = "predicted.json"
 _LOCK, _MARK = "lock", "id"
 _LINKED = ("train.bin", "val.bin")
 """Token files stay where they are; the prepared data links to them, and only reads."""

@@ -22,22 +22,20 @@ from plotly.offline import get_plotlyjs
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.disk import write_file
-from searchspace.errors import SpecError, show
+from searchspace.errors import show
 from studies.config import StudyConfig
 from studies.data.corpus import Corpus
 from studies.predict.explain import (
     Effects,
-    Pool,
     effects_by_place,
+    kept_effects,
     observe_all,
-    predicted_effects,
     representative,
     schedule_of,
-    with_space,
 )
 from studies.predict.features import adjust, last_rungs
 from studies.predict.importance import measured_importance, optuna_figures
-from studies.predict.predictor import FEWEST, Predictor
+from studies.predict.predictor import FEWEST
 from studies.records.trial import TrialRecord
 from studies.report.ranking import best_of, counts_of, front, labels_of, notes, other_objectives, promotions, ranked
 from studies.show.summary import cost_lines, cost_rows, decided, short, summarize
@@ -46,7 +44,6 @@ from studies.show.svg import draw_svg
 Figures: TypeAlias = dict[str, go.Figure]
 
 _BEST = 5
-_LEAST_TAU = 0.2
 _PLACE = re.compile(r"\.(length|count\.[^.]+|\d+)$")
 """Decisions about a schedule, which the summary shows."""
 _MOST_SCHEDULES = 60
@@ -88,7 +85,7 @@ def write_html(
         refresh_s: seconds after which a browser loads it again; 0 never.
         driven: whether a process drives the study now.
     """
-    figures = _figures(records, settings, corpus)
+    figures = _figures(records, settings, corpus, file.parent)
     page = _template().render(
         name=settings.name,
         headline=_headline(records, corpus),
@@ -170,7 +167,7 @@ def _plain(value: object) -> str:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> Figures:
+def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus, folder: Path) -> Figures:
     figures: Figures = {}
     shown = [record for record in records if record.rungs]
     complete = [record for record in ranked(records) if record.state == "complete"]
@@ -186,7 +183,7 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
             go.Bar(x=[measured[n] for n in names], y=labels, orientation="h", marker_color=_BLUE),
             {"xaxis": {"title": "share of variance", "tickformat": ".0%"}, "margin": _MARGIN},
         )
-    maps = {"effects": _measured_effects(shown), "predicted": _predicted_effects(shown, settings, corpus)}
+    maps = {"effects": _measured_effects(shown), "predicted": kept_effects(shown, settings, corpus.facts, folder)}
     titles = {"effects": "measured, trials that were run", "predicted": "predicted, candidates nobody trained"}
     most = corpus.bits_per_byte(max((abs(e) for effects in maps.values() for e in effects.values()), default=0.0))
     for name, effects in maps.items():
@@ -342,19 +339,6 @@ def _measured_effects(shown: Sequence[TrialRecord]) -> Effects:
     losses = {seen[i].trial: float(y[i]) * scales[""].spread for i in last_rungs(seen)}
     schedules = [schedule_of(record.arch_spec()) for record in searched]
     return effects_by_place(schedules, [losses[record.number] for record in searched])
-
-
-def _predicted_effects(shown: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus) -> Effects:
-    """Of candidates that nobody trained; empty while the tabular predictor ranks no better than chance."""
-    seen = observe_all(shown)
-    predictor = Predictor("tabular")
-    try:
-        predictor.fit(seen)
-    except SpecError:  # too few trials, or no scikit-learn
-        return {}
-    if predictor.tau < _LEAST_TAU:
-        return {}
-    return predicted_effects(Pool(with_space(settings, settings.space), corpus.facts), predictor)
 
 
 def _effects(effects: Effects, corpus: Corpus, most: float) -> go.Figure | None:

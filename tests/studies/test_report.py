@@ -4,11 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from helpers import end_all, make_driver, run_cli, tiny_study
 
+from studies.data.corpus import Corpus
+from studies.predict import explain
 from studies.predict.explain import schedule_of
+from studies.records.folder import PREDICTED
+from studies.records.reading import open_study
 from studies.records.trial import Report, Rung
 from studies.report.page import write_html
 
@@ -132,3 +137,53 @@ def test_a_browser_draws_every_plot(page, dark, width, tmp_path):
     assert result["overflow"] <= 0
     assert result["ink"] == ("rgb(228, 232, 237)" if dark else "rgb(28, 33, 40)")
     assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_a_predicted_map_is_made_once(driver, monkeypatch):
+    """For each state of a study; what is kept badly is made again."""
+    records, _, _ = open_study(driver.folder)
+    facts, made, original = Corpus(driver.folder / "data").facts, [], explain._predict_effects
+    monkeypatch.setattr(explain, "_predict_effects", lambda *given: made.append(1) or original(*given))
+
+    def effects(shown=records):
+        return explain.kept_effects([r for r in shown if r.rungs], driver.study, facts, driver.folder)
+
+    first = effects()
+    assert first
+    assert effects() == first
+    assert len(made) == 1
+    effects(records[:-3])
+    assert len(made) == 2
+    for damage in (
+        "",
+        "{",
+        "[]",
+        '{"state": 1, "effects": []}',
+        '{"state": "x", "effects": [{"place": -1, "level": "a", "loss": 0}]}',
+    ):
+        (driver.folder / PREDICTED).write_text(damage)
+        assert effects() == first
+    assert len(made) == 7
+
+
+COMMANDS = [
+    "status run",
+    "report run",
+    "check tiny.yaml",
+    "search tiny.yaml traning.lr=1",
+    "list",
+    "describe quickstart",
+    "count tiny.yaml",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_only_reads_leaves_torch_out(tmp_path, command):
+    end_all(make_driver(tmp_path))
+    script = (
+        "import sys\nfrom studies.cli import app\n"
+        f"try: app({command.split()!r}, standalone_mode=False)\nexcept BaseException as error: print(type(error), error)\n"
+        "print(sorted({'torch', 'ray', 'torch_geometric'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout[-2000:]

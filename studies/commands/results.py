@@ -1,0 +1,73 @@
+"""What a study found, in the terminal and as a page; and what its best model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from searchspace.errors import SpecError, show
+from studies.config import StudyConfig
+from studies.data.codec import codec_of_bundle
+from studies.data.corpus import Corpus
+from studies.records.folder import REPORT, check_links
+from studies.records.trial import TrialRecord
+from studies.report.ranking import notes, promotion_table, ranking_table
+from studies.show.terminal import say
+
+
+def show_results(
+    records: Sequence[TrialRecord],
+    folder: Path,
+    corpus: Corpus,
+    console: Console,
+    settings: StudyConfig,
+    *,
+    top: int = 20,
+    driven: bool = False,
+) -> None:
+    """Ranking, promotions and notes here; with plots and diagrams in ``report.html``."""
+    from studies.report.page import write_html  # a second of imports that nothing else needs
+
+    check_links(folder)
+    console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
+    if (table := promotion_table(records, corpus)) is not None:
+        console.print(table)
+    for line in notes(records, corpus, driven=driven):
+        say(console, line)
+    with console.status("writing the report"):
+        file = write_html(records, settings, corpus, folder / REPORT, driven=driven)
+    say(console, f"wrote {file}")
+
+
+def print_sample(
+    bundle: Path,
+    prompt: str,
+    tokens: int,
+    console: Console,
+    *,
+    temperature: float,
+    seed: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    device: str = "cpu",
+) -> None:
+    """Continue a text with a bundle's model. Raises `SpecError` if nothing tells what its tokens stand for."""
+    import torch
+
+    from builder.exchange.bundle import load_bundle
+
+    loaded = load_bundle(bundle, device=device)
+    codec = codec_of_bundle(bundle, loaded)
+    if not prompt:
+        raise SpecError("--prompt", "is empty", "give at least one character")
+    ids = codec.encode(prompt.encode("utf-8", errors="replace"))
+    if not ids:
+        raise SpecError("--prompt", f"{show(prompt)} has no tokens", "give another")
+    share = top_p if top_p < 1 else None
+    out = loaded.model.generate(
+        torch.tensor([ids], device=device), tokens, temperature=temperature, top_k=top_k or None, top_p=share, seed=seed
+    )
+    console.print(f"a sample at temperature {temperature}:", highlight=False)
+    say(console, codec.decode(out[0].tolist()))
