@@ -92,7 +92,7 @@ def main() -> None:
             for seed in range(options.seeds):
                 trainer = Trainer(arch, config, corpus, seed=seed, device=options.device)
                 trainer.train(trainer.plan.num_steps)
-                results.setdefault(name, []).append(corpus.bits_per_byte(trainer.evaluate()))
+                results.setdefault(name, []).append(corpus.headline.value(trainer.evaluate()))
             seeds = ", ".join(f"{bits:.3f}" for bits in results[name])
             cost = trainer.cost
             lines.append(

@@ -506,6 +506,7 @@ def export(
     from studies.commands.export import convert_bundle, export_trial
     from studies.records.folder import EXPORTS
     from studies.records.reading import open_study
+    from studies.tasks.table import tell
 
     suffix = {"bundle": "", "hf": "-hf", "torch": ".pt2"}[form]
     with tempfile.TemporaryDirectory() as scratch:
@@ -514,7 +515,7 @@ def export(
             place = out if form == "bundle" else Path(scratch) / "bundle"
             bundle = export_trial(records, folder, corpus, settings, number=trial, out=place)
             facts = read_manifest(bundle)
-            what = f"trial {facts['trial']}, {facts['metrics']['bits_per_byte']:.3f} bits/byte"
+            what = f"trial {facts['trial']}, {tell(facts['data'].get('task', 'text_lm'), facts['metrics'])}"
             target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
         elif form == "bundle" or trial is not None:
             raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
@@ -568,24 +569,36 @@ def predict(
 @_command
 def eval(
     bundle: Annotated[Path, typer.Argument(help="Folder that export made.")],
-    data: Annotated[list[str], typer.Option(help="Text: files, folders or globs; may be repeated.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Text: files, folders or globs; may be repeated. Tasks that make their examples need none."),
+    ] = None,
     kind: Annotated[str, typer.Option(help="text, jsonl, parquet, hf, or tokens (their val.bin).")] = "text",
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score a bundle on text: bits per byte, perplexity, and loss by position."""
+    """Score a bundle on what it has not seen: a text's bits per byte and loss by position, or a task's own examples."""
     from rich.progress import Progress
 
     from searchspace.plain import decode
     from studies.commands.preflight import check_device
-    from studies.config import DataConfig
-    from studies.training.evaluate import evaluate, position_bins
+    from studies.data.settings import TextData
+    from studies.training.evaluate import evaluate, examine_bundle, position_bins
 
     check_device(device)
+    if not data:
+        examined = examine_bundle(bundle, most_tokens=tokens, device=device)
+        if as_json:
+            print(json.dumps(asdict(examined), indent=2))
+            return
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in examined.metrics.items())
+        console.print(metrics, highlight=False)
+        _print_rows(examined.title, ("steps", "solved"), examined.rows)
+        return
     paths = data if len(data) > 1 else data[0]
-    config = decode(DataConfig, {"kind": kind, "path": paths, "text_field": text_field}, "data")
+    config = decode(TextData, _given(kind=kind, path=paths, text_field=text_field), "data")
     with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
         task = progress.add_task("windows", total=None)
         found = evaluate(
@@ -605,11 +618,15 @@ def eval(
         f"{per_byte}, {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}, over {found.tokens:,} tokens",
         highlight=False,
     )
-    table = Table(title="By position in the window", title_justify="left", box=SIMPLE)
-    for name in ("position", "nats per token"):
+    _print_rows("By position in the window", ("position", "nats per token"), position_bins(found.by_position))
+
+
+def _print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, float]]) -> None:
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for name in columns:
         table.add_column(name, justify="right")
-    for name, loss in position_bins(found.by_position):
-        table.add_row(name, f"{loss:.4f}")
+    for name, value in rows:
+        table.add_row(name, f"{value:.4f}")
     console.print(table)
 
 
@@ -625,11 +642,11 @@ def tokenize(
     """Write token files once, for any number of studies: data: {kind: tokens, path: FOLDER}."""
     from searchspace.disk import probe_folder
     from searchspace.plain import decode
-    from studies.config import DataConfig
     from studies.data.corpus import prepare_corpus
+    from studies.data.settings import TextData
 
     settings = {"kind": kind, "path": paths if len(paths) > 1 else paths[0], "tokenizer": tokenizer}
-    config = decode(DataConfig, {**settings, "text_field": text_field, "held_out": held_out}, "data")
+    config = decode(TextData, _given(**settings, text_field=text_field, held_out=held_out), "data")
     probe_folder(out.parent, "-o")
     with console.status("tokenizing"):
         facts = prepare_corpus(config, out).facts
@@ -676,6 +693,12 @@ def generate(
         bundle, prompt, tokens, console,
         temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, device=check_device(device),
     )  # fmt: skip
+
+
+def _given(**settings: object) -> dict[str, object]:
+    """What was given, without what stands for nothing given."""
+    plain = {"text_field": "text", "tokenizer": None}
+    return {name: value for name, value in settings.items() if (name, value) not in plain.items()}
 
 
 def main() -> None:

@@ -21,37 +21,13 @@ from searchspace.files import arch_from_data, extend, find_file, located, merge,
 from searchspace.plain import dataclass_decoder, decode, dump_yaml, expect_mapping, join_path, key
 from searchspace.space import SpaceSpec
 from searchspace.template import Decided, Template
+from studies.data.settings import DataConfig, TextData
+from studies.tasks.table import TASKS, Task, decode_data, task_of
 
 SamplerName: TypeAlias = Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "predictor"]
 LearnerName: TypeAlias = Literal["cost", "scaling_law", "tabular", "gnn"]
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "decode_flops_per_token")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """What to train on."""
-
-    kind: Literal["python_source", "text", "jsonl", "parquet", "hf", "tokens"] = key(
-        "Source: this Python's library, text, JSON lines, Parquet, a Hugging Face dataset, or tokens.",
-        default="python_source",
-    )
-    path: str | tuple[str, ...] | None = key(
-        "Files, folders or globs; hf: the dataset's name or folder; tokens: a folder with train.bin and val.bin.",
-        default=None,
-    )
-    text_field: str = key("jsonl, parquet, hf: the field that holds the text.", default="text")
-    subset: str | None = key("hf: configuration of the dataset.", default=None)
-    split: str = key("hf: what to train on.", default="train")
-    held_out_split: str | None = key("hf: what to evaluate on, instead of a share of split.", default=None)
-    max_bytes: int | None = key("Bytes of text to take at most.", default=None, low=1)
-    tokenizer: str | None = key("A tokenizer.json, or a folder with one; default: every byte a token.", default=None)
-    held_out: float = key(
-        "Share of the documents (of one, its end) kept for evaluation.", default=0.05, low=0.001, high=0.5
-    )
-    dtype: Literal["uint8", "uint16", "uint32"] = key("Of the token files.", default="uint16")
-    vocab_size: int | None = key("Of the token files.", default=None, low=2)
-    bytes_per_token: float | None = key("Of the token files, for bits per byte.", default=None, low=0.01)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +170,11 @@ class StudyConfig:
     base: Path = Path()
     """The folder of the study's file, where the relative paths in it begin."""
 
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return task_of(self.data)
+
     def absolute_budget(self) -> Budget:
         """The budget with every limit absolute, relative to the first baseline. Raises `SpecError`."""
         baseline = estimate(compile_arch(self.baselines[0])) if self.baselines else None
@@ -209,9 +190,12 @@ class StudyKeys:
     """The keys of a study file; parts that may hold open choices stay plain here."""
 
     name: str = key("What people call it.", default="study")
-    data: DataConfig = key("What to train on.", default=DataConfig())
+    data: DataConfig = key("What to train on.", default=TextData(), decoder=decode_data)
     budget: BudgetSpec = key("Limits on every candidate.", default=BudgetSpec())
-    objectives: tuple[str, ...] = key("What to minimise; the first is loss.", default=("loss",))
+    objectives: tuple[str, ...] = key(
+        "What to optimise; the first is loss: the task's first metric, whose name may stand there too.",
+        default=("loss",),
+    )
     search: SearchConfig = key("How to propose.", default=SearchConfig())
     resources: ResourcesConfig = key("What a trial occupies.", default=ResourcesConfig())
     tracking: TrackerName | tuple[TrackerName, ...] = key(
@@ -222,7 +206,7 @@ class StudyKeys:
 _SECTIONS = {
     "training": {f.name for f in fields(TrainingConfig)},
     "search": {f.name for f in fields(SearchConfig)},
-    "data": {f.name for f in fields(DataConfig)},
+    "data": {f.name for task in TASKS.values() for f in fields(task.config)},
     "resources": {f.name for f in fields(ResourcesConfig)},
 }
 
@@ -281,7 +265,7 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     if not NAME.fullmatch(keys.name):
         raise SpecError("name", f"{show(keys.name)} can't be used as a name", "use letters, digits, '_', '-' and '.'")
     _check_resources(keys.resources)
-    _check_objectives(keys.objectives)
+    objectives = _check_objectives(keys.objectives, task_of(keys.data))
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
     listed = data.get("baseline", [])
     if not isinstance(listed, list):
@@ -294,7 +278,7 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         training=training,
         budget=keys.budget,
         baselines=baselines,
-        objectives=keys.objectives,
+        objectives=objectives,
         search=keys.search,
         resources=keys.resources,
         tracking=(keys.tracking,) if isinstance(keys.tracking, str) else tuple(dict.fromkeys(keys.tracking)),
@@ -346,13 +330,16 @@ class MiddleChooser:
         return float(middle)
 
 
-def _check_objectives(objectives: tuple[str, ...]) -> None:
-    known = ("loss", *COST_OBJECTIVES)
+def _check_objectives(objectives: tuple[str, ...], task: Task) -> tuple[str, ...]:
+    """The objectives, the task's headline by the name ``loss``."""
+    known = ("loss", task.headline.name, *COST_OBJECTIVES)
     for i, name in enumerate(objectives):
         if name not in known:
             raise SpecError(f"objectives.{i}", f"unknown objective {show(name)}", one_of(known, name))
-    if objectives[:1] != ("loss",) or len(set(objectives)) < len(objectives):
+    renamed = tuple("loss" if name == task.headline.name else name for name in objectives)
+    if renamed[:1] != ("loss",) or len(set(renamed)) < len(renamed):
         raise SpecError("objectives", f"{list(objectives)} is not a list of objectives", "put loss first, each once")
+    return renamed
 
 
 def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:

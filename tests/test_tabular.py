@@ -8,7 +8,7 @@ from helpers import ROOT
 from builder import compile_arch, estimate
 from searchspace import FixedChooser, load_space
 from searchspace.space import assignments
-from studies.data.corpus import CorpusFacts
+from studies.data.corpus import DataFacts
 
 sys.path.insert(0, str(ROOT / "benchmarks/tabular"))
 
@@ -43,7 +43,7 @@ class Facts:
     """All that a simulated study asks of its data."""
 
     folder = ROOT
-    facts = CorpusFacts(
+    facts = DataFacts(
         text="bytes",
         kind="python_source", vocab_size=256, bytes_per_token=1.0, dtype="uint8", train_tokens=10**6, val_tokens=10**6, source="", digest=""
     )  # fmt: skip

@@ -15,8 +15,9 @@ from searchspace.choices import Chooser, Decision, RandomChooser, Scalar, check_
 from searchspace.errors import ConstraintError, SpecError
 from studies.candidates.proposal import Proposal
 from studies.config import StudyConfig, check_training, decide_training
-from studies.data.corpus import CorpusFacts
-from studies.training.plan import check_fit, make_plan
+from studies.data.dataset import DataFacts
+from studies.tasks.table import check_fit
+from studies.training.plan import make_plan
 
 
 class HintedChooser:
@@ -47,7 +48,7 @@ class Candidates:
         facts: of the data.
     """
 
-    def __init__(self, study: StudyConfig, budget: Budget, facts: CorpusFacts) -> None:
+    def __init__(self, study: StudyConfig, budget: Budget, facts: DataFacts) -> None:
         self.study, self.budget = study, budget
         self._facts = facts
         self.seen: set[str] = set()

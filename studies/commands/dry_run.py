@@ -12,11 +12,11 @@ from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from studies.commands.preflight import check_resources, device_of, preflight
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
-from studies.data.corpus import prepare_corpus
 from studies.records.resume import check_settings
 from studies.search.stopper import expected_work, rung_shares
 from studies.show.summary import short
 from studies.show.terminal import say
+from studies.tasks.table import prepare_data
 from studies.training.trainer import measure_speed
 
 _SECONDS_TO_START, _SECONDS_PER_TRIAL = 12.0, 1.0  # Ray and its workers; building a model, checkpoints
@@ -30,7 +30,7 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     trials, baselines = settings.search.num_trials, len(settings.baselines)
     with tempfile.TemporaryDirectory() as scratch:
         with console.status("preparing data"):
-            corpus = prepare_corpus(settings.data, Path(scratch) / "data", settings.base)
+            corpus = prepare_data(settings.data, Path(scratch) / "data", settings.base)
         found = preflight(settings, corpus.facts)
         with console.status("measuring speed"):
             speed = measure_speed(settings, corpus, device_of(settings))

@@ -17,20 +17,21 @@ from searchspace.disk import parse_json
 from searchspace.errors import SpecError
 from studies.config import StudyConfig
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.records.folder import EXPORTS, check_links
 from studies.records.trial import TrialRecord, identity_of
 from studies.report.ranking import best_of
 from studies.search.driver import rungs_of, trial_store, trials_store
 from studies.show.summary import cost_lines, draw_strip, summarize
 from studies.show.svg import draw_svg
+from studies.tasks.table import tell
 from studies.training.checkpoint import attempts_in, load_checkpoint
 
 
 def export_trial(
     records: Sequence[TrialRecord],
     study_folder: Path,
-    corpus: Corpus,
+    corpus: Dataset,
     settings: StudyConfig,
     *,
     number: int | None = None,
@@ -71,20 +72,19 @@ def export_trial(
     arch = record.arch_spec()
     model = build_model(compile_arch(arch), seed=None)
     model.load_state_dict(state["model"])
-    loss = record.rungs[-1].loss
     facts = {
         "trial": record.number,
         "choices": record.choices,
         "training": record.training,
         "seed": record.seed,
         "metrics": {
-            "loss": loss,
-            "bits_per_byte": corpus.bits_per_byte(loss),
+            **record.rungs[-1].metrics,
             "training_flops": record.flops,
             "tokens": record.tokens,
             "steps": record.steps,
         },
         "data": asdict(corpus.facts),
+        "data_settings": settings.data.settings(),
     }
     files = [corpus.folder / TOKENIZER] if (corpus.folder / TOKENIZER).is_file() else []
     return save_bundle(
@@ -144,13 +144,10 @@ def _hf_card(bundle: Bundle, name: str) -> str:
     metrics = facts.get("metrics", {})
     rows = "\n".join(f"| {what.strip()} | {value} |" for what, value in cost_lines(bundle.cost))
     measured = ""
-    numbers = [metrics.get(name) for name in ("loss", "bits_per_byte", "training_flops")]
-    if all(isinstance(number, int | float) for number in numbers):
-        loss, bits, flops = numbers
-        measured = (
-            f"Held-out loss {loss:.4f} nats per token, {bits:.4f} bits per byte, after\n"
-            f"{flops:.3g} training FLOPs on {facts.get('data', {}).get('source', 'data that it does not name')}.\n\n"
-        )
+    data, flops = facts.get("data", {}), metrics.get("training_flops")
+    if (told := tell(data.get("task", "text_lm"), metrics)) and isinstance(flops, int | float):
+        source = data.get("source", "data that it does not name")
+        measured = f"{told.capitalize()}, after\n{flops:.3g} training FLOPs on {source}.\n\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -207,7 +204,7 @@ def _choose(records: Sequence[TrialRecord], number: int | None) -> TrialRecord:
     return found
 
 
-def _card(record: TrialRecord, corpus: Corpus) -> str:
+def _card(record: TrialRecord, corpus: Dataset) -> str:
     """The model card."""
     arch = record.arch_spec()
     graph = compile_arch(arch)
@@ -217,9 +214,8 @@ def _card(record: TrialRecord, corpus: Corpus) -> str:
     levels = f"Chunks of each level on the first tokens (`>` closes a chunk):\n\n```\n{strip}\n```\n\n" if strip else ""
     return f"""# {arch.name}, trial {record.number}
 
-`{summarize(arch)}`: held-out loss {record.rungs[-1].loss:.4f} nats per token,
-{corpus.bits_per_byte(record.rungs[-1].loss):.4f} bits per byte, after {record.flops:.3g} training FLOPs
-({record.tokens:,} tokens of {corpus.facts.source}).
+`{summarize(arch)}`: {tell(corpus.facts.task, record.rungs[-1].metrics)},
+after {record.flops:.3g} training FLOPs ({record.tokens:,} tokens of {corpus.facts.source}).
 
 ```python
 from builder import load_bundle

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from searchspace.errors import show
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.search.driver import StudyDriver
 from studies.show.summary import summarize
@@ -27,7 +27,7 @@ def failure_of(record: TrialRecord) -> str:
 class StudyView:
     """Context manager; its instance is the `execution.Watcher`."""
 
-    def __init__(self, driver: StudyDriver, corpus: Corpus, console: Console) -> None:
+    def __init__(self, driver: StudyDriver, corpus: Dataset, console: Console) -> None:
         self._driver, self._corpus, self._console = driver, corpus, console
         self._bar = Progress(
             TextColumn("{task.completed}/{task.total} trials"),
@@ -76,9 +76,8 @@ class StudyView:
             self._predictor = now.predictor
             say(self._console, now.predictor)
         ended = now.complete + now.stopped + now.failed
-        best = (
-            f"best {self._corpus.bits_per_byte(now.best.rungs[-1].loss):.3f} bits/byte" if now.best else "no result yet"
-        )
+        headline = self._corpus.headline
+        best = f"best {headline.text(now.best.rungs[-1].score)}" if now.best else "no result yet"
         self._bar.update(
             self._task,
             completed=ended,
@@ -102,7 +101,7 @@ class StudyView:
         if record.state == "failed" and record.reason not in self._reasons:  # once for each reason
             self._reasons.add(record.reason)
             return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<31} failed: {failure_of(record)}"
-        bits = f"{self._corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else "no result"
+        bits = self._corpus.headline.text(record.rungs[-1].score) if record.rungs else "no result"
         end = {
             "complete": bits,
             "stopped": f"{bits}, stopped",

@@ -16,7 +16,7 @@ from searchspace.errors import SpecError, one_of, show
 from searchspace.files import load_space
 from searchspace.plain import dump_yaml, encode
 from studies.config import LearnerName, StudyConfig
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.predict.explain import Drawn, Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
 from studies.predict.features import Observation
 from studies.predict.importance import measured_importance
@@ -124,7 +124,7 @@ def _show_transfer(
 
 
 def _show(
-    ranked: Sequence[Ranked], drawn: Drawn, records: Sequence[TrialRecord], corpus: Corpus, console: Console
+    ranked: Sequence[Ranked], drawn: Drawn, records: Sequence[TrialRecord], corpus: Dataset, console: Console
 ) -> None:
     trained = {record.arch_id: record.number for record in records}
     table = Table(
@@ -136,7 +136,7 @@ def _show(
     )
     table.add_column("#", justify="right")
     table.add_column("architecture", overflow="fold", ratio=1)
-    for name in ("params", "FLOPs/tok", "bits/byte", "trained"):
+    for name in ("params", "FLOPs/tok", corpus.headline.label, "trained"):
         table.add_column(name, justify="right", no_wrap=True)
     told = labels([(candidate.proposal.candidate.arch, candidate.proposal.choices) for candidate in ranked])
     for place, (candidate, label) in enumerate(zip(ranked, told, strict=True), start=1):
@@ -147,24 +147,24 @@ def _show(
             label,
             short(proposal.cost.params),
             short(proposal.cost.flops_per_token),
-            f"{corpus.bits_per_byte(candidate.loss):.3f} ± {corpus.bits_per_byte(candidate.spread):.3f}",
+            f"{corpus.headline.value(candidate.loss):.3f} ± {corpus.headline.spread(candidate.spread):.3f}",
             "" if number is None else f"trial {number}",
         )
     console.print(table)
 
 
 def _show_reasons(
-    found: Explanation, records: Sequence[TrialRecord], corpus: Corpus, settings: StudyConfig, console: Console
+    found: Explanation, records: Sequence[TrialRecord], corpus: Dataset, settings: StudyConfig, console: Console
 ) -> None:
     measured = measured_importance(records, settings)
     table = Table(title="Decisions that matter", title_justify="left", box=SIMPLE)
     table.add_column("decision")
-    table.add_column("predicted change, bits/byte", justify="right")
+    table.add_column(f"predicted change, {corpus.headline.label}", justify="right")
     if measured:
         table.add_column("share of the variance (Optuna)", justify="right")
     for name, value in list(found.importance.items())[:_EXPLAINED]:
         share = [f"{measured[name]:.0%}" if name in measured else ""] if measured else []
-        table.add_row(name, f"{corpus.bits_per_byte(value):.4f}", *share)
+        table.add_row(name, f"{corpus.headline.spread(value):.4f}", *share)
     console.print(table)
     if not measured:
         console.print(f"Optuna's own importances need {FEWEST} complete trials.", highlight=False)
@@ -182,7 +182,7 @@ def _show_reasons(
         table.add_column(str(place + 1), justify="right")
     for level in levels:
         effects = [found.effect.get((place, level)) for place in places]
-        table.add_row(level, *("" if e is None else f"{corpus.bits_per_byte(e) * 1000:+.0f}" for e in effects))
+        table.add_row(level, *("" if e is None else f"{corpus.headline.value(e) * 1000:+.0f}" for e in effects))
     console.print(table)
 
 

@@ -7,9 +7,7 @@ satisfy is said at once, and by its own name.
 from __future__ import annotations
 
 import os
-import tempfile
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import Cost, estimate
@@ -18,18 +16,15 @@ from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
 from studies.candidates.feasibility import Survey, survey
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
-from studies.data.codec import Tokenizer
-from studies.data.corpus import CorpusFacts, find_path, look_at_tokens, prepare_corpus, token_folder
-from studies.data.documents import source_files
+from studies.data.corpus import find_path
+from studies.data.dataset import DataFacts
 from studies.records.folder import read_settings
 from studies.report.tracking import check_trackers
 from studies.search.proposer import list_candidates
 from studies.search.stopper import rung_shares
 from studies.search.surrogate import Surrogate
-from studies.training.plan import FEW_STEPS, check_fit, make_plan
-
-_PREPARED_BYTES = 64 * 2**20
-_PLENTY = 1 << 48
+from studies.tasks.table import check_fit
+from studies.training.plan import FEW_STEPS, make_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +38,7 @@ class Preflight:
     """The fewest and the most that a full training takes, of the candidates looked at and the baselines."""
 
 
-def preflight(study: StudyConfig, facts: CorpusFacts, *, here: bool = True) -> Preflight:
+def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Preflight:
     """Hold everything in a study against everything else.
 
     Args:
@@ -155,7 +150,7 @@ def check_device(name: str) -> str:
     return name
 
 
-def look_at_data(study: StudyConfig, *, prepare: bool = True) -> CorpusFacts:
+def look_at_data(study: StudyConfig, *, prepare: bool = True) -> DataFacts:
     """Facts of a study's data, with nothing left behind; where they can't be told, there is plenty of it.
 
     Args:
@@ -165,22 +160,4 @@ def look_at_data(study: StudyConfig, *, prepare: bool = True) -> CorpusFacts:
     Raises:
         SpecError: if there is none, or it is no data of its kind.
     """
-    config, base = study.data, study.base
-    if config.kind == "tokens":
-        return look_at_tokens(token_folder(config, base), config)
-    files = source_files(config, base)
-    if prepare and config.kind != "hf" and sum(file.stat().st_size for file in files) <= _PREPARED_BYTES:
-        few = replace(config, max_bytes=min(config.max_bytes or _PREPARED_BYTES, _PREPARED_BYTES))
-        with tempfile.TemporaryDirectory() as scratch:
-            return prepare_corpus(few, Path(scratch) / "data", base).facts
-    codec = None if config.tokenizer is None else Tokenizer(find_path(config.tokenizer, base))
-    return CorpusFacts(
-        kind=config.kind,
-        vocab_size=256 if codec is None else codec.vocab_size,
-        bytes_per_token=1.0,
-        dtype="uint32",
-        train_tokens=_PLENTY,
-        val_tokens=_PLENTY,
-        text="bytes" if codec is None else "tokenizer",
-        source=str(config.path),
-    )
+    return study.task.look(study.data, study.base, prepare=prepare)

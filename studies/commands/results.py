@@ -10,7 +10,7 @@ from rich.console import Console
 from searchspace.errors import SpecError, show
 from studies.config import StudyConfig
 from studies.data.codec import codec_of_bundle
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.records.folder import REPORT, check_links
 from studies.records.trial import TrialRecord
 from studies.report.ranking import notes, promotion_table, ranking_table
@@ -20,7 +20,7 @@ from studies.show.terminal import say
 def show_results(
     records: Sequence[TrialRecord],
     folder: Path,
-    corpus: Corpus,
+    corpus: Dataset,
     console: Console,
     settings: StudyConfig,
     *,

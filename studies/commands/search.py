@@ -11,15 +11,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from builder.exchange.bundle import load_bundle
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
 from searchspace.plain import encode
 from studies.commands.live import StudyView, failure_of
 from studies.commands.preflight import device_of, look_at_data, preflight
-from studies.commands.results import print_sample, show_results
+from studies.commands.results import show_results
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
-from studies.data.corpus import Corpus, prepare_corpus
+from studies.data.dataset import Dataset
 from studies.execution.run import run_on_ray, run_serial
 from studies.records.folder import BEST, DATA, is_study, remove_study, study_folder
 from studies.records.journal import mend
@@ -28,7 +29,9 @@ from studies.report.ranking import best_of, ranked
 from studies.report.tracking import Tracking
 from studies.search.driver import StudyDriver, StudyHaltedError
 from studies.show.terminal import say
-from studies.training.plan import check_fit, make_plan
+from studies.tasks.table import check_fit
+from studies.tasks.table import prepare_data as make_data
+from studies.training.plan import make_plan
 
 _EXITS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -117,8 +120,8 @@ def train_one(arch: ArchSpec, settings: StudyConfig, out: Path, device: str, con
     return out
 
 
-def _run_trials(driver: StudyDriver, corpus: Corpus, console: Console, *, serial: bool, address: str | None) -> None:
-    driver.tracking = Tracking(driver.study, driver.folder, corpus)
+def _run_trials(driver: StudyDriver, corpus: Dataset, console: Console, *, serial: bool, address: str | None) -> None:
+    driver.tracking = Tracking(driver.study, driver.folder)
     with contextlib.closing(driver.tracking), StudyView(driver, corpus, console) as view, _Signals() as signals:
 
         def watch() -> None:
@@ -133,7 +136,7 @@ def _run_trials(driver: StudyDriver, corpus: Corpus, console: Console, *, serial
         say(console, driver.tracking.note)
 
 
-def _farewell(driver: StudyDriver, folder: Path, corpus: Corpus, console: Console) -> None:
+def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Console) -> None:
     """What is shown and written once all trials have ended. The trials are the result: what fails here is a note."""
     with _decorative("no ranking", console):
         show_results(driver.records, folder, corpus, console, driver.study)
@@ -147,7 +150,9 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Corpus, console: Consol
         if (first := ranked(driver.records)[0]).purpose == "baseline":
             say(console, f"the baseline {first.name} is better still: export it with --trial {first.number}")
         with _decorative("no sample", console):
-            print_sample(bundle, "def ", 160, console, temperature=0.7, seed=0)
+            title, text = corpus.show(load_bundle(bundle).model)
+            console.print(title, highlight=False)
+            say(console, text)
 
 
 @contextlib.contextmanager
@@ -202,6 +207,6 @@ class _Signals:
             raise self._raised
 
 
-def prepare_data(settings: StudyConfig, folder: Path) -> Corpus:
+def prepare_data(settings: StudyConfig, folder: Path) -> Dataset:
     """The study's data, written once under its folder."""
-    return prepare_corpus(settings.data, folder.absolute() / DATA, settings.base)
+    return make_data(settings.data, folder.absolute() / DATA, settings.base)

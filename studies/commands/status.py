@@ -59,9 +59,9 @@ def _status(folder: Path, *, table: bool) -> RenderableType:
         lines.append(Padding(ProgressBar(total=total, completed=ended, width=60), 0))  # on a line of its own
     for purpose in ("search", "baseline"):
         if (best := best_of(records, purpose=purpose)) is not None:
-            bits = corpus.bits_per_byte(best.rungs[-1].loss)
+            told = corpus.headline.text(best.rungs[-1].score)
             label = "best" if purpose == "search" else f"baseline {best.name}"
-            lines.append(Text(f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {bits:.3f} bits/byte"))
+            lines.append(Text(f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {told}"))
     lines.append(Text(notes(records, corpus, driven=driven)[0]))
     if ended < total and not driven:
         lines.append(Text("nobody drives it now; the same search command goes on"))

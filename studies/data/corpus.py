@@ -12,111 +12,66 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from searchspace.disk import new_folder, open_regular, read_json, write_file
+from searchspace.disk import new_folder, open_regular, write_file
 from searchspace.errors import SpecError, show
-from searchspace.plain import decode, key
-from studies.config import DataConfig
-from studies.data.codec import TOKENIZER, Bytes, Codec, TextForm, codec_of, read_tokenizer
+from searchspace.tables import table
+from studies.data.codec import TOKENIZER, Bytes, Codec, TextForm, Tokenizer, codec_of, read_tokenizer
+from studies.data.dataset import FACTS, PARTS, DataFacts, Dataset, Headline, Metric, content_digest, read_facts
 from studies.data.documents import Document, documents, source_files
+from studies.data.settings import TextData
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FACTS = "corpus.json"
-_PARTS = ("train.bin", "val.bin")
-_FACTS_BYTES, _DIGESTED, _BLOCKS, _SCANNED, _LOOKED_AT = 1 << 20, 1 << 16, 1 << 12, 1 << 24, 1 << 16
+_SCANNED, _LOOKED_AT = 1 << 24, 1 << 16
+_PROMPT, _SHOWN, _TEMPERATURE = b"def ", 160, 0.7  # of the text that a finished model shows
+_PREPARED_BYTES = 64 * 2**20
+"""Text that is counted to tell what a study would do; more is taken for plenty."""
+_PLENTY = 1 << 48
 _FORMATS = {b"\x93NUMPY": "a .npy file", b"PK\x03\x04": "a zip or .npz file", b"\x1f\x8b": "compressed",
             (20240520).to_bytes(4, "little"): "a .bin file with the header of llm.c"}  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CorpusFacts:
-    """What a prepared corpus is; kept beside its arrays as ``corpus.json``."""
+class Corpus(Dataset):
+    """Training and held-out tokens of text; a model learns to predict the next one."""
 
-    kind: str = key("Of `DataConfig`: where it came from.")
-    vocab_size: int = key("Largest token id + 1, or more.", low=1, high=1 << 24)
-    bytes_per_token: float = key("Of text, on average.", low=1e-3, high=1e6)
-    dtype: Literal["uint8", "uint16", "uint32"] = key("Of the arrays.")
-    train_tokens: int = key("In train.bin.", low=0, high=1 << 48)
-    val_tokens: int = key("In val.bin.", low=0, high=1 << 48)
-    text: TextForm = key("What the tokens stand for.")
-    says_bytes: bool = key(
-        "Whether bytes_per_token is known; if not it is 1, and bits per byte are bits per token.", default=True
+    metrics = table(
+        "a metric",
+        (
+            Metric("bits_per_byte", "bits/byte", "held-out bits per byte", better="lower"),
+            Metric("loss", "nats/token", "held-out loss, nats per token", better="lower"),
+        ),
     )
-    source: str = key("What it was made from, for records.")
-    digest: str = key("Of the settings it was made with.", default="")
-    content: str = key("Of the arrays.", default="")
-    notes: tuple[str, ...] = key("What whoever trains on it should know.", default=())
 
-    def bits_per_byte(self, loss: float) -> float:
-        """Nats per token to bits per byte of text."""
-        return loss / math.log(2) / self.bytes_per_token
-
-
-def read_facts(folder: Path) -> CorpusFacts:
-    """The ``corpus.json`` of a folder. Raises `SpecError`."""
-    file = folder / FACTS
-    try:
-        return decode(CorpusFacts, read_json(file, _FACTS_BYTES))
-    except SpecError as error:
-        error.file = error.file or str(file)
-        raise
-
-
-class Corpus:
-    """Training and held-out tokens of a prepared folder, memory-mapped.
-
-    Raises:
-        SpecError: if something is missing, or its size is not what ``corpus.json`` says.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.facts = read_facts(self.folder)
-        self._train = self._map("train", self.facts.train_tokens)
-        self._val = self._map("val", self.facts.val_tokens)
-
-    def _map(self, part: str, tokens: int) -> NDArray[Any]:
-        file = self.folder / f"{part}.bin"
-        with open_regular(file) as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if size != (expected := tokens * np.dtype(self.facts.dtype).itemsize):
-                what = f"has {size:,} bytes, {FACTS} says {expected:,}: it was cut or changed since it was prepared"
-                raise SpecError("", what, "restore it, or begin anew in another folder", file=str(file))
-            return np.memmap(opened, dtype=self.facts.dtype, mode="r")
-
-    def check_content(self) -> None:
-        """Raise `SpecError` if the arrays are not those that were prepared."""
-        if content_digest(self.folder) != self.facts.content:
-            what = "is not the data that was prepared here: its digest has changed"
-            raise SpecError(
-                "data", what, "restore train.bin and val.bin, or begin anew in another folder", str(self.folder)
-            )
+    @property
+    def headline(self) -> Headline:
+        return Headline(self.metrics["bits_per_byte"], 1 / math.log(2) / self.facts.bytes_per_token)
 
     def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one training step, each (B, L) of int64."""
-        self._check_length(self._train, seq_len)
+        self._check_length(self.train, seq_len)
         draw = np.random.Generator(np.random.Philox(key=[seed, step]))
-        starts = draw.integers(0, len(self._train) - seq_len, size=batch_size)
-        return _windows(self._train, starts, seq_len)
+        starts = draw.integers(0, len(self.train) - seq_len, size=batch_size)
+        return _windows(self.train, starts, seq_len)
 
     def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The same held-out windows every time, evenly spaced, at least one, in batches of one size."""
-        self._check_length(self._val, seq_len)
-        count = max(1, min(tokens, len(self._val)) // seq_len)
+        self._check_length(self.val, seq_len)
+        count = max(1, min(tokens, len(self.val)) // seq_len)
         batch_size = min(batch_size, count)
         count -= count % batch_size
-        starts = np.linspace(0, len(self._val) - seq_len - 1, count).astype(np.int64)
+        starts = np.linspace(0, len(self.val) - seq_len - 1, count).astype(np.int64)
         for i in range(0, count, batch_size):
-            yield _windows(self._val, starts[i : i + batch_size], seq_len)
+            yield _windows(self.val, starts[i : i + batch_size], seq_len)
 
     def _check_length(self, tokens: NDArray[Any], seq_len: int) -> None:
         if len(tokens) <= seq_len:
@@ -126,17 +81,31 @@ class Corpus:
                 "give more text, or lower seq_len",
             )
 
+    def loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())
+
+    def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.loss(logits_BLV, targets_BL)}
+
+    def result(self, means: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        return means["loss"], {"bits_per_byte": self.headline.value(means["loss"]), "loss": means["loss"]}
+
+    def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
+        import torch
+
+        ids = self.codec.encode(_PROMPT)
+        out = model.generate(torch.tensor([ids]), _SHOWN, temperature=_TEMPERATURE, seed=seed)
+        return f"a sample at temperature {_TEMPERATURE}:", self.codec.decode(out[0].tolist())
+
     @property
     def codec(self) -> Codec:
         """What its tokens stand for."""
         return codec_of(self.folder, self.facts.text)
 
-    def bits_per_byte(self, loss: float) -> float:
-        """Nats per token to bits per byte of text."""
-        return self.facts.bits_per_byte(loss)
 
-
-def prepare_corpus(config: DataConfig, folder: str | Path, base: Path = Path()) -> Corpus:
+def prepare_corpus(config: TextData, folder: str | Path, base: Path = Path()) -> Corpus:
     """Write the arrays of ``config`` under ``folder``, once; from then on they are the data, whatever the sources do.
 
     Args:
@@ -148,8 +117,7 @@ def prepare_corpus(config: DataConfig, folder: str | Path, base: Path = Path()) 
         SpecError: if there is nothing to read, or the folder holds other data, or something else.
     """
     folder = Path(folder)
-    given = {name: value for name, value in asdict(config).items() if value != getattr(DataConfig(), name)}
-    digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(config.settings()).encode()).hexdigest()
     if (folder / FACTS).is_file():
         corpus = Corpus(folder)
         if corpus.facts.digest != digest:
@@ -165,30 +133,6 @@ def prepare_corpus(config: DataConfig, folder: str | Path, base: Path = Path()) 
     return Corpus(folder)
 
 
-def content_digest(folder: Path) -> str:
-    """Of the arrays and the tokenizer; of large files, evenly spread blocks."""
-    digest = hashlib.sha256()
-    for name in (*_PARTS, TOKENIZER):
-        if name == TOKENIZER and not (folder / name).exists():
-            continue
-        with open_regular(folder / name) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(f"{name} {size}\n".encode())
-            for start in _spread(size):
-                file.seek(start)
-                digest.update(file.read(_DIGESTED))
-    return digest.hexdigest()
-
-
-def _spread(size: int) -> Iterator[int]:
-    """Where blocks begin: one after another up to 256 MiB, then as many, the first and the last among them."""
-    blocks = -(-size // _DIGESTED)
-    if blocks <= _BLOCKS:
-        yield from range(0, size, _DIGESTED)
-    else:
-        yield from ((size - _DIGESTED) * i // (_BLOCKS - 1) for i in range(_BLOCKS))
-
-
 def _windows(tokens: NDArray[Any], starts: NDArray[Any], seq_len: int) -> tuple[Tensor, Tensor]:
     import torch  # who only reads results needs no torch
 
@@ -202,7 +146,7 @@ def _is_held_out(name: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < share * 2**32
 
 
-def _write_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
+def _write_tokens(config: TextData, folder: Path, base: Path) -> DataFacts:
     """Documents as they come, so that any number of them fits in memory."""
     if config.tokenizer is not None:
         write_file(folder / TOKENIZER, read_tokenizer(find_path(config.tokenizer, base)))
@@ -236,7 +180,7 @@ def _write_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
     notes = list(losses.notes()) if config.kind != "python_source" else []
     if config.kind == "text" and config.max_bytes and count < (known := len(source_files(config, base))):
         notes.append(f"data.max_bytes takes the first {count} of {known} files, by name")
-    return CorpusFacts(
+    return DataFacts(
         kind=config.kind,
         vocab_size=codec.vocab_size,
         bytes_per_token=1.0 if isinstance(codec, Bytes) else max(text_bytes / max(total, 1), 1e-3),
@@ -303,18 +247,18 @@ def find_path(name: str, base: Path) -> Path:
     return base / home if (base / home).exists() else home
 
 
-def token_folder(config: DataConfig, base: Path) -> Path:
+def token_folder(config: TextData, base: Path) -> Path:
     """The folder of token files that ``config`` names. Raises `SpecError` if it names none, or several."""
     if not isinstance(config.path, str):
         raise SpecError("data.path", "data of kind tokens needs one path", "give a folder with train.bin and val.bin")
     return find_path(config.path, base)
 
 
-def _link_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
+def _link_tokens(config: TextData, folder: Path, base: Path) -> DataFacts:
     """Token files of somebody's own, or of ``spiralformer tokenize``, which says what they are."""
     source = token_folder(config, base)
     found = look_at_tokens(source, config)
-    for name in _PARTS:
+    for name in PARTS:
         (folder / name).symlink_to((source / name).resolve())
     if found.text == "tokenizer":
         write_file(folder / TOKENIZER, read_tokenizer(source))
@@ -322,8 +266,8 @@ def _link_tokens(config: DataConfig, folder: Path, base: Path) -> CorpusFacts:
 
 
 def look_at_tokens(
-    source: Path, config: DataConfig, parts: Sequence[str] = _PARTS, codec_in: Path | None = None
-) -> CorpusFacts:
+    source: Path, config: TextData, parts: Sequence[str] = PARTS, codec_in: Path | None = None
+) -> DataFacts:
     """What a folder of token files holds, looked through once.
 
     Args:
@@ -362,7 +306,7 @@ def look_at_tokens(
             "the token files do not say how many bytes a token stands for: what is called bits per byte is bits per "
             "token; give data.bytes_per_token"
         )
-    return CorpusFacts(
+    return DataFacts(
         kind=known.kind if known is not None else "tokens",
         vocab_size=vocab_size,
         bytes_per_token=bytes_per_token or 1.0,
@@ -413,3 +357,33 @@ def _bytes_per_token(file: Path, dtype: np.dtype[Any], codec: Codec) -> float:
     """Of the first tokens of a file, as their tokenizer writes them."""
     tokens = np.fromfile(file, dtype, count=_LOOKED_AT)
     return max(len(codec.decode(tokens.tolist()).encode()) / max(1, len(tokens)), 1e-3)
+
+
+def look_at_text(config: TextData, base: Path, *, prepare: bool = True) -> DataFacts:
+    """Facts of text, with nothing left behind; where they can't be told, there is plenty of it.
+
+    Args:
+        config: what to read.
+        base: where relative paths begin.
+        prepare: count the tokens too, where that takes seconds.
+
+    Raises:
+        SpecError: if there is none, or it is no data of its kind.
+    """
+    if config.kind == "tokens":
+        return look_at_tokens(token_folder(config, base), config)
+    files = source_files(config, base)
+    if prepare and config.kind != "hf" and sum(file.stat().st_size for file in files) <= _PREPARED_BYTES:
+        few = replace(config, max_bytes=min(config.max_bytes or _PREPARED_BYTES, _PREPARED_BYTES))
+        with tempfile.TemporaryDirectory() as scratch:
+            return prepare_corpus(few, Path(scratch) / "data", base).facts
+    codec = None if config.tokenizer is None else Tokenizer(find_path(config.tokenizer, base))
+    return DataFacts(
+        kind=config.kind,
+        vocab_size=256 if codec is None else codec.vocab_size,
+        dtype="uint32",
+        train_tokens=_PLENTY,
+        val_tokens=_PLENTY,
+        text="bytes" if codec is None else "tokenizer",
+        source=str(config.path),
+    )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from searchspace.disk import check_regular, open_regular
 from searchspace.errors import SpecError, show
-from studies.config import DataConfig
+from studies.data.settings import TextData
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z", ".tar", ".tgz", ".rar", ".br")
 _BLOCK, _PIECE, _LINE, _ROWS = 1 << 13, 1 << 22, 1 << 26, 64
@@ -33,7 +33,7 @@ class Document(NamedTuple):
     """Whether it goes on where the one before ended: large files come in pieces."""
 
 
-def documents(config: DataConfig, base: Path = Path()) -> Iterator[Document]:
+def documents(config: TextData, base: Path = Path()) -> Iterator[Document]:
     """Every document that ``config`` names, in a stable order, none of them empty.
 
     Args:
@@ -63,7 +63,7 @@ def _library() -> tuple[Path, ...]:
     return tuple(path for path in sorted(found) if path.stat().st_size)
 
 
-def source_files(config: DataConfig, base: Path = Path()) -> list[Path]:
+def source_files(config: TextData, base: Path = Path()) -> list[Path]:
     """The files that ``config`` names, in a stable order; none for ``hf``, whose library looks itself.
 
     Raises:
@@ -135,7 +135,7 @@ def _check_kind(file: Path, kind: str) -> None:
         raise SpecError("data.path", what, "save it as UTF-8" if wide else "leave it out", str(file))
 
 
-def _named(config: DataConfig, base: Path) -> Iterator[tuple[str, Path]]:
+def _named(config: TextData, base: Path) -> Iterator[tuple[str, Path]]:
     """Files with their names below the folder that holds them all."""
     files = source_files(config, base)
     library = Path(sysconfig.get_path("stdlib"))
@@ -144,7 +144,7 @@ def _named(config: DataConfig, base: Path) -> Iterator[tuple[str, Path]]:
         yield str(file.relative_to(root)), file
 
 
-def _files(config: DataConfig, base: Path) -> Iterator[Document]:
+def _files(config: TextData, base: Path) -> Iterator[Document]:
     """In pieces that end with a line, so that a file of any size fits in memory."""
     for name, file in _named(config, base):
         with open_regular(file) as opened:
@@ -156,7 +156,7 @@ def _files(config: DataConfig, base: Path) -> Iterator[Document]:
                 continues = True
 
 
-def _json_lines(config: DataConfig, base: Path) -> Iterator[Document]:
+def _json_lines(config: TextData, base: Path) -> Iterator[Document]:
     for name, file in _named(config, base):
         with open_regular(file) as lines:
             number = 0
@@ -184,7 +184,7 @@ def _row(line: bytes, number: int, file: Path) -> Any:
     return row
 
 
-def _parquet(config: DataConfig, base: Path) -> Iterator[Document]:
+def _parquet(config: TextData, base: Path) -> Iterator[Document]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
@@ -209,7 +209,7 @@ def _parquet(config: DataConfig, base: Path) -> Iterator[Document]:
                 yield Document(f"{name}:{number}", _text_of(row, config, f"{file} row {number}"))
 
 
-def _hugging_face(config: DataConfig, base: Path) -> Iterator[Document]:
+def _hugging_face(config: TextData, base: Path) -> Iterator[Document]:
     """Streamed: nothing is downloaded whole. The held-out split may be one of the dataset's own."""
     try:
         datasets = import_module("datasets")
@@ -235,7 +235,7 @@ def _hugging_face(config: DataConfig, base: Path) -> Iterator[Document]:
             yield Document(f"{split}:{number}", text, held_out)
 
 
-def _text_of(row: Any, config: DataConfig, where: str) -> bytes:
+def _text_of(row: Any, config: TextData, where: str) -> bytes:
     field = config.text_field
     if not isinstance(row, dict) or field not in row:
         known = list(row) if isinstance(row, dict) else []

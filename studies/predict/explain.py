@@ -27,7 +27,7 @@ from searchspace.space import SpaceSpec, assignments
 from studies.candidates.drawing import Candidates
 from studies.candidates.proposal import Proposal
 from studies.config import LearnerName, StudyConfig
-from studies.data.corpus import CorpusFacts
+from studies.data.dataset import DataFacts
 from studies.predict.features import MOST_TRIALS, Array, Example, Observation, adjust, last_rungs, make_example, observe
 from studies.predict.predictor import FEWEST, Predictor, rank_correlation
 from studies.records.folder import PREDICTED
@@ -55,7 +55,7 @@ def representative(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     told = [record for record in records if record.purpose != "promotion" and record.rungs]
     if len(told) <= MOST_TRIALS:
         return told
-    best = sorted(told, key=lambda record: (-len(record.rungs), record.rungs[-1].loss))[: MOST_TRIALS // 10]
+    best = sorted(told, key=lambda record: (-len(record.rungs), record.rungs[-1].score))[: MOST_TRIALS // 10]
     kept = {record.number for record in best}
     others = [record for record in told if record.number not in kept]
     room = MOST_TRIALS - len(best)
@@ -67,7 +67,7 @@ def observe_all(records: Sequence[TrialRecord], study: str = "") -> list[Observa
     """Every rung of every trial that is `representative`."""
     found: list[Observation] = []
     for record in representative(records):
-        rungs = [(rung.flops, rung.loss) for rung in record.rungs]
+        rungs = [(rung.flops, rung.score) for rung in record.rungs]
         found += observe(record.arch_spec(), record.cost, record.training, rungs, record.number, study)
     return found
 
@@ -100,7 +100,7 @@ class Pool:
         facts: of its data.
     """
 
-    def __init__(self, settings: StudyConfig, facts: CorpusFacts) -> None:
+    def __init__(self, settings: StudyConfig, facts: DataFacts) -> None:
         self._template = settings.space.template
         self._candidates = Candidates(settings, settings.absolute_budget(), facts)
 
@@ -322,7 +322,7 @@ def explain(
     return Explanation(dict(sorted(importance.items(), key=lambda item: -item[1])), _effects(drawn, means * scale))
 
 
-def kept_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: CorpusFacts, folder: Path) -> Effects:
+def kept_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: DataFacts, folder: Path) -> Effects:
     """Of candidates that nobody trained, as the tabular predictor sees them; computed once for each state of a study.
 
     Args:
@@ -334,7 +334,7 @@ def kept_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: Cor
     Returns:
         Nothing while the predictor ranks no better than chance.
     """
-    told = [(r.number, r.arch_id, [(rung.flops, rung.loss) for rung in r.rungs]) for r in representative(shown)]
+    told = [(r.number, r.arch_id, [(rung.flops, rung.score) for rung in r.rungs]) for r in representative(shown)]
     state = hashlib.sha256(json.dumps([told, settings.plain], default=str).encode()).hexdigest()
     file = folder / PREDICTED
     with contextlib.suppress(SpecError):  # none yet, or damaged: it is made again
@@ -348,7 +348,7 @@ def kept_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: Cor
     return effects
 
 
-def _predict_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: CorpusFacts) -> Effects:
+def _predict_effects(shown: Sequence[TrialRecord], settings: StudyConfig, facts: DataFacts) -> Effects:
     seen = observe_all(shown)
     predictor = Predictor("tabular")
     try:

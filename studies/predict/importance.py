@@ -36,7 +36,7 @@ def optuna_figures(records: Sequence[TrialRecord], settings: StudyConfig) -> dic
     if study is None:
         return {}
     losses = optuna.create_study()
-    losses.add_trials([optuna.trial.create_trial(value=record.rungs[-1].loss) for record in _complete(records)])
+    losses.add_trials([optuna.trial.create_trial(value=record.rungs[-1].score) for record in _complete(records)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         history = optuna.visualization.plot_optimization_history(losses, target_name="loss, nats per token")
@@ -64,7 +64,7 @@ def _decided(records: Sequence[TrialRecord], settings: StudyConfig, most: int, p
     for record in complete:
         params = {name.removeprefix(prefix): record.choices[name] for name in shared}
         study.add_trial(
-            optuna.trial.create_trial(value=record.rungs[-1].loss, params=params, distributions=distributions)
+            optuna.trial.create_trial(value=record.rungs[-1].score, params=params, distributions=distributions)
         )
     return study
 

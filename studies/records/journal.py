@@ -347,7 +347,7 @@ class Journal:
         """Journal one rung; Optuna's intermediate value too where there is one objective."""
         trial.set_user_attr(f"rung.{index}", asdict(rung))
         if len(trial.study.directions) == 1:
-            trial.report(rung.loss, index)
+            trial.report(rung.score, index)
 
     def finish(
         self,

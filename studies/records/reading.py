@@ -20,11 +20,12 @@ from builder.pricing.cost import Cost
 from searchspace.disk import open_regular
 from searchspace.errors import SpecError, show
 from studies.config import StudyConfig
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.records.folder import DATA, JOURNAL, read_settings
 from studies.records.trial import Purpose, Rung, TrialRecord, TrialState
+from studies.tasks.table import open_data
 
-FORMAT = 1
+FORMAT = 2
 """Of launches, rungs and results; stands in the journal under `FORMAT_KEY`."""
 FORMAT_KEY = "spiralformer_journal"
 
@@ -44,7 +45,7 @@ _LAUNCH = {
     "number": int, "name": str, "arch": dict, "arch_id": str, "choices": dict, "training": dict, "seed": int,
     "cost": dict,
 }  # fmt: skip
-_RUNG = {"flops": float, "tokens": int, "loss": float}
+_RUNG = {"flops": float, "tokens": int, "score": float, "metrics": dict}
 _COST = {f.name: f.type for f in fields(Cost)}
 
 
@@ -73,9 +74,9 @@ def reading(journal: Path) -> Iterator[None]:
         gc.enable()
 
 
-def open_study(folder: Path) -> tuple[list[TrialRecord], Corpus, StudyConfig]:
+def open_study(folder: Path) -> tuple[list[TrialRecord], Dataset, StudyConfig]:
     """A study folder's records, data and settings. Raises `SpecError` if it is none, or damaged."""
-    return open_for_reading(folder), Corpus(folder / DATA), read_settings(folder)
+    return open_for_reading(folder), open_data(folder / DATA), read_settings(folder)
 
 
 def open_for_reading(folder: Path) -> list[TrialRecord]:
@@ -190,8 +191,10 @@ def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], p
         rungs: list[Rung] = []
         while (rung := attrs.get(f"rung.{len(rungs)}")) is not None:
             _check(rung, _RUNG, f"rung {len(rungs)}")
-            if rung["loss"] < 0 or rung["flops"] < 0:
-                raise ValueError(f"rung {len(rungs)} is negative")
+            if rung["flops"] < 0:
+                raise ValueError(f"rung {len(rungs)} has spent less than nothing")
+            if not all(isinstance(value, int | float) for value in rung["metrics"].values()):
+                raise ValueError(f"rung {len(rungs)} has a metric that is no number")
             rungs.append(Rung(**rung))
         result: dict[str, Any] = {}
         if "result" in attrs:

@@ -67,8 +67,10 @@ class Rung:
 
     flops: float
     tokens: int
-    loss: float
-    """Nats per token."""
+    score: float
+    """Of which less is better: what training lowers, or a metric that it is to raise, with its sign turned."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All that the task measures, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,9 +124,9 @@ class TrialRecord:
     error: str = field(default="", repr=False)
 
     @property
-    def loss(self) -> float | None:
-        """Held-out loss after the full budget; None if it was not reached."""
-        return self.rungs[-1].loss if self.state == "complete" else None
+    def score(self) -> float | None:
+        """After the full budget; None if it was not reached."""
+        return self.rungs[-1].score if self.state == "complete" else None
 
     @property
     def flops(self) -> float:
@@ -132,8 +134,8 @@ class TrialRecord:
         return self.rungs[-1].flops if self.rungs else 0.0
 
     def objective(self, name: str) -> float:
-        """The value of one objective: the last loss, or a cost."""
-        return self.rungs[-1].loss if name == "loss" else float(getattr(self.cost, name) or 0)
+        """The value of one objective: the last score, or a cost."""
+        return self.rungs[-1].score if name == "loss" else float(getattr(self.cost, name) or 0)
 
     def arch_spec(self) -> ArchSpec:
         """The architecture, decoded."""

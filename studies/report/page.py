@@ -24,7 +24,7 @@ from builder.pricing.cost import estimate
 from searchspace.disk import write_file
 from searchspace.errors import show
 from studies.config import StudyConfig
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.predict.explain import (
     Effects,
     effects_by_place,
@@ -69,7 +69,7 @@ _COSTS = {
 def write_html(
     records: Sequence[TrialRecord],
     settings: StudyConfig,
-    corpus: Corpus,
+    corpus: Dataset,
     file: Path,
     *,
     refresh_s: int = 0,
@@ -80,7 +80,7 @@ def write_html(
     Args:
         records: of the study.
         settings: of the study.
-        corpus: its data, for bits per byte.
+        corpus: its data, which say how a score is told.
         file: to be written, whole or not at all.
         refresh_s: seconds after which a browser loads it again; 0 never.
         driven: whether a process drives the study now.
@@ -92,6 +92,7 @@ def write_html(
         facts=_facts(records, settings, corpus, driven=driven),
         notes=notes(records, corpus, driven=driven),
         figures=figures,
+        metric=corpus.headline.label,
         figures_json=_json(figures),
         why=" ".join(text for name, text in _WHY.items() if name in figures),
         again=_again(records, corpus),
@@ -123,20 +124,20 @@ def _json(figures: Figures) -> str:
     return json.dumps(parts).replace("<", "\\u003c")
 
 
-def _headline(records: Sequence[TrialRecord], corpus: Corpus) -> str:
+def _headline(records: Sequence[TrialRecord], corpus: Dataset) -> str:
     best, baseline = best_of(records), best_of(records, purpose="baseline")
     if best is None:
         return "No searched trial has spent its full budget yet."
-    bits = corpus.bits_per_byte(best.rungs[-1].loss)
-    text = f"Best: {summarize(best.arch_spec())}, {bits:.3f} bits/byte at {short(best.flops)} training FLOPs"
+    told = corpus.headline.text(best.rungs[-1].score)
+    text = f"Best: {summarize(best.arch_spec())}, {told} at {short(best.flops)} training FLOPs"
     if baseline is not None:
-        gap = round(bits, 3) - round(corpus.bits_per_byte(baseline.rungs[-1].loss), 3)
-        text += f", {abs(gap):.3f} {'better' if gap < 0 else 'worse'} than the baseline {baseline.name}"
+        verdict = corpus.headline.verdict(best.rungs[-1].score, baseline.rungs[-1].score)
+        text += f", {verdict} than the baseline {baseline.name}"
     return f"{text}."
 
 
 def _facts(
-    records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus, *, driven: bool
+    records: Sequence[TrialRecord], settings: StudyConfig, corpus: Dataset, *, driven: bool
 ) -> list[tuple[str, str]]:
     training, search = settings.plain.get("training", {}), settings.search
     budget = settings.plain.get("budget", {})
@@ -167,7 +168,7 @@ def _plain(value: object) -> str:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corpus, folder: Path) -> Figures:
+def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Dataset, folder: Path) -> Figures:
     figures: Figures = {}
     shown = [record for record in records if record.rungs]
     complete = [record for record in ranked(records) if record.state == "complete"]
@@ -185,7 +186,7 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
         )
     maps = {"effects": _measured_effects(shown), "predicted": kept_effects(shown, settings, corpus.facts, folder)}
     titles = {"effects": "measured, trials that were run", "predicted": "predicted, candidates nobody trained"}
-    most = corpus.bits_per_byte(max((abs(e) for effects in maps.values() for e in effects.values()), default=0.0))
+    most = corpus.headline.spread(max((abs(e) for effects in maps.values() for e in effects.values()), default=0.0))
     for name, effects in maps.items():
         if (figure := _effects(effects, corpus, most)) is not None:  # in one range of colours
             figures[name] = figure.update_layout(title={"text": titles[name], "font": {"size": 14}})
@@ -196,8 +197,8 @@ def _figures(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Corp
 _MARGIN = {"l": 50, "r": 20, "t": 30, "b": 50}
 
 
-def _hover(record: TrialRecord, corpus: Corpus) -> str:
-    bits = f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f} bits/byte" if record.rungs else ""
+def _hover(record: TrialRecord, corpus: Dataset) -> str:
+    bits = corpus.headline.text(record.rungs[-1].score) if record.rungs else ""
     lines = [
         _who(record),
         summarize(record.arch_spec()),
@@ -223,7 +224,7 @@ _CURVES = {
 """Colour and width by kind of trial, the later in front."""
 
 
-def _learning(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
+def _learning(shown: Sequence[TrialRecord], corpus: Dataset) -> go.Figure:
     """One line for each trial; of very many, the best."""
     best = best_of(shown)
     figure = go.Figure(layout={"xaxis": {"type": "log", "title": "training FLOPs"}, "margin": _MARGIN})
@@ -244,7 +245,7 @@ def _learning(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
         hover: list[str] = []
         for record in group:  # all in one trace, a gap after each: a trace of its own for each takes ten times longer
             x += [*(rung.flops for rung in record.rungs), None]
-            y += [*(corpus.bits_per_byte(rung.loss) for rung in record.rungs), None]
+            y += [*(corpus.headline.value(rung.score) for rung in record.rungs), None]
             hover += [_hover(record, corpus)] * (len(record.rungs) + 1)
         if group:
             color, width = _CURVES[name]
@@ -252,12 +253,12 @@ def _learning(shown: Sequence[TrialRecord], corpus: Corpus) -> go.Figure:
             figure.add_scatter(
                 x=x, y=y, mode="lines+markers", line=line, marker=marker, name=name, hovertext=hover, hoverinfo="text"
             )
-    figure.update_yaxes(title="held-out bits per byte")
+    figure.update_yaxes(title=corpus.headline.metric.words)
     figure.update_layout(legend={"orientation": "h", "y": -0.25})
     return figure
 
 
-def _front(complete: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence[str]) -> go.Figure:
+def _front(complete: Sequence[TrialRecord], corpus: Dataset, objectives: Sequence[str]) -> go.Figure:
     """Loss against one cost at a time, the study's objectives first; buttons choose which."""
     figure = go.Figure()
     searched = [record for record in complete if record.purpose == "search"]
@@ -274,7 +275,7 @@ def _front(complete: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence
         )
         for label, group, style in rows:
             hover = {} if label == "front" else {"hovertext": [hovers[r.number] for r in group], "hoverinfo": "text"}
-            x, y = [r.objective(metric) for r in group], [corpus.bits_per_byte(r.rungs[-1].loss) for r in group]
+            x, y = [r.objective(metric) for r in group], [corpus.headline.value(r.rungs[-1].score) for r in group]
             figure.add_scatter(x=x, y=y, name=label, visible=i == 0, **style, **hover)
     buttons = [
         {
@@ -288,7 +289,7 @@ def _front(complete: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence
     menu["font"] = {"color": "#1f66a8"}
     figure.update_layout(updatemenus=[menu], showlegend=True, legend={"orientation": "h", "y": -0.2}, margin=_MARGIN)
     figure.update_xaxes(title=next(iter(kinds), ""))
-    figure.update_yaxes(title="held-out bits per byte")
+    figure.update_yaxes(title=corpus.headline.metric.words)
     return figure
 
 
@@ -341,12 +342,12 @@ def _measured_effects(shown: Sequence[TrialRecord]) -> Effects:
     return effects_by_place(schedules, [losses[record.number] for record in searched])
 
 
-def _effects(effects: Effects, corpus: Corpus, most: float) -> go.Figure | None:
+def _effects(effects: Effects, corpus: Dataset, most: float) -> go.Figure | None:
     places, levels = sorted({place for place, _ in effects}), sorted({level for _, level in effects})
     if len(levels) < 2:
         return None
     table = [
-        [None if (e := effects.get((place, level))) is None else corpus.bits_per_byte(e) for place in places]
+        [None if (e := effects.get((place, level))) is None else corpus.headline.value(e) for place in places]
         for level in levels
     ]
     figure = go.Figure(
@@ -359,10 +360,10 @@ def _effects(effects: Effects, corpus: Corpus, most: float) -> go.Figure | None:
             zmin=-most,
             zmax=most,
             texttemplate="%{z:+.3f}",
-            hovertemplate="%{y} at iteration %{x}: %{z:+.3f} bits/byte<extra></extra>",
+            hovertemplate="%{y} at iteration %{x}: %{z:+.3f} " + f"{corpus.headline.label}<extra></extra>",
             xgap=1,
             ygap=1,
-            colorbar={"title": "bits/byte"},
+            colorbar={"title": corpus.headline.label},
         )
     )
     figure.update_layout(margin={**_MARGIN, "l": 80})
@@ -373,13 +374,13 @@ def _effects(effects: Effects, corpus: Corpus, most: float) -> go.Figure | None:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _again(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+def _again(records: Sequence[TrialRecord], corpus: Dataset) -> list[dict[str, Any]]:
     return [
         {
             "what": summarize(group.runs[0].arch_spec()) + (" (baseline)" if group.is_baseline else ""),
             "runs": len(group.runs),
-            "bits": f"{corpus.bits_per_byte(group.mean):.3f}",
-            "spread": "" if group.spread is None else f"{corpus.bits_per_byte(group.spread):.3f}",
+            "bits": f"{corpus.headline.value(group.mean):.3f}",
+            "spread": "" if group.spread is None else f"{corpus.headline.spread(group.spread):.3f}",
             "is_baseline": group.is_baseline,
         }
         for group in promotions(records)
@@ -396,7 +397,7 @@ def _failures(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     return rows
 
 
-def _best(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]]:
+def _best(records: Sequence[TrialRecord], corpus: Dataset) -> list[dict[str, Any]]:
     complete = [r for r in ranked(records) if r.state == "complete" and r.purpose == "search"]
     baseline = best_of(records, purpose="baseline")
     rows = []
@@ -407,7 +408,7 @@ def _best(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]
             {
                 "number": record.number,
                 "what": summarize(arch),
-                "bits": f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f}",
+                "bits": f"{corpus.headline.value(record.rungs[-1].score):.3f}",
                 "versus": "" if baseline is None else f"{_versus(record, baseline, corpus)} against the baseline",
                 "svg": base64.b64encode(draw_svg(arch).encode()).decode(),
                 "parts": cost_rows(graph),
@@ -418,12 +419,11 @@ def _best(records: Sequence[TrialRecord], corpus: Corpus) -> list[dict[str, Any]
     return rows
 
 
-def _versus(record: TrialRecord, baseline: TrialRecord, corpus: Corpus) -> str:
-    bits, base = (corpus.bits_per_byte(r.rungs[-1].loss) for r in (record, baseline))
-    return f"{round(bits, 3) - round(base, 3):+.3f}"
+def _versus(record: TrialRecord, baseline: TrialRecord, corpus: Dataset) -> str:
+    return corpus.headline.change(record.rungs[-1].score, baseline.rungs[-1].score)
 
 
-def _ranking(records: Sequence[TrialRecord], corpus: Corpus, objectives: Sequence[str]) -> list[dict[str, Any]]:
+def _ranking(records: Sequence[TrialRecord], corpus: Dataset, objectives: Sequence[str]) -> list[dict[str, Any]]:
     baseline = best_of(records, purpose="baseline")
     rungs = max((len(record.rungs) for record in records), default=1)
     rows = []
@@ -445,7 +445,7 @@ def _ranking(records: Sequence[TrialRecord], corpus: Corpus, objectives: Sequenc
                 "steps": f"{record.steps:,}" if record.steps else "",
                 "params": short(record.cost.params),
                 "flops": short(record.cost.flops_per_token),
-                "bits": f"{corpus.bits_per_byte(record.rungs[-1].loss):.3f}",
+                "bits": f"{corpus.headline.value(record.rungs[-1].score):.3f}",
                 "versus": versus,
                 "kind": "baseline" if is_baseline else "" if complete else "stopped",
             }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
 
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.show.summary import labels, short, summarize
 from studies.training.plan import FEW_STEPS
@@ -27,8 +27,8 @@ _FAR_MORE = 1.5
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Complete trials by loss, then stopped ones by how far they came and their last loss; promotions stand apart."""
     records = [record for record in records if record.purpose != "promotion"]
-    complete = sorted((r for r in records if r.state == "complete"), key=lambda r: r.rungs[-1].loss)
-    stopped = sorted((r for r in records if r.state == "stopped"), key=lambda r: (-len(r.rungs), r.rungs[-1].loss))
+    complete = sorted((r for r in records if r.state == "complete"), key=lambda r: r.rungs[-1].score)
+    stopped = sorted((r for r in records if r.state == "stopped"), key=lambda r: (-len(r.rungs), r.rungs[-1].score))
     return [*complete, *stopped]
 
 
@@ -38,7 +38,7 @@ def best_of(records: Sequence[TrialRecord], *, purpose: str = "search") -> Trial
     Where the best were trained again, the best on average of these counts, by its best run.
     """
     if purpose == "search" and (found := [g for g in promotions(records) if not g.is_baseline]):
-        return min(found[0].runs, key=lambda run: run.rungs[-1].loss)
+        return min(found[0].runs, key=lambda run: run.rungs[-1].score)
     return next((r for r in ranked(records) if r.state == "complete" and r.purpose == purpose), None)
 
 
@@ -51,13 +51,13 @@ class Promotion:
 
     @property
     def mean(self) -> float:
-        """Mean final loss, nats per token."""
-        return mean(run.rungs[-1].loss for run in self.runs)
+        """Mean final score."""
+        return mean(run.rungs[-1].score for run in self.runs)
 
     @property
     def spread(self) -> float | None:
         """Standard deviation over seeds; None for one."""
-        return stdev(run.rungs[-1].loss for run in self.runs) if len(self.runs) > 1 else None
+        return stdev(run.rungs[-1].score for run in self.runs) if len(self.runs) > 1 else None
 
 
 def promotions(records: Sequence[TrialRecord]) -> list[Promotion]:
@@ -72,7 +72,7 @@ def promotions(records: Sequence[TrialRecord]) -> list[Promotion]:
     return sorted(found, key=lambda group: group.mean)
 
 
-def promotion_table(records: Sequence[TrialRecord], corpus: Corpus) -> Table | None:
+def promotion_table(records: Sequence[TrialRecord], corpus: Dataset) -> Table | None:
     """Mean and spread over seeds of what was trained again; None if nothing was."""
     found = promotions(records)
     if not found:
@@ -81,20 +81,25 @@ def promotion_table(records: Sequence[TrialRecord], corpus: Corpus) -> Table | N
     table = Table(
         title="Trained again, with other seeds; mean and standard deviation", title_justify="left", box=SIMPLE
     )
-    for name, justify in (("trials", "left"), ("architecture", "left"), ("runs", "right"), ("bits/byte", "right")):
+    for name, justify in (
+        ("trials", "left"),
+        ("architecture", "left"),
+        ("runs", "right"),
+        (corpus.headline.label, "right"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("vs base", justify="right")
     for group in found:
         first = group.runs[0]
-        bits, spread = corpus.bits_per_byte(group.mean), group.spread
+        bits, spread = corpus.headline.value(group.mean), group.spread
         versus = ""
         if baseline is not None and group is not baseline:
-            versus = f"{round(bits, 3) - round(corpus.bits_per_byte(baseline.mean), 3):+.3f}"
+            versus = corpus.headline.change(group.mean, baseline.mean)
         table.add_row(
             ", ".join(str(run.number) for run in group.runs),
             f"{first.name}: {summarize(first.arch_spec())}" if group.is_baseline else summarize(first.arch_spec()),
             str(len(group.runs)),
-            f"{bits:.3f}" + (f" ± {corpus.bits_per_byte(spread):.3f}" if spread is not None else ""),
+            f"{bits:.3f}" + (f" ± {corpus.headline.spread(spread):.3f}" if spread is not None else ""),
             "baseline" if group is baseline else versus,
             style="bold" if group.is_baseline else "",
         )
@@ -115,7 +120,7 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Tri
 
 
 def ranking_table(
-    records: Sequence[TrialRecord], corpus: Corpus, *, objectives: Sequence[str] = ("loss",), top: int = 20
+    records: Sequence[TrialRecord], corpus: Dataset, *, objectives: Sequence[str] = ("loss",), top: int = 20
 ) -> Table:
     """The terminal ranking, baselines in their places and marked; with several objectives, the front too."""
     on_front = {record.number for record in front(records, objectives)} if len(objectives) > 1 else set()
@@ -136,21 +141,20 @@ def ranking_table(
     table.add_column("architecture", overflow="fold", ratio=1)
     # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
     costs = [name for name in objectives if name != "loss"] or ["params", "flops_per_token"]
-    for name in (*(COST_NAMES.get(cost, cost) for cost in costs), "tokens", "bits/byte", "vs base"):
+    for name in (*(COST_NAMES.get(cost, cost) for cost in costs), "tokens", corpus.headline.label, "vs base"):
         narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != "vs base" else name
         table.add_column(narrow, justify="right", no_wrap=True)
     shown = ranked(records)[:top]
     if not shown:
         table.title = "No results yet."
     for place, (record, label) in enumerate(zip(shown, labels_of(shown), strict=True), start=1):
-        bits = corpus.bits_per_byte(record.rungs[-1].loss)
+        bits = corpus.headline.value(record.rungs[-1].score)
         is_baseline = record.purpose == "baseline"
         versus = ""
         if record.state == "stopped":
             versus = f"rung {len(record.rungs)}/{rungs}"
         elif baseline is not None and record is not baseline:
-            base = corpus.bits_per_byte(baseline.rungs[-1].loss)
-            versus = f"{round(bits, 3) - round(base, 3):+.3f}"
+            versus = corpus.headline.change(record.rungs[-1].score, baseline.rungs[-1].score)
         table.add_row(
             str(place) if record.state == "complete" else "",
             f"{record.number}" + ("*" if record.number in on_front else ""),
@@ -192,7 +196,7 @@ def counts_of(records: Sequence[TrialRecord], *, driven: bool) -> str:
     return ", ".join(f"{states[state]} {name}" for state, name in names.items() if states[state]) or "none yet"  # type: ignore[index]
 
 
-def notes(records: Sequence[TrialRecord], corpus: Corpus, *, driven: bool) -> list[str]:
+def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> list[str]:
     """What a reader should know before believing the ranking.
 
     Args:
@@ -212,17 +216,14 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus, *, driven: bool) -> li
     first_again = next((group for group in again if not group.is_baseline), None)
     baseline_again = next((group for group in again if group.is_baseline), None)
     if first_again is not None and baseline_again is not None:
-        gap = round(corpus.bits_per_byte(baseline_again.mean), 3) - round(corpus.bits_per_byte(first_again.mean), 3)
         lines.append(
-            f"Trained again with {len(first_again.runs)} other seeds, the best found is {abs(gap):.3f} bits/byte "
-            f"{'better' if gap > 0 else 'worse'} than the baseline on average."
+            f"Trained again with {len(first_again.runs)} other seeds, the best found is "
+            f"{corpus.headline.verdict(first_again.mean, baseline_again.mean)} than the baseline on average."
         )
     elif best is not None and baseline is not None:
-        base, found = (round(corpus.bits_per_byte(r.rungs[-1].loss), 3) for r in (baseline, best))
-        gap = base - found  # as the table shows them
-        verdict = "better" if gap > 0 else "worse"
+        verdict = corpus.headline.verdict(best.rungs[-1].score, baseline.rungs[-1].score)
         lines.append(
-            f"The best found is {abs(gap):.3f} bits/byte {verdict} than the baseline; one seed each, so mind the "
+            f"The best found is {verdict} than the baseline; one seed each, so mind the "
             "spread between seeds (search.promote measures it)."
         )
     if best is not None and baseline is not None:
@@ -244,11 +245,11 @@ def notes(records: Sequence[TrialRecord], corpus: Corpus, *, driven: bool) -> li
             lines.append(f"{name} is {best.training[key]} for the best, {baseline.training[key]} for the baseline.")
         if settings:
             lines.append("The baseline takes the middle of every open training choice: the gap may be partly tuning.")
-    if best is not None and best.rungs[-1].loss > math.log(best.arch_spec().vocab_size):
+    if best is not None and best.rungs[-1].metrics.get("loss", 0.0) > math.log(best.arch_spec().vocab_size):
         lines.append("The best is worse than guessing evenly: lower the learning rate, or train longer.")
     first = [record for record in records if record.rungs]
     if len(first) >= _MIN_FOR_NOTE:
-        rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].loss for r in first])
+        rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].score for r in first])
         if rho > 0.6:
             lines.append(
                 f"Loss follows FLOPs per token (rank correlation {rho:.2f} at the first rung): at this budget, seeing "

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from searchspace.errors import SpecError
 from studies.config import StudyConfig, TrackerName
-from studies.data.corpus import Corpus
 from studies.records.folder import TRACKING
 from studies.records.trial import TrialRecord
 from studies.show.summary import summarize
@@ -31,8 +30,8 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files under ``tracking/tensorboard``; a step is a million training FLOPs, so that curves compare."""
 
-    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
-        self._folder, self._corpus = folder / TRACKING / "tensorboard", corpus
+    def __init__(self, study: StudyConfig, folder: Path) -> None:
+        self._folder = folder / TRACKING / "tensorboard"
         self._writer = import_module("tensorboardX").SummaryWriter
 
     def _open(self, record: TrialRecord, suffix: str) -> Any:
@@ -43,8 +42,8 @@ class TensorBoard:
         rung = record.rungs[index]
         with self._open(record, f".{index}") as writer:
             step = int(rung.flops / 1e6)
-            writer.add_scalar("held_out/bits_per_byte", self._corpus.bits_per_byte(rung.loss), step)
-            writer.add_scalar("held_out/loss", rung.loss, step)
+            for name, value in rung.metrics.items():
+                writer.add_scalar(f"held_out/{name}", value, step)
 
     def end(self, record: TrialRecord) -> None:
         with self._open(record, ".end") as writer:
@@ -55,8 +54,7 @@ class TensorBoard:
 class MLflow:
     """Runs of the experiment named as the study; in ``tracking/mlflow.db``, or where MLFLOW_TRACKING_URI says."""
 
-    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
-        self._corpus = corpus
+    def __init__(self, study: StudyConfig, folder: Path) -> None:
         client = import_module("mlflow").MlflowClient
         place = folder.absolute() / TRACKING
         place.mkdir(parents=True, exist_ok=True)
@@ -78,8 +76,8 @@ class MLflow:
     def rung(self, record: TrialRecord, index: int) -> None:
         run, rung = self._run(record), record.rungs[index]
         step = int(rung.flops / 1e6)
-        self._client.log_metric(run, "held_out_bits_per_byte", self._corpus.bits_per_byte(rung.loss), step=step)
-        self._client.log_metric(run, "held_out_loss", rung.loss, step=step)
+        for name, value in rung.metrics.items():
+            self._client.log_metric(run, f"held_out_{name}", value, step=step)
 
     def end(self, record: TrialRecord) -> None:
         run = self._run(record)
@@ -94,8 +92,8 @@ class _RunBased:
 
     module = ""
 
-    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
-        self._study, self._folder, self._corpus = study, folder, corpus
+    def __init__(self, study: StudyConfig, folder: Path) -> None:
+        self._study, self._folder = study, folder
         self._library = import_module(self.module)
 
     def _init(self, record: TrialRecord) -> Any:
@@ -107,8 +105,8 @@ class _RunBased:
     def end(self, record: TrialRecord) -> None:
         run = self._init(record)
         for rung in record.rungs:
-            bits = self._corpus.bits_per_byte(rung.loss)
-            run.log({"held_out_bits_per_byte": bits, "held_out_loss": rung.loss, "training_flops": rung.flops})
+            told = {f"held_out_{name}": value for name, value in rung.metrics.items()}
+            run.log({**told, "training_flops": rung.flops})
         run.finish()
 
 
@@ -151,15 +149,14 @@ class Tracking:
     Args:
         study: of which ``tracking`` names them.
         folder: of the study.
-        corpus: its data.
 
     Raises:
         SpecError: if a tracker's package is missing.
     """
 
-    def __init__(self, study: StudyConfig, folder: Path, corpus: Corpus) -> None:
+    def __init__(self, study: StudyConfig, folder: Path) -> None:
         check_trackers(study)
-        self._trackers: dict[str, Tracker] = {name: TRACKERS[name](study, folder, corpus) for name in study.tracking}
+        self._trackers: dict[str, Tracker] = {name: TRACKERS[name](study, folder) for name in study.tracking}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self.note = ""
         """Which tracker failed, and why."""

@@ -25,7 +25,8 @@ from searchspace.space import Candidate
 from studies.candidates.drawing import trial_key
 from studies.candidates.proposal import Proposal
 from studies.config import MiddleChooser, StudyConfig, decide_training
-from studies.data.corpus import Corpus, find_path
+from studies.data.corpus import find_path
+from studies.data.dataset import Dataset
 from studies.records.folder import TRIALS, mark_study, study_id
 from studies.records.journal import Journal, revive
 from studies.records.reading import STATES
@@ -94,12 +95,12 @@ class StudyDriver:
         self,
         study: StudyConfig,
         folder: Path,
-        corpus: Corpus,
+        corpus: Dataset,
         device: str = "cpu",
         journal: Journal | None = None,
     ) -> None:
         self.study, self.corpus, self.device = study, str(corpus.folder.absolute()), device
-        self._data, self._bits_per_byte = corpus.facts.content, corpus.bits_per_byte
+        self._data = corpus.facts.content
         self.folder = folder.absolute()  # workers run in folders of their own
         self.journal = journal or Journal(folder, study.objectives)
         self.id = mark_study(folder)
@@ -144,7 +145,7 @@ class StudyDriver:
             for proposal in self.journal.interrupted():
                 self._proposer.reject(proposal, "interrupted before launch", {})
 
-    def _warm_start(self, corpus: Corpus) -> str:
+    def _warm_start(self, corpus: Dataset) -> str:
         source = self.study.search.from_
         if source is None:
             return ""
@@ -164,14 +165,14 @@ class StudyDriver:
         self._records[record.number] = record
         if record.purpose == "search":
             for index, rung in enumerate(record.rungs):
-                self._losses[index][record.number] = rung.loss
+                self._losses[index][record.number] = rung.score
 
     def _note_end(self, record: TrialRecord) -> None:
         self._records[record.number] = record
         self._ended[record.state] += 1
         self._flops_ended += record.flops
         best = self._best.get(record.purpose)
-        if record.loss is not None and (best is None or best.loss is None or record.loss < best.loss):
+        if record.score is not None and (best is None or best.score is None or record.score < best.score):
             self._best[record.purpose] = record
 
     def progress(self) -> Progress:
@@ -252,7 +253,7 @@ class StudyDriver:
         if not promote.trials:
             return None
         complete = [r for r in self._records.values() if r.purpose == "search" and r.state == "complete"]
-        best = sorted(complete, key=lambda r: r.rungs[-1].loss)[: promote.trials]
+        best = sorted(complete, key=lambda r: r.rungs[-1].score)[: promote.trials]
         if (baseline := self._best.get("baseline")) is not None:
             best.append(baseline)
         for record in best:
@@ -342,8 +343,8 @@ class StudyDriver:
         if report.reason == "disk_full":  # no fault of the trial's, which is left to go on
             self.halted = f"the disk is full: {report.error.strip().splitlines()[-1]}"
             return False
-        if any(not math.isfinite(rung.loss) for rung in report.rungs):
-            finite = tuple(rung for rung in report.rungs if math.isfinite(rung.loss))
+        if any(not math.isfinite(rung.score) for rung in report.rungs):
+            finite = tuple(rung for rung in report.rungs if math.isfinite(rung.score))
             report = replace(report, kind="failed", rungs=finite, reason="diverged", error="a loss is not finite")
         if report.kind == "failed":
             self._fail(running, report)
@@ -388,7 +389,7 @@ class StudyDriver:
             return False
         index = len(record.rungs) - 1
         others = [loss for number, loss in self._losses[index].items() if number != record.number]
-        return should_stop(self.study.search.stopper, record.rungs[index].loss, others)
+        return should_stop(self.study.search.stopper, record.rungs[index].score, others)
 
     def _finish(self, running: _Running, state: OptunaState, report: Report) -> None:
         record = running.record
@@ -402,7 +403,7 @@ class StudyDriver:
         values = None
         if state == OptunaState.COMPLETE:
             values = [record.objective(name) for name in self.study.objectives]
-        shown = {"bits_per_byte": self._bits_per_byte(record.rungs[-1].loss)} if record.rungs else {}
+        shown = dict(record.rungs[-1].metrics) if record.rungs else {}
         self.journal.finish(running.trial, state, values, facts, shown)
         finished = replace(record, state="failed" if report.reason else STATES[state], **facts)
         self._note_end(finished)

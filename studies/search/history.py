@@ -23,7 +23,7 @@ def fitness(trial: FrozenTrial) -> tuple[float, ...] | None:
     rungs = [name for name in trial.user_attrs if name.startswith("rung.")]
     if trial.state != OptunaState.PRUNED or not rungs:
         return None
-    return (1.0 / len(rungs), trial.user_attrs[f"rung.{len(rungs) - 1}"]["loss"])
+    return (1.0 / len(rungs), trial.user_attrs[f"rung.{len(rungs) - 1}"]["score"])
 
 
 def choices_of(trial: FrozenTrial) -> dict[str, Scalar]:

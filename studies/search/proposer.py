@@ -26,7 +26,7 @@ from searchspace.space import assignments
 from studies.candidates.drawing import Candidates, HintedChooser
 from studies.candidates.proposal import Proposal
 from studies.config import StudyConfig
-from studies.data.corpus import CorpusFacts
+from studies.data.dataset import DataFacts
 from studies.records.journal import settle
 from studies.search.samplers import make_sampler, startup_trials
 from studies.search.surrogate import Surrogate
@@ -82,7 +82,7 @@ class Proposer:
         SpecError: if the sampler is ``grid`` and the choices can't be listed.
     """
 
-    def __init__(self, study: StudyConfig, budget: Budget, facts: CorpusFacts) -> None:
+    def __init__(self, study: StudyConfig, budget: Budget, facts: DataFacts) -> None:
         self.study = study
         self.candidates = Candidates(study, budget, facts)
         self.queue: deque[dict[str, Scalar]] = deque()

@@ -17,7 +17,7 @@ from searchspace.choices import Decision, FixedChooser, Scalar
 from searchspace.errors import SpecError
 from studies.candidates.distributions import distribution_of
 from studies.config import StudyConfig, decide_training
-from studies.data.corpus import Corpus
+from studies.data.dataset import Dataset
 from studies.records.reading import open_study
 from studies.records.trial import TrialRecord
 
@@ -35,7 +35,7 @@ class WarmStart:
     note: str
 
 
-def warm_start(source: Path, study: StudyConfig, budget: Budget, corpus: Corpus) -> WarmStart:
+def warm_start(source: Path, study: StudyConfig, budget: Budget, corpus: Dataset) -> WarmStart:
     """Read another study's folder; only trials whose decisions fit this study's space and budget count.
 
     Losses compare when data, training settings and objectives are the same: then they teach the sampler. If not,
@@ -64,7 +64,7 @@ def warm_start(source: Path, study: StudyConfig, budget: Budget, corpus: Corpus)
     if misfits:
         note += f"\nleft out: {'; '.join(misfits[:5])}" + (f" and {len(misfits) - 5} more" if len(misfits) > 5 else "")
     if differing:
-        best = sorted(fitting, key=lambda pair: pair[0].rungs[-1].loss)[:_FIRST]
+        best = sorted(fitting, key=lambda pair: pair[0].rungs[-1].score)[:_FIRST]
         return WarmStart([], [record.choices for record, _ in best], note)
     return WarmStart([_evidence(record, names, study, source) for record, names in fitting], [], note)
 
@@ -97,7 +97,7 @@ def _check(record: TrialRecord, study: StudyConfig, budget: Budget) -> dict[str,
     return chooser.seen
 
 
-def _difference(study: StudyConfig, other: StudyConfig, corpus: Corpus, its_corpus: Corpus) -> str:
+def _difference(study: StudyConfig, other: StudyConfig, corpus: Dataset, its_corpus: Dataset) -> str:
     """What keeps losses of two studies from being compared; empty if nothing does."""
 
     def settled(settings: StudyConfig) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
 from searchspace.plain import encode
 from searchspace.topologies import TOPOLOGIES
 from studies.config import (
-    DataConfig,
     PromoteConfig,
     ResourcesConfig,
     SearchConfig,
@@ -21,6 +20,7 @@ from studies.config import (
     StudyKeys,
     TrainingConfig,
 )
+from studies.tasks.table import TASKS
 
 SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     ("Architecture", "The keys of an architecture or space file. In a space, any value may be open.", (ArchSpec,)),
@@ -44,7 +44,11 @@ SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
         "sections below have tables of their own.",
         (StudyKeys,),
     ),
-    ("Study: data", "What to train on.", (DataConfig,)),
+    (
+        "Study: data",
+        "What to train on; `kind` tells which of the keys have a use.",
+        tuple(task.config for task in TASKS.values()),
+    ),
     ("Study: training", "Any value may be open; baselines take the middle.", (TrainingConfig,)),
     (
         "Study: budget",

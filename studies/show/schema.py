@@ -10,7 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, Union
+from typing import Any, Literal, TypeAlias, Union, cast
 
 from builder.pricing.budget import BudgetSpec
 from searchspace.arch import ArchSpec
@@ -24,6 +24,8 @@ from studies.config import (
     StudyKeys,
     TrainingConfig,
 )
+from studies.data.settings import TEXT_KEYS, DataConfig, TextKind
+from studies.tasks.table import SOURCES
 
 Language: TypeAlias = Literal["architecture", "space", "study"]
 LANGUAGES: tuple[Language, ...] = typing.get_args(Language)
@@ -112,7 +114,7 @@ class _Writer:
         if annotation in _SPECIAL:
             return self._special(annotation)
         if dataclasses.is_dataclass(annotation):
-            return self._definition(typing.cast(type, annotation))
+            return self._definition(cast(type, annotation))
         if origin is Literal:
             return {"enum": list(args)}
         if origin in (Union, types.UnionType):
@@ -142,6 +144,8 @@ class _Writer:
             del settings_["properties"]["kind"]
             kinds = ("none", "asha", "median")
             return {"anyOf": [{"enum": list(kinds)}, *(_only(kind, settings_) for kind in kinds)]}
+        if cls is DataConfig:
+            return {"anyOf": [self._source(kind) for kind in SOURCES]}
         if cls is PromoteConfig:
             return {"anyOf": [{"type": "integer", "minimum": 0}, self._definition(cls)]}
         band = {"type": "object", "properties": {"min": _AMOUNT, "max": _AMOUNT}, "additionalProperties": False}
@@ -149,6 +153,14 @@ class _Writer:
             name: {**_described(field), "anyOf": [*_AMOUNT["anyOf"], band]} for name, field in _keys(BudgetSpec).items()
         }
         return {"type": "object", "properties": limits, "additionalProperties": False}
+
+    def _source(self, kind: str) -> Schema:
+        """A source of data with the keys that it has a use for; without a kind it is the first."""
+        schema = self._mapping_of(SOURCES[kind].config, is_open=False)
+        keys = TEXT_KEYS.get(cast(TextKind, kind), tuple(schema["properties"]))
+        shown = {name: given for name, given in schema["properties"].items() if name in keys and name != "kind"}
+        schema["properties"] = {"kind": {"const": kind}, **shown}
+        return schema if kind == next(iter(SOURCES)) else {**schema, "required": ["kind"]}
 
     def _definition(self, cls: type[Any]) -> Schema:
         name = cls.__name__
@@ -181,7 +193,7 @@ class _Writer:
         return {"anyOf": [schema, {"type": "null"}]}
 
 
-_SPECIAL = (LevelUse, TopologySpec, StopperConfig, PromoteConfig, BudgetSpec)
+_SPECIAL = (LevelUse, TopologySpec, StopperConfig, PromoteConfig, BudgetSpec, DataConfig)
 
 
 def _or_reference(schema: Schema) -> Schema:

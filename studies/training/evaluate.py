@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from builder.exchange.bundle import Bundle, load_bundle
 from searchspace.disk import open_regular
 from searchspace.errors import SpecError
-from studies.config import DataConfig
 from studies.data.codec import Codec, codec_of_bundle
-from studies.data.corpus import FACTS, find_path, look_at_tokens
+from studies.data.corpus import find_path, look_at_tokens
+from studies.data.dataset import FACTS, Examination
 from studies.data.documents import documents
+from studies.data.settings import TextData
+from studies.tasks.table import TASKS, decode_data
 
 _BATCH_TOKENS = 16_384
 
@@ -46,7 +48,7 @@ class Evaluation:
 
 def evaluate(
     bundle: Path,
-    data: DataConfig,
+    data: TextData,
     *,
     most_tokens: int = 1_000_000,
     device: str = "cpu",
@@ -93,7 +95,22 @@ def evaluate(
     return Evaluation(count, text_bytes, float(sums.sum()) / count, by_position)
 
 
-def _encoded(codec: Codec, data: DataConfig, most: int) -> tuple[np.ndarray, float]:
+def examine_bundle(bundle: Path, *, most_tokens: int, device: str = "cpu") -> Examination:
+    """Score a bundle on examples that its task makes anew.
+
+    Raises:
+        SpecError: if the bundle is damaged, or its task makes none.
+    """
+    loaded = load_bundle(bundle, device=device)
+    facts = loaded.manifest.get("data", {})
+    task = TASKS.get(facts.get("task", "text_lm"))
+    if task is None or task.examine is None:
+        raise SpecError("--data", "is missing: this model's task makes no examples", "give text to score it on")
+    settings = decode_data(loaded.manifest.get("data_settings", {}), "data_settings")
+    return task.examine(loaded.model.eval(), settings, most_tokens)
+
+
+def _encoded(codec: Codec, data: TextData, most: int) -> tuple[np.ndarray, float]:
     found: list[int] = []
     text_bytes = 0
     for document in documents(data):
@@ -106,7 +123,7 @@ def _encoded(codec: Codec, data: DataConfig, most: int) -> tuple[np.ndarray, flo
     return np.array(found[: most + 1], dtype=np.int64), text_bytes / max(len(found), 1)
 
 
-def _token_file(folder: Path, bundle: Bundle, data: DataConfig, most: int) -> tuple[np.ndarray, float | None]:
+def _token_file(folder: Path, bundle: Bundle, data: TextData, most: int) -> tuple[np.ndarray, float | None]:
     """Held-out tokens; what the folder does not say of them, the bundle's own data do."""
     own = bundle.manifest.get("data", {})
     if not isinstance(data.path, str):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from studies.config import TrainingConfig
-from studies.data.corpus import CorpusFacts
 
 FEW_STEPS = 50
 """Losses after fewer steps tell little of longer training."""
@@ -51,24 +49,6 @@ def make_plan(config: TrainingConfig, seq_len: int, training_flops_per_token: fl
             "training", f"{what} do not last for one step, which takes {need}", "raise it, or lower batch_tokens"
         )
     return Plan(batch_size, steps, flops, tokens)
-
-
-def check_fit(arch: ArchSpec, facts: CorpusFacts) -> None:
-    """Raise `SpecError` unless ``arch`` can be trained on data with these facts to predict the next token."""
-    if not arch.causal:
-        raise SpecError("causal", "a model that sees its whole input sees what it is to predict", "set causal: true")
-    if facts.vocab_size > arch.vocab_size:
-        raise SpecError(
-            "vocab_size",
-            f"{arch.vocab_size} is too small for data with {facts.vocab_size} tokens",
-            f"use {facts.vocab_size} or more",
-        )
-    if min(facts.train_tokens, facts.val_tokens) <= arch.seq_len:
-        raise SpecError(
-            "data",
-            f"has {facts.train_tokens} training and {facts.val_tokens} held-out tokens, less than one sequence",
-            "give more text, or lower seq_len",
-        )
 
 
 def learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:

@@ -83,7 +83,8 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
                     save()
                     saved = time.monotonic()
                 yield report("progress", train_loss)
-            rungs.append(Rung(flops=trainer.flops, tokens=trainer.tokens, loss=trainer.evaluate()))
+            score, metrics = trainer.evaluate()
+            rungs.append(Rung(flops=trainer.flops, tokens=trainer.tokens, score=score, metrics=metrics))
             save()
             saved = time.monotonic()
             if len(rungs) < len(spec.rungs):
@@ -130,6 +131,6 @@ def _memory_asked(error: Exception) -> float:
 
 @lru_cache(maxsize=4)
 def _corpus(folder: str) -> Any:
-    from studies.data.corpus import Corpus
+    from studies.tasks.table import open_data
 
-    return Corpus(folder)
+    return open_data(folder)

@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from builder.graph.compiler import compile_arch
@@ -22,8 +21,9 @@ from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
 from spiralformer.block import Block, Layer, ParallelLayer
 from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
-from studies.data.corpus import Corpus
-from studies.training.plan import check_fit, learning_rate, make_plan
+from studies.data.dataset import Dataset
+from studies.tasks.table import check_fit
+from studies.training.plan import learning_rate, make_plan
 
 _CHECK_EVERY = 10
 
@@ -47,7 +47,7 @@ class Trainer:
     """
 
     def __init__(
-        self, arch: ArchSpec, config: TrainingConfig, corpus: Corpus, *, seed: int, device: str = "cpu"
+        self, arch: ArchSpec, config: TrainingConfig, corpus: Dataset, *, seed: int, device: str = "cpu"
     ) -> None:
         check_fit(arch, corpus.facts)
         graph = compile_arch(arch)
@@ -83,7 +83,7 @@ class Trainer:
         """Train up to step ``until``, or until the time is up.
 
         Returns:
-            Mean training loss of these steps, nats per token.
+            Mean training loss of these steps.
 
         Raises:
             DivergedError: when the loss is not finite.
@@ -114,7 +114,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         parts = min(self.config.micro_batches, self.plan.batch_size)
         for inputs, targets in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
-            loss = self._loss(inputs, targets) * (len(inputs) / len(inputs_BL))
+            loss = self.corpus.loss(*self._run(inputs, targets)) * (len(inputs) / len(inputs_BL))
             loss.backward()
             total += loss.detach()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -123,27 +123,25 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _loss(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
+    def _run(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and the targets beside them."""
         inputs_BL = inputs_BL.to(self.device, non_blocking=True)
         targets_BL = targets_BL.to(self.device, non_blocking=True)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
             logits_BLV = self.model(inputs_BL)
-        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten())
+        return logits_BLV, targets_BL
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        """Held-out loss, nats per token. Raises `DivergedError` when it is not finite."""
+    def evaluate(self) -> tuple[float, dict[str, float]]:
+        """Score and metrics on held-out data (`Dataset.result`). Raises `DivergedError` when a mean is not finite."""
         self.model.eval()
-        losses = [
-            self._loss(inputs_BL, targets_BL)
-            for inputs_BL, targets_BL in self.corpus.eval_batches(
-                self.config.eval_tokens, self.plan.batch_size, self.arch.seq_len
-            )
-        ]
-        loss = torch.stack(losses).mean().item()
-        if not math.isfinite(loss):
-            raise DivergedError(f"the held-out loss is {loss} at step {self.step}")
-        return loss
+        batches = self.corpus.eval_batches(self.config.eval_tokens, self.plan.batch_size, self.arch.seq_len)
+        found = [self.corpus.measure(*self._run(inputs_BL, targets_BL)) for inputs_BL, targets_BL in batches]
+        means = {name: torch.stack([each[name] for each in found]).mean().item() for name in found[0]}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"the held-out {name} is {value} at step {self.step}")
+        return self.corpus.result(means)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
@@ -232,7 +230,7 @@ def _make_optimizers(model: nn.Module, config: TrainingConfig, *, fused: bool) -
     return optimizers
 
 
-def measure_speed(study: StudyConfig, corpus: Corpus, device: str, *, for_s: float = 3.0) -> float:
+def measure_speed(study: StudyConfig, corpus: Dataset, device: str, *, for_s: float = 3.0) -> float:
     """Training FLOPs per second of one worker, from a short run of the first baseline or a sample."""
     arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
     config = check_training(decide_training(study.training, MiddleChooser()).tree)

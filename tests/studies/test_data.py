@@ -80,7 +80,7 @@ def test_token_files(tmp_path):
     corpus = prepare_corpus(config, tmp_path / "data")
     inputs, _ = corpus.batch(0, 0, 2, 8)
     assert torch.equal(inputs[:, 1:] - inputs[:, :-1] % 300, torch.ones(2, 7, dtype=torch.int64)) or inputs.max() < 300
-    assert corpus.bits_per_byte(4 * math.log(2)) == pytest.approx(1.0)
+    assert corpus.headline.value(4 * math.log(2)) == pytest.approx(1.0)
 
 
 def test_nothing_to_read(tmp_path):

@@ -15,7 +15,7 @@ from builder.graph.compiler import compile_arch
 from searchspace import SpecError, load_space
 from studies.commands.preflight import look_at_data, preflight
 from studies.config import load_study
-from studies.data.corpus import CorpusFacts, prepare_corpus
+from studies.data.corpus import DataFacts, prepare_corpus
 from studies.predict import explain as ranking
 from studies.predict import learners
 from studies.predict.explain import Pool, explain, rank, transfer
@@ -180,7 +180,7 @@ def pool(corpus_facts):
 
 @pytest.fixture(scope="module")
 def corpus_facts():
-    return CorpusFacts(
+    return DataFacts(
         kind="python_source", vocab_size=256, bytes_per_token=1.0, dtype="uint8", train_tokens=1 << 20, val_tokens=1 << 16, text="bytes", source=""
     )  # fmt: skip
 

@@ -13,7 +13,6 @@ from studies.data.corpus import Corpus
 from studies.predict import explain
 from studies.predict.explain import schedule_of
 from studies.records.folder import PREDICTED
-from studies.records.reading import open_study
 from studies.records.trial import Report, Rung
 from studies.report.page import write_html
 
@@ -141,7 +140,7 @@ def test_a_browser_draws_every_plot(page, dark, width, tmp_path):
 
 def test_a_predicted_map_is_made_once(driver, monkeypatch):
     """For each state of a study; what is kept badly is made again."""
-    records, _, _ = open_study(driver.folder)
+    records = driver.records
     facts, made, original = Corpus(driver.folder / "data").facts, [], explain._predict_effects
     monkeypatch.setattr(explain, "_predict_effects", lambda *given: made.append(1) or original(*given))
 

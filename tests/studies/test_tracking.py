@@ -50,7 +50,7 @@ def test_tensorboard_has_every_rung(study):
     for record in records:
         found = scalars(study / "tracking/tensorboard" / f"{record.purpose}-{record.number:05d}")
         bits = sorted((step, value) for tag, step, value in found if tag == "held_out/bits_per_byte")
-        expected = [(int(r.flops / 1e6), corpus.bits_per_byte(r.loss)) for r in record.rungs]
+        expected = [(int(r.flops / 1e6), corpus.headline.value(r.loss)) for r in record.rungs]
         assert [step for step, _ in bits] == [step for step, _ in expected]
         assert [value for _, value in bits] == pytest.approx([value for _, value in expected])
 

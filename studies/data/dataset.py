@@ -1,0 +1,206 @@
+"""Prepared data of a task: arrays written once for a study, memory-mapped by every trial; and how a result is told.
+
+A batch is a function of (seed, step) alone, so a resumed trial sees what it would have seen.
+
+Shape legend: B batch, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from searchspace.disk import open_regular, read_json
+from searchspace.errors import SpecError
+from searchspace.plain import decode, key
+from searchspace.tables import complete
+from studies.data.codec import TOKENIZER, TextForm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FACTS = "corpus.json"
+PARTS = ("train.bin", "val.bin")
+_FACTS_BYTES, _DIGESTED, _BLOCKS = 1 << 20, 1 << 16, 1 << 12
+
+
+@complete
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number that a task measures on held-out data."""
+
+    name: str
+    label: str
+    """Short, of a column and behind a value: ``bits/byte``."""
+    words: str
+    """Of an axis: what it is, with its unit."""
+    better: Literal["lower", "higher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """How people are told a score, of which less is better: as the task's first metric, ``scale`` times the score."""
+
+    metric: Metric
+    scale: float
+
+    @property
+    def label(self) -> str:
+        return self.metric.label
+
+    def value(self, score: float) -> float:
+        """The metric; also of a difference of scores."""
+        return self.scale * score
+
+    def spread(self, score: float) -> float:
+        """The metric's, of a score's."""
+        return abs(self.scale) * score
+
+    def text(self, score: float) -> str:
+        """With its label."""
+        return f"{self.value(score):.3f} {self.label}"
+
+    def change(self, score: float, base: float) -> str:
+        """The difference of the values as they are shown."""
+        return f"{round(self.value(score), 3) - round(self.value(base), 3):+.3f}"
+
+    def verdict(self, score: float, base: float) -> str:
+        """How far ``score`` is from ``base``, in words."""
+        gap = abs(round(self.value(score), 3) - round(self.value(base), 3))
+        return f"{gap:.3f} {self.label} {'better' if score < base else 'worse'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """What prepared data are; kept beside their arrays as ``corpus.json``."""
+
+    kind: str = key("Of the source that they come from.")
+    task: str = key("What is learned from them.", default="text_lm")
+    vocab_size: int = key("Largest token id + 1, or more.", low=1, high=1 << 24)
+    bytes_per_token: float = key("Of text, on average.", default=1.0, low=1e-3, high=1e6)
+    dtype: Literal["uint8", "uint16", "uint32"] = key("Of the arrays.")
+    train_tokens: int = key("In train.bin.", low=0, high=1 << 48)
+    val_tokens: int = key("In val.bin.", low=0, high=1 << 48)
+    text: TextForm = key("What the tokens stand for.", default="none")
+    says_bytes: bool = key(
+        "Whether bytes_per_token is known; if not it is 1, and bits per byte are bits per token.", default=True
+    )
+    positions: int = key("Of one example; 0: as many as the architecture takes.", default=0, low=0, high=1 << 24)
+    source: str = key("What they were made from, for records.")
+    digest: str = key("Of the settings they were made with.", default="")
+    content: str = key("Of the arrays.", default="")
+    notes: tuple[str, ...] = key("What whoever trains on them should know.", default=())
+
+
+def read_facts(folder: Path) -> DataFacts:
+    """The ``corpus.json`` of a folder. Raises `SpecError`."""
+    file = folder / FACTS
+    try:
+        return decode(DataFacts, read_json(file, _FACTS_BYTES))
+    except SpecError as error:
+        error.file = error.file or str(file)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """How a finished model does on examples that it was neither trained nor chosen on."""
+
+    metrics: Mapping[str, float]
+    title: str
+    rows: tuple[tuple[str, float], ...]
+    """By how hard they are: what, and the headline."""
+
+
+class Dataset:
+    """Training and held-out examples of a task, in a prepared folder.
+
+    Raises:
+        SpecError: if something is missing, or its size is not what ``corpus.json`` says.
+    """
+
+    metrics: ClassVar[Mapping[str, Metric]]
+    """The first is the headline."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.facts = read_facts(self.folder)
+        self.train = self._map("train", self.facts.train_tokens)
+        self.val = self._map("val", self.facts.val_tokens)
+
+    def _map(self, part: str, tokens: int) -> NDArray[Any]:
+        file = self.folder / f"{part}.bin"
+        with open_regular(file) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size != (expected := tokens * np.dtype(self.facts.dtype).itemsize):
+                what = f"has {size:,} bytes, {FACTS} says {expected:,}: it was cut or changed since it was prepared"
+                raise SpecError("", what, "restore it, or begin anew in another folder", file=str(file))
+            return np.memmap(opened, dtype=self.facts.dtype, mode="r")
+
+    def check_content(self) -> None:
+        """Raise `SpecError` if the arrays are not those that were prepared."""
+        if content_digest(self.folder) != self.facts.content:
+            what = "is not the data that was prepared here: its digest has changed"
+            raise SpecError(
+                "data", what, "restore train.bin and val.bin, or begin anew in another folder", str(self.folder)
+            )
+
+    @property
+    def headline(self) -> Headline:
+        """How a score is told."""
+        raise NotImplementedError
+
+    def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one training step, each (B, L) of int64; a target of -100 is left out."""
+        raise NotImplementedError
+
+    def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same held-out examples every time, at least one, in batches of one size."""
+        raise NotImplementedError
+
+    def loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+        """What training lowers, mean of a batch."""
+        raise NotImplementedError
+
+    def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
+        """Means of a batch by name, ``loss`` among them; `result` makes metrics of their means over batches."""
+        raise NotImplementedError
+
+    def result(self, means: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """The score, of which less is better, and every metric."""
+        raise NotImplementedError
+
+    def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
+        """What a finished model does: a title, and a text of some lines. The model is in evaluation mode."""
+        raise NotImplementedError
+
+
+def content_digest(folder: Path) -> str:
+    """Of the arrays and the tokenizer; of large files, evenly spread blocks."""
+    digest = hashlib.sha256()
+    for name in (*PARTS, TOKENIZER):
+        if name == TOKENIZER and not (folder / name).exists():
+            continue
+        with open_regular(folder / name) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{name} {size}\n".encode())
+            for start in _spread(size):
+                file.seek(start)
+                digest.update(file.read(_DIGESTED))
+    return digest.hexdigest()
+
+
+def _spread(size: int) -> Iterator[int]:
+    """Where blocks begin: one after another up to 256 MiB, then as many, the first and the last among them."""
+    blocks = -(-size // _DIGESTED)
+    if blocks <= _BLOCKS:
+        yield from range(0, size, _DIGESTED)
+    else:
+        yield from ((size - _DIGESTED) * i // (_BLOCKS - 1) for i in range(_BLOCKS))
