@@ -20,8 +20,9 @@ import torch
 
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
-from studies.config import DataConfig, TrainingConfig
+from studies.config import TrainingConfig
 from studies.data.corpus import prepare_corpus
+from studies.data.settings import TextData
 from studies.show.summary import short, summarize
 from studies.training.trainer import Trainer
 
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = DataConfig() if options.data == "python_source" else DataConfig(kind="text", path=options.data)
+    data = TextData() if options.data == "python_source" else TextData(kind="text", path=options.data)
     config = TrainingConfig(flops=options.flops, batch_tokens=options.batch_tokens, lr=options.lr)
     results: dict[str, list[float]] = {}
     lines = [

@@ -63,7 +63,7 @@ def make_journal(file: Path, folder: Path) -> None:
             loss, full = made_up_loss(driver.record(spec.number)), spec.training["flops"]
             rungs: tuple[Rung, ...] = ()
             for share in spec.rungs:
-                rungs = (*rungs, Rung(flops=share * full, tokens=int(1e4 * share), loss=loss + 0.2 * (1 - share)))
+                rungs = (*rungs, Rung(flops=share * full, tokens=int(1e4 * share), score=loss + 0.2 * (1 - share)))
                 kind = "done" if share == 1 else "rung"
                 report = Report(kind=kind, attempt=1, rungs=rungs, flops=share * full, tokens=1, steps=1)
                 if not driver.report(spec.number, report):

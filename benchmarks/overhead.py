@@ -28,7 +28,7 @@ from studies.records.trial import Report, Rung, TrialSpec  # noqa: E402
 
 def noop(spec: TrialSpec) -> Iterator[Report]:
     """A trial that does nothing but report."""
-    yield Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=1.0 + spec.number % 7),))
+    yield Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, score=1.0 + spec.number % 7),))
 
 
 def rss_mib() -> float:

@@ -30,6 +30,9 @@ def assign(x_BLD: Tensor, chunk: int, offset: int) -> Tensor:
     latents = (x_BLD.shape[1] + offset) // chunk
     if offset:
         x_BLD = F.pad(x_BLD, (0, 0, offset, 0))
+    if torch.compiler.is_exporting():  # for any length; a view would tie the program to how this one divides
+        first_M1 = torch.arange(latents, device=x_BLD.device)[:, None] * chunk
+        return x_BLD[:, first_M1 + torch.arange(chunk, device=x_BLD.device)]
     return x_BLD[:, : latents * chunk].unflatten(1, (latents, chunk))
 
 
@@ -180,14 +183,18 @@ def mean_of_members(x_BMGD: Tensor, missing: int) -> Tensor:
     z_BMD = x_BMGD.mean(dim=2)
     if missing:
         chunk = x_BMGD.shape[2]
-        z_BMD = torch.cat((z_BMD[:, :1] * (chunk / (chunk - missing)), z_BMD[:, 1:]), dim=1)
+        z_BMD = torch.where(_is_first(z_BMD)[:, None], z_BMD * (chunk / (chunk - missing)), z_BMD)
     return z_BMD
 
 
 def softmax_of_members(score_BMG1: Tensor, missing: int) -> Tensor:
     """Softmax over G, for a first chunk that lacks ``missing`` members."""
-    if missing and score_BMG1.shape[1]:
+    if missing:
         absent_G1 = torch.arange(score_BMG1.shape[2], device=score_BMG1.device)[:, None] < missing
-        first = score_BMG1[:, :1].masked_fill(absent_G1, -torch.inf)
-        score_BMG1 = torch.cat((first, score_BMG1[:, 1:]), dim=1)
+        score_BMG1 = score_BMG1.masked_fill(_is_first(score_BMG1)[:, None, None] & absent_G1, -torch.inf)
     return score_BMG1.softmax(dim=2)
+
+
+def _is_first(x_BM: Tensor) -> Tensor:
+    """(M,): which chunk is the first."""
+    return torch.arange(x_BM.shape[1], device=x_BM.device) == 0

@@ -76,6 +76,12 @@ class Upscale(nn.Module):
     def place(self, update_BMGD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Lay the chunks' places on the positions; zero where no closed chunk can be read."""
         length = (tokens_BT.shape[1] + self.target_offset) // self.target_chunk
+        if torch.compiler.is_exporting():  # for any length; views would tie the program to how this one divides
+            place_L = torch.arange(length, device=update_BMGD.device)
+            chunk_L, within_L = (place_L - self.shift) // self.chunk, (place_L - self.shift) % self.chunk
+            known_L = (place_L >= self.first) & (chunk_L < update_BMGD.shape[1])
+            read_BLD = update_BMGD[:, torch.where(known_L, chunk_L, 0), within_L]
+            return torch.where(known_L[:, None], read_BLD, 0.0)
         flat = update_BMGD.flatten(1, 2)[:, self.first - self.shift :]
         before, cut = max(self.first, 0), max(-self.first, 0)
         return F.pad(flat, (0, 0, before, self.chunk))[:, cut : cut + length]

@@ -491,24 +491,22 @@ def export(
     form: Annotated[str, typer.Option("--format", help="bundle, hf (Hugging Face) or torch (.pt2).")] = "bundle",
 ) -> None:
     """Export a trained trial for use elsewhere; what is written is compared with the model before it says done."""
-    from typing import Literal, cast
-
     from searchspace.disk import probe_folder
     from searchspace.errors import one_of, show
+    from studies.commands.export import FORMATS, convert_bundle, export_trial
 
-    if form not in ("bundle", "hf", "torch"):
-        raise SpecError("--format", f"unknown format {show(form)}", one_of(("bundle", "hf", "torch"), form))
+    if form not in FORMATS:
+        raise SpecError("--format", f"unknown format {show(form)}", one_of(FORMATS, form))
     if out is not None:
         probe_folder(out.parent, "-o")
         if form == "torch" and out.suffix != ".pt2":
             raise SpecError("-o", f"{show(str(out))} is no name for a program", "end it in .pt2")
     from builder.exchange.bundle import read_manifest
-    from studies.commands.export import convert_bundle, export_trial
     from studies.records.folder import EXPORTS
     from studies.records.reading import open_study
     from studies.tasks.table import tell
 
-    suffix = {"bundle": "", "hf": "-hf", "torch": ".pt2"}[form]
+    suffix = FORMATS[form].suffix
     with tempfile.TemporaryDirectory() as scratch:
         if not (folder / "manifest.json").is_file():
             records, corpus, settings = open_study(folder)
@@ -525,7 +523,7 @@ def export(
             say(console, f"exported {what}, to {bundle}")
             return
         with console.status("writing, loading again and comparing"):
-            convert_bundle(bundle, cast(Literal["hf", "torch"], form), target)
+            convert_bundle(bundle, form, target)
         say(console, f"exported {what}, to {target}; loaded again, it computes the same")
 
 

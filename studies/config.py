@@ -9,11 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.budget import Budget, BudgetSpec
-from builder.pricing.cost import estimate
+from builder.pricing.cost import COSTS, estimate
 from searchspace.arch import NAME, ArchSpec
 from searchspace.choices import Categorical, Decision, Integer, Scalar, example
 from searchspace.errors import SpecError, one_of, show
@@ -26,8 +26,9 @@ from studies.tasks.table import TASKS, Task, decode_data, task_of
 
 SamplerName: TypeAlias = Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "predictor"]
 LearnerName: TypeAlias = Literal["cost", "scaling_law", "tabular", "gnn"]
+StopperName: TypeAlias = Literal["none", "asha", "median"]
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
-COST_OBJECTIVES = ("params", "flops_per_token", "kv_cache_bytes_per_token", "decode_flops_per_token")
+COST_OBJECTIVES = tuple(row.name for row in COSTS.values() if row.objective)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +66,7 @@ class TrainingConfig:
 class StopperConfig:
     """When to end a trial early: ``none``, ``asha`` or ``median``, or one of them with settings: ``{asha: {...}}``."""
 
-    kind: Literal["none", "asha", "median"] = key("Which one; written as the mapping's only key.", default="none")
+    kind: StopperName = key("Which one; written as the mapping's only key.", default="none")
     rungs: int = key("Evaluations of a trial, the last at its full budget.", default=3, low=1, high=12)
     reduction: int = key(
         "Rungs are this factor apart; asha lets one in this many go on at each.", default=3, low=2, high=16
@@ -74,7 +75,7 @@ class StopperConfig:
 
     @staticmethod
     def __decode__(data: object, path: str) -> StopperConfig:
-        kinds = ("none", "asha", "median")
+        kinds = get_args(StopperName)
         settings: object = {}
         if isinstance(data, dict) and len(data) == 1:
             data, settings = next(iter(data.items()))

@@ -12,7 +12,7 @@ from studies.training.run_trial import run_trial
 
 def noop(spec):
     """Report at once, with a loss made of the trial's decisions."""
-    rungs = tuple(Rung(flops=share, tokens=1, loss=1.0 + len(str(spec.arch)) % 17) for share in spec.rungs)
+    rungs = tuple(Rung(flops=share, tokens=1, score=1.0 + len(str(spec.arch)) % 17) for share in spec.rungs)
     yield Report(kind="done", attempt=1, rungs=rungs)
 
 

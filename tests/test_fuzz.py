@@ -4,7 +4,6 @@
 """
 
 import copy
-from dataclasses import fields
 from functools import reduce
 from operator import getitem
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.budget import BudgetSpec
-from builder.pricing.cost import estimate
+from builder.pricing.cost import COSTS, estimate
 from searchspace import SpecError, load_arch, load_space
 from searchspace.files import arch_from_data, merge, parse_overrides, parse_yaml, read_data
 from searchspace.plain import decode
@@ -198,7 +197,7 @@ OBJECTS = st.dictionaries(KEYS, VALUES | SCALARS.flatmap(opened), max_size=5)
 AMOUNTS = st.from_regex(r"[0-9]{1,3}(\.[0-9]+)?(e[+-]?[0-9]{1,3})?(|K|GiB|T| KiB|%| ?% of baseline)", fullmatch=True)
 LIMITS = NUMBERS | TEXTS | AMOUNTS
 BANDS = LIMITS | VALUES | keys({}, min=LIMITS, max=LIMITS | VALUES) | keys({"min": LIMITS, "mix": LIMITS})
-BUDGETS = st.dictionaries(of(*(metric.name for metric in fields(BudgetSpec)), "parms"), BANDS, max_size=2)
+BUDGETS = st.dictionaries(of(*COSTS, "parms"), BANDS, max_size=2)
 
 
 @given(mutated(ARCH_DATA) | wired() | OBJECTS)

@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from builder import import_hf, load_bundle, save_bundle
 from builder.exchange.bundle import bundle_contents
 from searchspace import SpecError
-from studies.config import DataConfig, StudyKeys
+from studies.config import StudyKeys
 from studies.data.codec import Tokenizer, codec_of_bundle
 from studies.data.corpus import Corpus, look_at_tokens, prepare_corpus
 from studies.data.documents import source_files
+from studies.data.settings import TextData
 from studies.records.folder import check_place
 from studies.records.reading import open_for_reading
 from studies.training.checkpoint import LocalStore, load_checkpoint, save_checkpoint
@@ -177,7 +178,7 @@ def test_token_files(scratch, data, dtype, vocab_size, size):
     folder.mkdir(exist_ok=True)
     for part in ("train", "val"):
         (folder / f"{part}.bin").write_bytes(data)
-    config = DataConfig(kind="tokens", path=str(folder), dtype=dtype, vocab_size=vocab_size, bytes_per_token=size)
+    config = TextData(kind="tokens", path=str(folder), dtype=dtype, vocab_size=vocab_size, bytes_per_token=size)
     facts = bounded(look_at_tokens, folder, config)
     if facts is not None:
         assert int(np.frombuffer(data, dtype).max()) < facts.vocab_size
@@ -187,7 +188,7 @@ def test_token_files(scratch, data, dtype, vocab_size, size):
 @pytest.fixture(scope="module")
 def corpus(scratch):
     (scratch / "text.txt").write_text("line\n" * 500)
-    folder = prepare_corpus(DataConfig(kind="text", path=str(scratch / "text.txt")), scratch / "data").folder
+    folder = prepare_corpus(TextData(kind="text", path=str(scratch / "text.txt")), scratch / "data").folder
     os.rename(folder / "val.bin", folder / "x.bin")
     with pytest.raises(SpecError):  # imports what is imported for errors alone
         Corpus(folder)
@@ -206,7 +207,7 @@ def test_corpus_json(corpus, data):
             file.write_bytes(data.draw(broken(whole.encode())))
         found = bounded(Corpus, corpus)
         if found is not None:
-            assert len(found._train) * found._train.itemsize == (corpus / "train.bin").stat().st_size
+            assert len(found.train) * found.train.itemsize == (corpus / "train.bin").stat().st_size
     finally:
         file.write_text(whole)
 
@@ -248,7 +249,7 @@ def test_names_and_paths(scratch, name):
         assert os.path.basename(found.name) == found.name
         assert found.name.isprintable()
     bounded(decode, StudyKeys, {"name": name, "data": {"path": name}})
-    bounded(source_files, DataConfig(kind="text", path=f"{scratch}/none/{name}"))
+    bounded(source_files, TextData(kind="text", path=f"{scratch}/none/{name}"))
     if "\0" not in name and len(name) < 100:
         bounded(check_place, scratch / "places" / name)
     assert not (scratch / "places").exists()
@@ -281,7 +282,7 @@ def test_journal_lines(study, data):
         records = bounded(open_for_reading, study)
         for record in records or ():
             assert record.cost.params > 0
-            assert all(rung.loss >= 0 for rung in record.rungs)
+            assert all(rung.score >= 0 for rung in record.rungs)
     finally:
         file.write_bytes(whole)
 

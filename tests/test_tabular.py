@@ -47,7 +47,6 @@ class Facts:
         text="bytes",
         kind="python_source", vocab_size=256, bytes_per_token=1.0, dtype="uint8", train_tokens=10**6, val_tokens=10**6, source="", digest=""
     )  # fmt: skip
-    bits_per_byte = facts.bits_per_byte
 
 
 @pytest.mark.parametrize("sampler", ["random", "evolution"])

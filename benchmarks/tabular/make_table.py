@@ -59,7 +59,7 @@ def main() -> None:
                 "arch_id": graph.arch_id,
                 "params": cost.params,
                 "flops_per_token": cost.flops_per_token,
-                "losses": {seed: [round(r.loss, 5) for r in record.rungs] for seed, record in found.items()},
+                "losses": {seed: [round(r.score, 5) for r in record.rungs] for seed, record in found.items()},
             }
         )
     table = {

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from searchspace.files import read_data
-from studies.config import DataConfig, StudyConfig, study_from_data
+from studies.config import StudyConfig, study_from_data
 from studies.data.corpus import Corpus, prepare_corpus
+from studies.data.settings import TextData
 from studies.records.journal import Journal
 from studies.records.trial import Report, Rung
 from studies.search.driver import StudyDriver
@@ -67,7 +68,7 @@ def study(search: dict[str, Any], max_flops_per_token: float | None) -> StudyCon
 
 def corpus() -> Corpus:
     """The data's facts are all that a simulated study needs."""
-    return prepare_corpus(DataConfig(), Path(tempfile.gettempdir()) / "spiralformer-tabular-data")
+    return prepare_corpus(TextData(), Path(tempfile.gettempdir()) / "spiralformer-tabular-data")
 
 
 def simulate(
@@ -93,13 +94,13 @@ def simulate(
             record = driver.record(number)
             row = table.rows[record.arch_id]
             rungs = tuple(
-                Rung(flops=share * 6e11, tokens=1, loss=table.loss(record.arch_id, shares[i]))
+                Rung(flops=share * 6e11, tokens=1, score=table.loss(record.arch_id, shares[i]))
                 for i, share in enumerate(driver.shares[: index + 1])
             )
             done = index + 1 == len(driver.shares)
             goes_on = driver.report(number, Report(kind="done" if done else "rung", attempt=1, rungs=rungs))
-            if done and row["flops_per_token"] <= max_flops_per_token and rungs[-1].loss < best:
-                best = rungs[-1].loss
+            if done and row["flops_per_token"] <= max_flops_per_token and rungs[-1].score < best:
+                best = rungs[-1].score
                 trace.append((spent, best))
             if goes_on:
                 heapq.heappush(queue, (now + driver.shares[index + 1] - driver.shares[index], number, index + 1))

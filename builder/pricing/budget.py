@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
-from builder.pricing.cost import Cost
-from searchspace.errors import SpecError, show
-from searchspace.plain import key
+from builder.pricing.cost import COSTS, Cost
+from searchspace.errors import SpecError, one_of, show
+from searchspace.plain import decoder_for, encode, expect_mapping, join_path, key
 
 _UNITS = {
     "": 1.0,
@@ -68,16 +68,23 @@ class Band:
         return Band(max=Amount.__decode__(data, path))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class BudgetSpec:
-    """Limits by metric, as a study states them."""
+    """Limits by metric (`builder.pricing.cost.COSTS`), as a study states them."""
 
-    params: Band | None = key("Unique parameters.", default=None)
-    params_non_embedding: Band | None = key("Without embedding and head matrix.", default=None)
-    flops_per_token: Band | None = key("Forward FLOPs per token at seq_len.", default=None)
-    kv_cache_bytes_per_token: Band | None = key("Key-value cache, bf16.", default=None)
-    decode_flops_per_token: Band | None = key("Decoding, mean over positions.", default=None)
-    decode_flops_worst_token: Band | None = key("Decoding, dearest position.", default=None)
+    bands: Mapping[str, Band] = field(default_factory=dict)
+
+    @staticmethod
+    def __decode__(data: object, path: str) -> BudgetSpec:
+        given = expect_mapping(data, path, "a mapping of limits")
+        for name in given:
+            if name not in COSTS:
+                raise SpecError(join_path(path, name), "unknown key", one_of(COSTS, name))
+        decode_band = decoder_for(Band)
+        return BudgetSpec({name: decode_band(v, join_path(path, name)) for name, v in given.items() if v is not None})
+
+    def __encode__(self) -> object:
+        return {name: encode(band) for name, band in self.bands.items()}
 
     def resolve(self, baseline: Cost | None) -> Budget:
         """Make every limit absolute.
@@ -86,15 +93,11 @@ class BudgetSpec:
             SpecError: if a limit is relative and there is no baseline, or a band is empty.
         """
         limits = []
-        for field in fields(self):
-            band: Band | None = getattr(self, field.name)
-            if band is None:
-                continue
-            low = _absolute(band.min, field.name, baseline)
-            high = _absolute(band.max, field.name, baseline)
+        for name, band in self.bands.items():
+            low, high = _absolute(band.min, name, baseline), _absolute(band.max, name, baseline)
             if low is not None and high is not None and low > high:
-                raise SpecError(f"budget.{field.name}", f"min {low:,.0f} is above max {high:,.0f}", "swap them")
-            limits.append(Limit(field.name, low, high))
+                raise SpecError(f"budget.{name}", f"min {low:,.0f} is above max {high:,.0f}", "swap them")
+            limits.append(Limit(name, low, high))
         return Budget(tuple(limits))
 
 
@@ -131,7 +134,7 @@ class Budget:
 
 def metric_of(cost: Cost, metric: str) -> float:
     """A cost's value by metric name. Raises `SpecError` where the architecture has none."""
-    value = getattr(cost, metric)
+    value = COSTS[metric].of(cost)
     if value is None:
         raise SpecError(f"budget.{metric}", "a model with causal: false does not decode", "drop this limit")
     return float(value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from builder.graph.blocks import norm_params
 from builder.graph.ir import Graph, Level, meet
 from builder.graph.ops import OPS
+from searchspace.tables import complete, table
 
 TRAINING_FACTOR = 3  # forward once, backward twice
 CACHE_BYTES_PER_ELEMENT = 2  # bf16
@@ -49,6 +50,38 @@ class Cost:
     def decode_flops_per_token(self) -> float | None:
         """Mean over positions 0 .. seq_len - 1."""
         return None if self.decode_flops is None else self.decode_flops / self.seq_len
+
+
+@complete
+@dataclass(frozen=True, slots=True)
+class CostMetric:
+    """A number of a `Cost` that a budget may limit."""
+
+    name: str
+    """Also the attribute of `Cost`; None where an architecture has none."""
+    words: str
+    label: str
+    """Of a column."""
+    objective: bool
+    """Whether it may be minimised beside the loss."""
+
+    def of(self, cost: Cost) -> float | None:
+        """Its value."""
+        value: float | None = getattr(cost, self.name)
+        return value
+
+
+COSTS = table(
+    "a cost metric",
+    (
+        CostMetric("params", "Unique parameters.", "params", objective=True),
+        CostMetric("params_non_embedding", "Without embedding and head matrix.", "params in blocks", objective=False),
+        CostMetric("flops_per_token", "Forward FLOPs per token at seq_len.", "FLOPs/tok", objective=True),
+        CostMetric("kv_cache_bytes_per_token", "Key-value cache, bf16.", "KV bytes/tok", objective=True),
+        CostMetric("decode_flops_per_token", "Decoding, mean over positions.", "decode FLOPs/tok", objective=True),
+        CostMetric("decode_flops_worst_token", "Decoding, most expensive position.", "most FLOPs/tok", objective=False),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from builder.exchange.bundle import Bundle, load_bundle, save_bundle
 from builder.exchange.hf_export import export_hf
@@ -15,6 +15,7 @@ from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from searchspace.disk import parse_json
 from searchspace.errors import SpecError
+from searchspace.tables import complete, table
 from studies.config import StudyConfig
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
 from studies.data.dataset import Dataset
@@ -97,30 +98,61 @@ def export_trial(
     )
 
 
-def convert_bundle(folder: Path, form: Literal["hf", "torch"], out: Path) -> Path:
+@complete
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a trained model can be written as."""
+
+    name: str
+    words: str
+    suffix: str
+    """Of the file or folder, where nobody names it."""
+    write: Callable[[Path, Path], Path] | None
+    """(bundle, out) -> what was written; None: it is the bundle."""
+
+
+def _to_torch(bundle: Path, out: Path) -> Path:
+    loaded = load_bundle(bundle)
+    return export_torch(out, loaded.arch, loaded.model)
+
+
+def _to_hf(bundle: Path, out: Path) -> Path:
+    loaded = load_bundle(bundle)
+    facts = loaded.manifest
+    files = {"README.md": _hf_card(loaded, out.name), "architecture.svg": draw_svg(loaded.arch)}
+    text = facts.get("data", {}).get("text", "none")
+    if text != "none" or (bundle / TOKENIZER).is_file():
+        codec = codec_of_bundle(bundle, loaded)  # what is passed on can be read
+        given = byte_tokenizer() if isinstance(codec, Bytes) else read_tokenizer(bundle).decode("utf-8")
+        files[TOKENIZER] = given
+        files["tokenizer_config.json"] = json.dumps(_tokenizer_config(files[TOKENIZER], loaded.arch.seq_len), indent=2)
+    kept: dict[str, Any] = {n: facts[n] for n in ("trial", "metrics", "data", "seed", "training") if n in facts}
+    return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept)
+
+
+FORMATS = table(
+    "an export format",
+    (
+        Format("bundle", "a bundle", "", None),
+        Format("hf", "a folder for Hugging Face", "-hf", _to_hf),
+        Format("torch", "one torch.export program, .pt2", ".pt2", _to_torch),
+    ),
+)
+
+
+def convert_bundle(folder: Path, form: str, out: Path) -> Path:
     """A bundle in another format.
 
     Args:
         folder: of the bundle.
-        form: ``hf``, a Hugging Face folder; ``torch``, one `torch.export` file.
+        form: a row of `FORMATS`.
         out: folder or file to write.
 
     Raises:
         SpecError: if the bundle is damaged, or what was written does not compute the same.
     """
-    loaded = load_bundle(folder)
-    if form == "torch":
-        return export_torch(out, loaded.arch, loaded.model)
-    facts = loaded.manifest
-    files = {"README.md": _hf_card(loaded, out.name), "architecture.svg": draw_svg(loaded.arch)}
-    text = facts.get("data", {}).get("text", "none")
-    if text != "none" or (folder / TOKENIZER).is_file():
-        codec = codec_of_bundle(folder, loaded)  # what is passed on can be read
-        given = byte_tokenizer() if isinstance(codec, Bytes) else read_tokenizer(folder).decode("utf-8")
-        files[TOKENIZER] = given
-        files["tokenizer_config.json"] = json.dumps(_tokenizer_config(files[TOKENIZER], loaded.arch.seq_len), indent=2)
-    kept: dict[str, Any] = {n: facts[n] for n in ("trial", "metrics", "data", "seed", "training") if n in facts}
-    return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept)
+    write = FORMATS[form].write
+    return folder if write is None else write(folder, out)
 
 
 def _tokenizer_config(tokenizer: str, length: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
 
+from builder.pricing.cost import COSTS
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.show.summary import labels, short, summarize
@@ -127,7 +128,7 @@ def ranking_table(
     baseline = best_of(records, purpose="baseline")
     rungs = max((len(record.rungs) for record in records), default=1)
     table = Table(
-        title="At equal training FLOPs (to a step); lower is better. Rung: stopped there."
+        title=f"At equal training FLOPs (to a step); {corpus.headline.metric.better} is better. Rung: stopped there."
         + (f" *: front of {', '.join(objectives)}." if on_front else ""),
         title_justify="left",
         expand=True,
@@ -141,7 +142,7 @@ def ranking_table(
     table.add_column("architecture", overflow="fold", ratio=1)
     # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
     costs = [name for name in objectives if name != "loss"] or ["params", "flops_per_token"]
-    for name in (*(COST_NAMES.get(cost, cost) for cost in costs), "tokens", corpus.headline.label, "vs base"):
+    for name in (*(COSTS[cost].label for cost in costs), "tokens", corpus.headline.label, "vs base"):
         narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != "vs base" else name
         table.add_column(narrow, justify="right", no_wrap=True)
     shown = ranked(records)[:top]
@@ -168,19 +169,10 @@ def ranking_table(
     return table
 
 
-COST_NAMES = {
-    "params": "params",
-    "flops_per_token": "FLOPs/tok",
-    "decode_flops_per_token": "decode FLOPs/tok",
-    "kv_cache_bytes_per_token": "KV bytes/tok",
-}
-"""Of columns."""
-
-
 def other_objectives(objectives: Sequence[str]) -> dict[str, str]:
     """Objectives beside loss, parameters and FLOPs per token, and a column's name for each."""
     shown = ("loss", "params", "flops_per_token")
-    return {name: COST_NAMES.get(name, name) for name in objectives if name not in shown}
+    return {name: COSTS[name].label for name in objectives if name not in shown}
 
 
 def labels_of(records: Sequence[TrialRecord]) -> list[str]:

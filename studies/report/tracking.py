@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from searchspace.errors import SpecError
+from searchspace.tables import complete, table
 from studies.config import StudyConfig, TrackerName
 from studies.records.folder import TRACKING
 from studies.records.trial import TrialRecord
@@ -135,12 +137,28 @@ class Trackio(_RunBased):
         return self._library.init(project=self._study.name, name=_run_name(record), config=_facts(record))
 
 
-TRACKERS: Mapping[TrackerName, type[TensorBoard | MLflow | WandB | Trackio]] = {
-    "tensorboard": TensorBoard,
-    "mlflow": MLflow,
-    "wandb": WandB,
-    "trackio": Trackio,
-}
+@complete
+@dataclass(frozen=True, slots=True)
+class TrackerRow:
+    """A tracker, and what it needs."""
+
+    name: str
+    make: Callable[[StudyConfig, Path], Tracker]
+    module: str
+    package: str
+    """To install."""
+
+
+TRACKERS = table(
+    "a tracker",
+    (
+        TrackerRow("tensorboard", TensorBoard, "tensorboardX", "tensorboardX"),
+        TrackerRow("mlflow", MLflow, "mlflow", "mlflow-skinny"),
+        TrackerRow("wandb", WandB, "wandb", "wandb"),
+        TrackerRow("trackio", Trackio, "trackio", "trackio"),
+    ),
+    get_args(TrackerName),
+)
 
 
 class Tracking:
@@ -156,7 +174,7 @@ class Tracking:
 
     def __init__(self, study: StudyConfig, folder: Path) -> None:
         check_trackers(study)
-        self._trackers: dict[str, Tracker] = {name: TRACKERS[name](study, folder) for name in study.tracking}
+        self._trackers: dict[str, Tracker] = {name: TRACKERS[name].make(study, folder) for name in study.tracking}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self.note = ""
         """Which tracker failed, and why."""
@@ -182,20 +200,12 @@ class Tracking:
                 self.note = f"{name} is told nothing more: {type(error).__name__}: {error}"
 
 
-_PACKAGES: dict[TrackerName, tuple[str, str]] = {
-    "tensorboard": ("tensorboardX", "tensorboardX"),
-    "mlflow": ("mlflow", "mlflow-skinny"),
-    "wandb": ("wandb", "wandb"),
-    "trackio": ("trackio", "trackio"),
-}
-
-
 def check_trackers(study: StudyConfig) -> None:
     """Raise `SpecError` if the package of one of a study's trackers is missing."""
     for name in study.tracking:
-        module, package = _PACKAGES[name]
-        if find_spec(module) is None:
-            raise SpecError("tracking", f"{module} is not installed", f"pip install {package}")
+        row = TRACKERS[name]
+        if find_spec(row.module) is None:
+            raise SpecError("tracking", f"{row.module} is not installed", f"pip install {row.package}")
 
 
 def _run_name(record: TrialRecord) -> str:

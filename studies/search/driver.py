@@ -120,8 +120,8 @@ class StudyDriver:
         self._ended: Counter[str] = Counter()
         self._flops_ended = 0.0
         self._best: dict[str, TrialRecord] = {}
-        self._losses: list[dict[int, float]] = [{} for _ in self.shares]
-        """Held-out losses of searched trials, by rung and trial."""
+        self._values: list[dict[int, tuple[float, ...]]] = [{} for _ in self.shares]
+        """Objectives of searched trials, by rung and trial."""
         self._events: list[TrialRecord] = []
         self._failures = 0
         """Failed trials in a row."""
@@ -165,7 +165,7 @@ class StudyDriver:
         self._records[record.number] = record
         if record.purpose == "search":
             for index, rung in enumerate(record.rungs):
-                self._losses[index][record.number] = rung.score
+                self._values[index][record.number] = self._objectives(record, rung.score)
 
     def _note_end(self, record: TrialRecord) -> None:
         self._records[record.number] = record
@@ -388,8 +388,11 @@ class StudyDriver:
         if record.purpose != "search":
             return False
         index = len(record.rungs) - 1
-        others = [loss for number, loss in self._losses[index].items() if number != record.number]
-        return should_stop(self.study.search.stopper, record.rungs[index].score, others)
+        others = [values for number, values in self._values[index].items() if number != record.number]
+        return should_stop(self.study.search.stopper, self._objectives(record, record.rungs[index].score), others)
+
+    def _objectives(self, record: TrialRecord, score: float) -> tuple[float, ...]:
+        return (score, *(record.objective(name) for name in self.study.objectives[1:]))
 
     def _finish(self, running: _Running, state: OptunaState, report: Report) -> None:
         record = running.record

@@ -28,7 +28,7 @@ from studies.candidates.proposal import Proposal
 from studies.config import StudyConfig
 from studies.data.dataset import DataFacts
 from studies.records.journal import settle
-from studies.search.samplers import make_sampler, startup_trials
+from studies.search.samplers import SAMPLERS, Asked, make_sampler, startup_trials
 from studies.search.surrogate import Surrogate
 
 _JOURNALED_REJECTIONS = 2
@@ -91,7 +91,7 @@ class Proposer:
         """Why it gave up, if it has."""
         search = study.search
         self._grid = iter(list_candidates(study)) if search.sampler == "grid" else None
-        self._learns = search.sampler not in ("random", "grid")
+        self._learns = SAMPLERS[search.sampler].make is not None
         self.surrogate = Surrogate(search.predictor, search.seed) if search.sampler == "predictor" else None
         """What a sampler ``predictor`` has learned."""
 
@@ -195,14 +195,14 @@ class Proposer:
 
     def _sampler(self, seed: int) -> BaseSampler:
         search = self.study.search
-        return make_sampler(
-            search.sampler,
-            seed,
-            search.num_trials,
-            self.study.space.schedules,
-            self.candidates.complete,
-            self.surrogate,
+        asked = Asked(
+            seed=seed,
+            num_trials=search.num_trials,
+            schedules=self.study.space.schedules,
+            complete=self.candidates.complete,
+            surrogate=self.surrogate,
         )
+        return make_sampler(search.sampler, asked)
 
     def reject(self, trial: optuna.Trial, reason: str, excesses: dict[str, float]) -> None:
         """Told as pruned with constraint values, which teaches TPE; without values, as failed."""

@@ -105,7 +105,7 @@ class Surrogate:
             launch = trial.user_attrs["launch"]
             rungs: list[tuple[float, float]] = []
             while (rung := trial.user_attrs.get(f"rung.{len(rungs)}")) is not None:
-                rungs.append((rung["flops"], rung["loss"]))
+                rungs.append((rung["flops"], rung["score"]))
             arch, cost = decode(ArchSpec, launch["arch"]), Cost(**launch["cost"])
             self._examples[trial.number] = observe(arch, cost, launch["training"], rungs, trial.number)
         return self._examples[trial.number]

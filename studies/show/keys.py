@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal, Union
 
 from builder.pricing.budget import BudgetSpec
+from builder.pricing.cost import COSTS
 from searchspace import nodes
 from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
 from searchspace.plain import encode
@@ -93,7 +94,11 @@ def key_reference() -> str:
             if len(classes) > 1:
                 parts.append(f"### {(cls.__doc__ or cls.__name__).splitlines()[0]}\n")
             parts.append("| key | type | default | meaning |\n|---|---|---|---|")
-            parts.append("\n".join(_row(cls, field) for field in dataclasses.fields(cls)) + "\n")
+            if cls is not BudgetSpec:
+                rows = [_row(cls, field) for field in dataclasses.fields(cls)]
+            else:
+                rows = [f"| `{row.name}` | limit | `null` | {row.words} |" for row in COSTS.values()]
+            parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, Union, cast
 
 from builder.pricing.budget import BudgetSpec
+from builder.pricing.cost import COSTS
 from searchspace.arch import ArchSpec
 from searchspace.nodes import NODE_TYPES, LevelUse
 from searchspace.plain import encode
@@ -21,6 +22,7 @@ from studies.config import (
     COST_OBJECTIVES,
     PromoteConfig,
     StopperConfig,
+    StopperName,
     StudyKeys,
     TrainingConfig,
 )
@@ -142,7 +144,7 @@ class _Writer:
         if cls is StopperConfig:
             settings_ = self._mapping_of(StopperConfig, is_open=False)
             del settings_["properties"]["kind"]
-            kinds = ("none", "asha", "median")
+            kinds = typing.get_args(StopperName)
             return {"anyOf": [{"enum": list(kinds)}, *(_only(kind, settings_) for kind in kinds)]}
         if cls is DataConfig:
             return {"anyOf": [self._source(kind) for kind in SOURCES]}
@@ -150,7 +152,8 @@ class _Writer:
             return {"anyOf": [{"type": "integer", "minimum": 0}, self._definition(cls)]}
         band = {"type": "object", "properties": {"min": _AMOUNT, "max": _AMOUNT}, "additionalProperties": False}
         limits = {
-            name: {**_described(field), "anyOf": [*_AMOUNT["anyOf"], band]} for name, field in _keys(BudgetSpec).items()
+            row.name: {"description": row.words, "anyOf": [*_AMOUNT["anyOf"], band, {"type": "null"}]}
+            for row in COSTS.values()
         }
         return {"type": "object", "properties": limits, "additionalProperties": False}
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers import built, tiny_arch
+from helpers import ARCHITECTURES, built, randomize, tiny_arch
 
 from builder import build_model, compile_arch
-from searchspace import load_space
+from searchspace import load_arch, load_space
 
 pytestmark = pytest.mark.filterwarnings("default")  # dynamo looks at .grad of tensors that have none
 
@@ -72,6 +72,27 @@ def test_export_gives_equal_logits_for_any_batch():
     for size in (1, 5):
         tokens = torch.randint(0, 17, (size, 24))
         torch.testing.assert_close(program.module()(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("name", ["tiny", *(p.stem for p in ARCHITECTURES if p.stem.endswith("small"))])
+def test_programs_of_any_length(name):
+    """`torch.export` with a dynamic length, and one whole graph compiled for several."""
+    arch = tiny_arch({"seq_len": 128}) if name == "tiny" else load_arch(name)
+    model = randomize(build_model(compile_arch(arch)))
+    lengths = [torch.randint(0, arch.vocab_size, (3, length)) for length in (57, 33, 128)]
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=32, max=128)},)
+    program = torch.export.export(model, (lengths[0][:2],), dynamic_shapes=shapes).module()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for tokens in lengths:
+        torch.testing.assert_close(program(tokens), model(tokens))
+        torch.testing.assert_close(compiled(tokens), model(tokens))
+
+
+def test_a_mask_breaks_no_graph():
+    model, tokens, mask = built(MESH), torch.randint(0, 17, (2, 24)), torch.ones(2, 24, dtype=torch.long)
+    mask[0, :7] = 0
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(tokens, mask)[mask.bool()], model(tokens, mask)[mask.bool()])
 
 
 @pytest.mark.slow

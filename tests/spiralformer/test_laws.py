@@ -66,7 +66,8 @@ def cases():
     for file in SPACES:
         space = load_space(file)
         for seed in range(6):
-            yield f"{file.stem} {seed}", space.sample(seed).arch
+            if (arch := space.sample(seed).arch).causal:
+                yield f"{file.stem} {seed}", arch
 
 
 CASES = dict(cases())

@@ -16,10 +16,11 @@ from builder import save_bundle
 from searchspace import SpecError
 from searchspace.plain import dump_yaml
 from studies.commands.preflight import check_device, look_at_data, preflight
-from studies.config import DataConfig, load_study
+from studies.config import load_study
 from studies.data.codec import Tokenizer
 from studies.data.corpus import Corpus, prepare_corpus
 from studies.data.documents import documents, source_files
+from studies.data.settings import TextData
 from studies.records.folder import SUMS, check_place, study_folder
 from studies.records.journal import mend
 
@@ -46,7 +47,7 @@ def text(folder, name="a.txt", lines=400):
 
 
 def prepared(folder, **settings):
-    return prepare_corpus(DataConfig(**settings), folder / "data")
+    return prepare_corpus(TextData(**settings), folder / "data")
 
 
 SILENT = {
@@ -188,11 +189,11 @@ def test_corpus_json_is_decoded(change, tmp_path):
     with pytest.raises(SpecError, match=r"corpus\.json: "):
         Corpus(corpus.folder)
     with pytest.raises(SpecError):
-        prepare_corpus(DataConfig(kind="tokens", path=str(corpus.folder)), tmp_path / "again")
+        prepare_corpus(TextData(kind="tokens", path=str(corpus.folder)), tmp_path / "again")
 
 
 def test_arrays_that_changed_are_noticed(tmp_path):
-    config = DataConfig(kind="text", path=str(text(tmp_path)))
+    config = TextData(kind="text", path=str(text(tmp_path)))
     corpus = prepare_corpus(config, tmp_path / "data")
     train = corpus.folder / "train.bin"
     whole = train.read_bytes()
@@ -212,7 +213,7 @@ def test_arrays_that_changed_are_noticed(tmp_path):
 
 
 def found(**settings):
-    return [path.name for path in source_files(DataConfig(kind="text", **settings))]
+    return [path.name for path in source_files(TextData(kind="text", **settings))]
 
 
 def test_a_name_that_exists_comes_before_the_pattern_it_looks_like(tmp_path, monkeypatch):
@@ -279,7 +280,7 @@ def test_large_files_come_in_pieces_that_are_one_document(tmp_path, monkeypatch)
     file = text(tmp_path)
     whole = prepared(tmp_path / "1", kind="text", path=str(file))
     monkeypatch.setattr(module, "_PIECE", 100)
-    pieces = list(documents(DataConfig(kind="text", path=str(file))))
+    pieces = list(documents(TextData(kind="text", path=str(file))))
     assert len(pieces) > 50
     assert [p.continues for p in pieces] == [False] + [True] * (len(pieces) - 1)
     again = prepared(tmp_path / "2", kind="text", path=str(file))
@@ -299,7 +300,7 @@ def test_large_files_come_in_pieces_that_are_one_document(tmp_path, monkeypatch)
 def test_rows_that_are_none_say_which(content, message, tmp_path):
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(SpecError, match=message):
-        list(documents(DataConfig(kind="jsonl", path=str(tmp_path / "a.jsonl"))))
+        list(documents(TextData(kind="jsonl", path=str(tmp_path / "a.jsonl"))))
 
 
 def test_a_line_without_end_is_bounded(tmp_path, monkeypatch):
@@ -308,7 +309,7 @@ def test_a_line_without_end_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_LINE", 1000)
     (tmp_path / "a.jsonl").write_text('{"text": "' + "x" * 5000 + '"}\n')
     with pytest.raises(SpecError, match="line 1 has over"):
-        list(documents(DataConfig(kind="jsonl", path=str(tmp_path / "a.jsonl"))))
+        list(documents(TextData(kind="jsonl", path=str(tmp_path / "a.jsonl"))))
 
 
 # -- names, devices, resources ---------------------------------------------------------------------
@@ -581,8 +582,8 @@ def test_a_small_parquet_file_of_large_texts_takes_little_memory(tmp_path):
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "big.parquet")
     assert (tmp_path / "big.parquet").stat().st_size < 2e6
     script = (
-        "import resource, sys; from studies.config import DataConfig; from studies.data.corpus import prepare_corpus\n"
-        "data = DataConfig(kind='parquet', path=sys.argv[1], max_bytes=4_000_000)\n"
+        "import resource, sys; from studies.data.settings import TextData; from studies.data.corpus import prepare_corpus\n"
+        "data = TextData(kind='parquet', path=sys.argv[1], max_bytes=4_000_000)\n"
         "facts = prepare_corpus(data, sys.argv[2]).facts\n"
         "print(facts.train_tokens + facts.val_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )

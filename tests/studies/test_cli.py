@@ -42,7 +42,8 @@ def test_describe(file):
 def test_describe_takes_overrides_and_shows_code():
     output = run("describe", "spiralformer_small", "levels.word.chunk=8", "levels.word.offset=4", "--code")
     assert "2 + 4R[16 8 1] + 2, mesh" in output
-    assert "def forward(self, tokens)" in output
+    assert "def forward(self, tokens, lengths=None):" in output
+    assert "x = None" not in output
     assert "|-->|------>|" in output
 
 

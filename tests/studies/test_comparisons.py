@@ -8,8 +8,9 @@ import pytest
 from helpers import end_all, make_driver, run_cli, tiny_study
 
 from studies.commands.preflight import look_at_data, preflight
-from studies.config import DataConfig, load_study
+from studies.config import load_study
 from studies.data.corpus import Corpus, prepare_corpus
+from studies.data.settings import TextData
 from studies.records.trial import Report, Rung
 from studies.report.page import write_html
 from studies.report.ranking import notes, ranking_table
@@ -70,7 +71,7 @@ def test_tokens_and_steps_stand_beside_every_loss(tmp_path):
     tokens = 20_000
     while (spec := driver.next_trial()) is not None:
         tokens *= 3
-        rung = Rung(flops=4e8, tokens=tokens, loss=3.0 - tokens / 1e7)
+        rung = Rung(flops=4e8, tokens=tokens, score=3.0 - tokens / 1e7)
         driver.report(spec.number, Report(kind="done", attempt=1, rungs=(rung,), steps=tokens // 6000))
     text = shown(ranking_table(driver.records, corpus_of(driver)))
     assert "4.86M" in text
@@ -139,7 +140,7 @@ def test_table_and_sentence_round_alike(tmp_path):
     driver = end_all(make_driver(tmp_path, POOLS, "search.num_trials=2", "search.stopper=none"))
     base, best = (next(r for r in driver.records if r.purpose == purpose) for purpose in ("baseline", "search"))
     again = [
-        replace(record, number=90 + i, purpose="promotion", rungs=(replace(record.rungs[-1], loss=loss),))
+        replace(record, number=90 + i, purpose="promotion", rungs=(replace(record.rungs[-1], score=loss),))
         for i, (record, loss) in enumerate(((base, 3.0004 * 0.6931), (best, 2.5006 * 0.6931)))
     ]
     from studies.report.ranking import promotion_table
@@ -160,7 +161,7 @@ def test_an_export_names_one_place(tmp_path):
 def test_a_limit_on_the_data_says_what_it_leaves_out(tmp_path):
     for i in range(6):
         (tmp_path / f"{i}.txt").write_text("some text, again and again\n" * 400)
-    config = DataConfig(kind="text", path=str(tmp_path / "*.txt"), max_bytes=25_000)
+    config = TextData(kind="text", path=str(tmp_path / "*.txt"), max_bytes=25_000)
     facts = prepare_corpus(config, tmp_path / "part").facts
     assert facts.notes == ("data.max_bytes takes the first 3 of 6 files, by name",)
     assert not prepare_corpus(replace(config, max_bytes=10**9), tmp_path / "whole").facts.notes

@@ -11,7 +11,7 @@ from helpers import built, run_cli, tiny_arch
 
 from builder import load_bundle, save_bundle
 from searchspace import SpecError
-from studies.config import DataConfig
+from studies.data.settings import TextData
 from studies.training.evaluate import evaluate, position_bins
 
 TEXTS = [f"document {i}: {'ab ' * (i % 7)}end" for i in range(40)]
@@ -31,7 +31,7 @@ def text_file(folder):
 
 def test_it_is_the_mean_loss_of_every_next_token(bundle, tmp_path):
     file = text_file(tmp_path)
-    found = evaluate(bundle, DataConfig(kind="text", path=str(file)))
+    found = evaluate(bundle, TextData(kind="text", path=str(file)))
     tokens, length = torch.tensor(list(file.read_bytes())), 24
     windows = (len(tokens) - 1) // length
     model = load_bundle(bundle).model
@@ -62,28 +62,28 @@ def test_rows_files_and_tokens_agree(bundle, tmp_path):
     np.frombuffer(separated, np.uint8).astype(np.uint16).tofile(tmp_path / "val.bin")
     np.zeros(9, np.uint16).tofile(tmp_path / "train.bin")
     losses = [
-        evaluate(bundle, DataConfig(kind="text", path=str(tmp_path / "texts"))).loss,
-        evaluate(bundle, DataConfig(kind="jsonl", path=str(tmp_path / "rows.jsonl"))).loss,
-        evaluate(bundle, DataConfig(kind="tokens", path=str(tmp_path), vocab_size=256)).loss,
+        evaluate(bundle, TextData(kind="text", path=str(tmp_path / "texts"))).loss,
+        evaluate(bundle, TextData(kind="jsonl", path=str(tmp_path / "rows.jsonl"))).loss,
+        evaluate(bundle, TextData(kind="tokens", path=str(tmp_path), vocab_size=256)).loss,
     ]
     assert losses == pytest.approx([losses[0]] * 3)
 
 
 def test_it_looks_at_as_much_as_asked(bundle, tmp_path):
-    found = evaluate(bundle, DataConfig(kind="text", path=str(text_file(tmp_path))), most_tokens=100)
+    found = evaluate(bundle, TextData(kind="text", path=str(text_file(tmp_path))), most_tokens=100)
     assert found.tokens == 96
 
 
 def test_what_can_not_be_scored_is_refused(bundle, tmp_path):
     (tmp_path / "short.txt").write_text("ab")
     with pytest.raises(SpecError, match="has 2 tokens"):
-        evaluate(bundle, DataConfig(kind="text", path=str(tmp_path / "short.txt")))
+        evaluate(bundle, TextData(kind="text", path=str(tmp_path / "short.txt")))
     for part in ("train", "val"):
         np.full(99, 300, np.uint16).tofile(tmp_path / f"{part}.bin")
     with pytest.raises(SpecError, match="holds id 300 at token 0, the vocabulary has 256"):
-        evaluate(bundle, DataConfig(kind="tokens", path=str(tmp_path), vocab_size=400))
+        evaluate(bundle, TextData(kind="tokens", path=str(tmp_path), vocab_size=400))
     with pytest.raises(SpecError, match="is not a bundle"):
-        evaluate(tmp_path, DataConfig(kind="text", path=str(tmp_path / "short.txt")))
+        evaluate(tmp_path, TextData(kind="text", path=str(tmp_path / "short.txt")))
 
 
 def test_the_command_prints_it_for_people_and_for_programs(bundle, tmp_path):

@@ -20,7 +20,7 @@ from studies.records.trial import Report, Rung
 from studies.report.ranking import best_of, front, notes, promotion_table, promotions
 from studies.training.run_trial import _memory_asked, _reason
 
-OK = (Rung(flops=0.5, tokens=1, loss=2.0), Rung(flops=1.0, tokens=1, loss=1.0))
+OK = (Rung(flops=0.5, tokens=1, score=2.0), Rung(flops=1.0, tokens=1, score=1.0))
 
 
 def failed(reason="error", error="ValueError: no"):
@@ -52,11 +52,11 @@ def test_failures_between_successes_halt_nothing(tmp_path):
 def test_a_loss_that_is_no_number_is_a_failure_and_moves_no_cut_off(loss, rung, tmp_path):
     driver = make_driver(tmp_path)
     spec = driver.next_trial()
-    bad = Rung(flops=1.0, tokens=1, loss=loss)
+    bad = Rung(flops=1.0, tokens=1, score=loss)
     rungs = (bad,) if rung == 0 else (OK[0], bad)
     assert not driver.report(spec.number, Report(kind="rung" if rung == 0 else "done", attempt=1, rungs=rungs))
     record = driver.record(spec.number)
-    assert (record.state, record.reason, record.loss) == ("failed", "diverged", None)
+    assert (record.state, record.reason, record.score) == ("failed", "diverged", None)
     assert len(record.rungs) == 0
     assert driver.progress().best is None
     assert open_for_reading(driver.folder)[0] == record
@@ -171,7 +171,7 @@ def test_promotion_trains_the_best_again_with_other_seeds(tmp_path):
     assert len(promoted) == (2 + 1) * 3
     assert {r.seed for r in promoted} == {1, 2, 3}
     assert {r.training["flops"] for r in promoted} == {8e8}
-    searched = sorted((r for r in driver.records if r.purpose == "search"), key=lambda r: r.loss)
+    searched = sorted((r for r in driver.records if r.purpose == "search"), key=lambda r: r.score)
     assert {r.arch_id for r in promoted} == {r.arch_id for r in [*searched[:2], driver.record(0)]}
     first = promotions(driver.records)[0]
     assert first.spread == pytest.approx(0.01)
@@ -203,7 +203,7 @@ def test_the_front_holds_what_no_other_beats(tmp_path):
         make_driver(tmp_path, {"budget": {}}, "search.num_trials=12", "objectives=[loss, flops_per_token]")
     )
     found = front(driver.records, driver.study.objectives)
-    points = {r.number: (r.loss, r.cost.flops_per_token) for r in driver.records if r.state == "complete"}
+    points = {r.number: (r.score, r.cost.flops_per_token) for r in driver.records if r.state == "complete"}
     for number, (loss, flops) in points.items():
         beaten = any((a <= loss and b < flops) or (a < loss and b <= flops) for a, b in points.values())
         assert (number in {r.number for r in found}) == (not beaten)

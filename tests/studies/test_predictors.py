@@ -265,7 +265,7 @@ def drive(folder, num_trials, loss, stop=None):
     driver = StudyDriver(settings, folder, prepare_corpus(settings.data, folder / "data"))
     for _ in range(stop or 0):
         spec = driver.next_trial()
-        rung = Rung(flops=4e11, tokens=1, loss=loss(driver.record(spec.number)))
+        rung = Rung(flops=4e11, tokens=1, score=loss(driver.record(spec.number)))
         driver.report(spec.number, Report(kind="done", attempt=1, rungs=(rung,)))
     return driver if stop else end_all(driver, loss)
 
@@ -273,7 +273,7 @@ def drive(folder, num_trials, loss, stop=None):
 def test_the_sampler_follows_it_once_it_can_rank(tmp_path):
     driver = drive(tmp_path, 48, lambda record: 3 + made_up_loss(record.arch_spec()))
     assert "followed" in driver.progress().predictor
-    losses = [record.rungs[-1].loss for record in driver.records]
+    losses = [record.rungs[-1].score for record in driver.records]
     assert np.mean(losses[-16:]) < np.mean(losses[1:17]) - 0.2
     assert len({record.arch_id for record in driver.records}) == len(driver.records)
 

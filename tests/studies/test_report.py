@@ -39,7 +39,7 @@ def driver(tmp_path_factory):
             failed = Report(kind="failed", attempt=1, reason="diverged", error="a loss is not finite <b>")
             driver.report(spec.number, failed)
         else:
-            rung = Rung(flops=4e8, tokens=1, loss=2.5)
+            rung = Rung(flops=4e8, tokens=1, score=2.5)
             driver.report(spec.number, Report(kind="done", attempt=1, rungs=(rung,)))
     return end_all(driver, made_up)
 
@@ -147,6 +147,7 @@ def test_a_predicted_map_is_made_once(driver, monkeypatch):
     def effects(shown=records):
         return explain.kept_effects([r for r in shown if r.rungs], driver.study, facts, driver.folder)
 
+    (driver.folder / PREDICTED).unlink(missing_ok=True)
     first = effects()
     assert first
     assert effects() == first

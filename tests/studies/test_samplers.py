@@ -157,7 +157,7 @@ def test_losses_of_an_equal_study_teach_the_sampler(tmp_path, earlier):
     driver = warm(tmp_path, earlier, {"space": SCHEDULE}, "search.stopper=none")
     told = [t for t in driver.journal.studies["search"].get_trials() if "from" in t.user_attrs]
     complete = [r for r in earlier.records if r.purpose == "search" and r.state == "complete"]
-    assert sorted(t.value for t in told) == sorted(r.loss for r in complete)
+    assert sorted(t.value for t in told) == sorted(r.score for r in complete)
     assert "its losses teach the sampler" in driver.warm_start_note
     assert driver.records == []  # they are not this study's
     again = StudyDriver(driver.study, driver.folder, prepare_data(driver.study, driver.folder))
@@ -169,7 +169,7 @@ def test_where_losses_do_not_compare_the_best_are_tried_first(tmp_path, earlier)
     assert "training.flops differs" in driver.warm_start_note
     end_all(driver)
     searched = [r for r in earlier.records if r.purpose == "search" and r.state == "complete"]
-    best = [r.arch_id for r in sorted(searched, key=lambda r: r.loss)]
+    best = [r.arch_id for r in sorted(searched, key=lambda r: r.score)]
     assert [r.arch_id for r in driver.records if r.purpose == "search"][: len(best)] == best
 
 
@@ -207,8 +207,8 @@ def test_optuna_shows_what_ran(tmp_path):
         assert driver.study.space.draw(FixedChooser(arch_choices(record))).arch == record.arch_spec()
         assert trial.user_attrs["params"] == record.cost.params
         assert trial.user_attrs["architecture"] == summarize(record.arch_spec())
-        assert trial.user_attrs["bits_per_byte"] == pytest.approx(record.loss / math.log(2))
-    best = min(driver.records, key=lambda record: record.loss)
+        assert trial.user_attrs["bits_per_byte"] == pytest.approx(record.score / math.log(2))
+    best = min(driver.records, key=lambda record: record.score)
     assert study.best_params == best.choices
     assert study.metric_names == ["loss"]
     assert len({str(trial.distributions["d_model"]) for trial in trials.values()}) == 1

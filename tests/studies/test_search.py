@@ -38,7 +38,9 @@ def test_every_trial_ends_and_is_journaled(finished):
     assert [record.number for record in records] == list(range(8))
     assert records[0].purpose == "baseline"
     assert {record.state for record in records} <= {"complete", "stopped"}
-    assert finished.progress().best.loss == min(r.loss for r in records if r.loss is not None and r.purpose == "search")
+    assert finished.progress().best.score == min(
+        r.score for r in records if r.score is not None and r.purpose == "search"
+    )
 
 
 def test_no_trial_is_over_budget_and_none_runs_twice(finished):
@@ -81,7 +83,7 @@ def test_a_tight_budget_is_never_broken(sampler, tmp_path, monkeypatch):
             assert 40000 <= record.cost.params <= 48000
         driver.report(
             spec.number,
-            Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=float(record.cost.params)),)),
+            Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, score=float(record.cost.params)),)),
         )
     ids = [record.arch_id for record in driver.records]
     assert len(ids) == len(set(ids)) == 61
@@ -111,7 +113,7 @@ def test_nan_is_a_failed_trial_with_its_reason(tmp_path):
     first = driver.next_trial()
     assert driver.report(0, Report(kind="failed", attempt=1, reason="diverged", error="loss is nan")) is False
     record = driver.records[first.number]
-    assert (record.state, record.reason, record.loss) == ("failed", "diverged", None)
+    assert (record.state, record.reason, record.score) == ("failed", "diverged", None)
     assert driver.progress().best is None
     assert open_for_reading(driver.folder)[0] == record
 
@@ -201,7 +203,7 @@ def test_finished_weights_survive_a_crash_before_the_last_report(tmp_path):
 
 def test_a_stop_that_was_due_is_made_up_for(tmp_path):
     driver = make_driver(tmp_path, None, "search.num_trials=2")
-    rungs = [Rung(flops=1.0, tokens=1, loss=loss) for loss in (1.0, 9.0)]
+    rungs = [Rung(flops=1.0, tokens=1, score=loss) for loss in (1.0, 9.0)]
     for number, rung in ((0, rungs[0]), (1, rungs[0])):
         driver.next_trial()
         driver.report(number, Report(kind="done", attempt=1, rungs=(rung, rung)))
@@ -223,7 +225,7 @@ def test_candidates_that_can_not_run_are_passed_over(tmp_path):
     for _ in range(7):
         spec = driver.next_trial()
         assert spec.arch.get("causal", True)
-        driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=1.0),)))
+        driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, score=1.0),)))
 
 
 def test_out_of_memory_teaches_the_sampler(tmp_path):
@@ -252,7 +254,7 @@ def test_at_most_two_rejections_are_journaled_per_launch(tmp_path):
 def test_a_report_of_an_older_attempt_is_ignored(tmp_path):
     driver = make_driver(tmp_path)
     spec = driver.next_trial()
-    rung = Rung(flops=1.0, tokens=1, loss=2.0)
+    rung = Rung(flops=1.0, tokens=1, score=2.0)
     assert driver.report(spec.number, Report(kind="rung", attempt=2, rungs=(rung,)))
     assert not driver.report(spec.number, Report(kind="failed", attempt=1, reason="error"))
     assert driver.records[spec.number].state == "running"
@@ -280,7 +282,9 @@ def test_proposals_depend_on_seed_and_number_alone(tmp_path):
         specs = [driver.next_trial() for driver in drivers]
         assert specs[0].arch == specs[1].arch
         for driver, spec in zip(drivers, specs, strict=True):
-            driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=2.0 + i),)))
+            driver.report(
+                spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, score=2.0 + i),))
+            )
 
 
 def test_open_choices_in_training_are_searched(tmp_path):
@@ -292,7 +296,7 @@ def test_open_choices_in_training_are_searched(tmp_path):
     for _ in range(4):
         spec = driver.next_trial()
         rates.append(spec.training["lr"])
-        driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, loss=1.0),)))
+        driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, score=1.0),)))
     assert rates[0] == middle  # the baseline
     assert len(set(rates)) == 4
     assert "training.lr" in driver.records[1].choices
@@ -313,7 +317,7 @@ def test_the_journal_is_optunas_own(finished):
 
     storage = JournalStorage(JournalFileBackend(str(finished.folder / JOURNAL)))
     study = optuna.load_study(study_name="search", storage=storage)
-    assert study.best_value == finished.progress().best.loss
+    assert study.best_value == finished.progress().best.score
     assert any(trial.intermediate_values for trial in study.trials)
 
 
@@ -354,14 +358,31 @@ def test_asha_keeps_the_best_share():
     asha = load_study("quickstart").search.stopper
     assert rung_shares(asha) == pytest.approx((1 / 9, 1 / 3, 1.0))
     assert rung_shares(decode(StopperConfig, "none")) == (1.0,)
-    assert not should_stop(asha, 3.0, [])
-    assert should_stop(asha, 3.0, [2.0])
-    assert not should_stop(asha, 1.0, [2.0, 3.0, 4.0])
-    assert not should_stop(asha, 2.5, [2.0, 3.0, 4.0, 5.0])  # second of five: ceil(5 / 3) = 2 go on
-    assert should_stop(asha, 3.5, [2.0, 3.0, 4.0, 5.0])
-    assert not should_stop(StopperConfig(rungs=1), 9.0, [1.0])
+
+    def stops(config, value, others):
+        return should_stop(config, (value,), [(other,) for other in others])
+
+    assert not stops(asha, 3.0, [])
+    assert stops(asha, 3.0, [2.0])
+    assert not stops(asha, 1.0, [2.0, 3.0, 4.0])
+    assert not stops(asha, 2.5, [2.0, 3.0, 4.0, 5.0])  # second of five: ceil(5 / 3) = 2 go on
+    assert stops(asha, 3.5, [2.0, 3.0, 4.0, 5.0])
+    assert not stops(StopperConfig(rungs=1), 9.0, [1.0])
     assert expected_work(StopperConfig(rungs=1)) == (1.0, 1.0)
     assert expected_work(asha) == pytest.approx((1 / 9 + 2 / 9 / 3 + 2 / 3 / 9, 1 + 1 / 3 + 1 / 9))
+
+
+def test_with_several_objectives_a_trial_ends_by_those_that_dominate_it():
+    """A trial with a high loss that nobody undercuts in cost stands on the front, and goes on."""
+    asha, median = StopperConfig(kind="asha"), StopperConfig(kind="median", startup=2)
+    others = [(2.0, 50.0), (2.5, 40.0), (3.0, 30.0), (3.5, 20.0)]
+    assert not should_stop(asha, (4.0, 10.0), others)
+    assert should_stop(asha, (4.0,), [other[:1] for other in others])
+    assert should_stop(asha, (4.0, 60.0), others)
+    assert not should_stop(asha, (2.0, 50.0), others)  # as good as one of them, no worse than any
+    assert not should_stop(median, (4.0, 10.0), others)
+    assert should_stop(median, (4.0, 35.0), others) is False  # two of four dominate it: not more than half
+    assert should_stop(median, (4.0, 60.0), others)
 
 
 def test_specs_and_reports_travel_as_json():
@@ -380,5 +401,5 @@ def test_specs_and_reports_travel_as_json():
         threads=1,
     )
     assert TrialSpec.from_json(spec.to_json()) == spec
-    report = Report(kind="rung", attempt=2, rungs=(Rung(flops=1.0, tokens=2, loss=3.0),), train_loss=1.0)
+    report = Report(kind="rung", attempt=2, rungs=(Rung(flops=1.0, tokens=2, score=3.0),), train_loss=1.0)
     assert Report.from_json(report.to_json()) == report

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from helpers import make_driver, run_cli, tiny_study
 from searchspace import SpecError
 from studies.commands import preflight
 from studies.config import load_study
-from studies.data.corpus import Corpus
 from studies.records.reading import open_for_reading
 from studies.report import tracking
 from studies.report.tracking import Tracking
@@ -46,11 +46,11 @@ def scalars(folder):
 
 
 def test_tensorboard_has_every_rung(study):
-    records, corpus = open_for_reading(study), Corpus(study / "data")
+    records = open_for_reading(study)
     for record in records:
         found = scalars(study / "tracking/tensorboard" / f"{record.purpose}-{record.number:05d}")
         bits = sorted((step, value) for tag, step, value in found if tag == "held_out/bits_per_byte")
-        expected = [(int(r.flops / 1e6), corpus.headline.value(r.loss)) for r in record.rungs]
+        expected = [(int(r.flops / 1e6), r.metrics["bits_per_byte"]) for r in record.rungs]
         assert [step for step, _ in bits] == [step for step, _ in expected]
         assert [value for _, value in bits] == pytest.approx([value for _, value in expected])
 
@@ -65,7 +65,7 @@ def test_mlflow_has_every_trial(study):
     assert set(runs) == {f"{r.purpose}-{r.number:05d}" for r in records}
     for record in records:
         run = runs[f"{record.purpose}-{record.number:05d}"]
-        assert run.data.metrics["held_out_loss"] == pytest.approx(record.rungs[-1].loss)
+        assert run.data.metrics["held_out_loss"] == pytest.approx(record.rungs[-1].score)
         assert run.data.params["arch_id"] == record.arch_id
         assert run.data.tags["state"] == record.state
         history = client.get_metric_history(run.info.run_id, "held_out_loss")
@@ -77,7 +77,7 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path, monkeypatch):
         def rung(self, record, index):
             raise ConnectionError("the server is away")
 
-    monkeypatch.setitem(tracking.TRACKERS, "tensorboard", Broken)
+    monkeypatch.setitem(tracking.TRACKERS, "tensorboard", replace(tracking.TRACKERS["tensorboard"], make=Broken))
     output = run_cli("search", tiny_study(tmp_path), "--dir", tmp_path / "run", "--serial", "search.num_trials=2")
     assert "tensorboard is told nothing more: ConnectionError: the server is away" in " ".join(output.split())
     assert all(record.state != "running" for record in open_for_reading(tmp_path / "run"))
@@ -87,11 +87,11 @@ def test_a_missing_package_is_told_before_anything_runs(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    driver = make_driver(tmp_path)
+    make_driver(tmp_path)
     monkeypatch.setattr(tracking, "import_module", missing)
     study = load_study(tmp_path / "tiny.yaml", ["tracking=wandb"])
     with pytest.raises(SpecError, match="wandb is not installed"):
-        Tracking(study, tmp_path, Corpus(driver.corpus))
+        Tracking(study, tmp_path)
     with pytest.raises(SpecError, match="tracking"):
         load_study(tmp_path / "tiny.yaml", ["tracking=excel"])
 
@@ -121,7 +121,7 @@ def test_run_based_trackers_get_the_whole_trial(tmp_path, monkeypatch):
     records = open_for_reading(tmp_path / "run")
     assert told.count("finished") == 2 * len(records)
     logged = [values["held_out_loss"] for values in told if isinstance(values, dict) and "held_out_loss" in values]
-    assert sorted(logged) == sorted([rung.loss for record in records for rung in record.rungs] * 2)
+    assert sorted(logged) == sorted([rung.score for record in records for rung in record.rungs] * 2)
     assert {settings["project"] for settings in told if isinstance(settings, dict) and "project" in settings} == {
         "tiny"
     }

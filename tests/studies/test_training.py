@@ -7,8 +7,9 @@ import torch
 from helpers import tiny_arch
 
 from searchspace import SpecError
-from studies.config import DataConfig, TrainingConfig
+from studies.config import TrainingConfig
 from studies.data.corpus import prepare_corpus
+from studies.data.settings import TextData
 from studies.training.checkpoint import (
     LocalStore,
     attempts_in,
@@ -29,7 +30,7 @@ DROPOUT = {"vocab_size": 256, "blocks": {"core": {"dropout": 0.1}}}
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 400)
-    return prepare_corpus(DataConfig(kind="text", path=str(folder / "text.txt")), folder / "data")
+    return prepare_corpus(TextData(kind="text", path=str(folder / "text.txt")), folder / "data")
 
 
 def make_trainer(corpus, over=None, **settings):
@@ -39,9 +40,9 @@ def make_trainer(corpus, over=None, **settings):
 
 def test_it_learns_and_spends_the_budget(corpus):
     trainer = make_trainer(corpus)
-    before = trainer.evaluate()
+    before, _ = trainer.evaluate()
     trainer.train(trainer.plan.num_steps)
-    assert trainer.evaluate() < before - 1.0
+    assert trainer.evaluate()[0] < before - 1.0
     assert trainer.flops == pytest.approx(3e9, rel=0.02)
     assert trainer.tokens == trainer.step * 96
 
@@ -87,9 +88,9 @@ def test_divergence_is_told(corpus):
 )
 def test_other_ways_to_train(corpus, settings):
     trainer = make_trainer(corpus, **settings)
-    before = trainer.evaluate()
+    before, _ = trainer.evaluate()
     trainer.train(60)
-    assert trainer.evaluate() < before - 0.3
+    assert trainer.evaluate()[0] < before - 0.3
 
 
 def test_accumulation_and_recomputation_change_nothing_but_memory(corpus):
@@ -144,9 +145,9 @@ def test_resume_with_muon_is_bit_exact(corpus, tmp_path):
 
 def test_bf16_trains_too(corpus):
     trainer = make_trainer(corpus, precision="bf16")
-    before = trainer.evaluate()
+    before, _ = trainer.evaluate()
     trainer.train(60)
-    assert trainer.evaluate() < before - 0.3
+    assert trainer.evaluate()[0] < before - 0.3
 
 
 def test_learning_rate_schedules():
