@@ -41,7 +41,7 @@ from searchspace.nodes import (
 from searchspace.plain import dump_yaml, encode, key
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
-_MOST_LEVELS = 24
+_MOST_LEVELS = 24  # pairs of levels are checked for nesting
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 """Of architectures and studies: also the name of a folder, and shown without quotes."""
 
@@ -57,7 +57,7 @@ _JOIN_ARITY: dict[str, tuple[int, int]] = {
 }
 
 
-_MOST_ITERATIONS = 512
+_MOST_ITERATIONS = 512  # a loop is written out: compiling stays under a second
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,8 +17,8 @@ from searchspace.errors import SpecError, one_of, show
 Tree: TypeAlias = Mapping[str, Any]
 _Eval: TypeAlias = Callable[[Tree], Any]
 
-_MAX_LENGTH = 500
-_MAX_NUMBER = 1e30
+_MAX_LENGTH = 500  # characters: Python's parser recurses over an expression
+_MAX_NUMBER = 1e30  # beyond it sums and products may overflow to infinity
 
 
 def _bounded_power(base: float, exponent: float) -> float:

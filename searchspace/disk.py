@@ -22,7 +22,7 @@ from searchspace.errors import SpecError
 Contents: TypeAlias = Callable[[Path], "set[str] | None"]
 """Names of the files in a folder that the product wrote there; None if the folder is not its own."""
 
-JSON_BYTES = 32 * 2**20
+JSON_BYTES = 32 * 2**20  # manifests and settings take kilobytes; what is larger is something else
 _TEMPORARY = ".{name}-{number}.tmp"
 
 

@@ -29,10 +29,10 @@ from searchspace.space import SpaceSpec
 from searchspace.template import Template
 
 PACKAGE = Path(__file__).parent
-_MAX_BYTES = 256 * 1024
-_MAX_VALUES = 5_000
-_MAX_DEPTH = 64
-_MAX_EXTENDS = 16
+_MAX_BYTES = 256 * 1024  # hand-written YAML takes kilobytes; parsing takes a second for this much
+_MAX_VALUES = 5_000  # aliases can make a small file huge
+_MAX_DEPTH = 64  # OmegaConf and the decoders recurse
+_MAX_EXTENDS = 16  # a longer chain is a circle or a mistake
 _COMMAND_LINE = "command line"
 _INT = "tag:yaml.org,2002:int"
 _Events = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

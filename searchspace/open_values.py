@@ -18,9 +18,9 @@ _ORDERS = ("any", "coarse_to_fine", "fine_to_coarse")
 _PRIOR_KEYS = ("prior", "confidence")
 _FAVOUR = {"low": 2.0, "medium": 4.0, "high": 8.0}
 _SPREAD = {"low": 0.5, "medium": 0.25, "high": 0.125}
-_MAX_OPTIONS = 1000
-_MAX_SEQUENCE = 64
-_MOST_STEPS = 1_000_000_000
+_MAX_OPTIONS = 1000  # each becomes an Optuna category, compared one by one
+_MAX_SEQUENCE = 64  # each place is a decision of its own
+_MOST_STEPS = 1_000_000_000  # whole numbers that floats still hold exactly
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from searchspace.open_values import Sequence as ScheduleChoice
 from searchspace.plain import decode
 from searchspace.template import Template
 
-_ENUMERABLE = 20_000
-_ENUMERATION_STEPS = 1_000_000
-_PATIENCE = 1000
-_LEAST_PATIENCE = 20
-_DRAWN_VALUES = 60_000
-_CONTRADICTIONS = 100
+_ENUMERABLE = 20_000  # ways that are walked to count a space exactly
+_ENUMERATION_STEPS = 1_000_000  # decisions taken in that walk: about a second
+_PATIENCE = 1000  # draws in a row that break a constraint before the space is walked instead
+_LEAST_PATIENCE = 20  # the same, for files so large that each draw is slow
+_DRAWN_VALUES = 60_000  # values decided in all draws together: some seconds
+_CONTRADICTIONS = 100  # draws that keep the constraints and are no architecture
 _KEYS = (*(field.name for field in fields(ArchSpec)), "vars", "constraints")
-_LISTED_VALUES = 2_000_000
+_LISTED_VALUES = 2_000_000  # values decided to list every way: some ten seconds
 
 
 @dataclass(frozen=True, slots=True)

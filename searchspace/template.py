@@ -31,11 +31,11 @@ from searchspace.open_values import (
     size_of,
 )
 
-_MOST_CONSTRAINTS = 200
-_MOST_PENDING = 100
-_MOST_STEPS = 150_000
-_REFERENCE_STEPS = 5
-_LONGEST_TEXT = 100_000
+_MOST_CONSTRAINTS = 200  # each is evaluated at every decision that it names
+_MOST_PENDING = 100  # constraints that wait for later decisions
+_MOST_STEPS = 150_000  # decisions in one walk: under a second
+_REFERENCE_STEPS = 5  # a reference costs about as much as this many plain values
+_LONGEST_TEXT = 100_000  # references can double a text at every step
 
 
 @dataclass(frozen=True, slots=True)

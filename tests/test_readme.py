@@ -90,12 +90,17 @@ def test_the_site_builds(tmp_path):
 def test_the_shown_quickstart_is_of_the_shipped_study():
     from studies.config import load_study
 
-    (shown,) = [text for text in blocks("") if "quickstart: " in text]
+    (shown,) = [text for text in blocks("") if "training FLOPs spent" in text]
     study = load_study("quickstart")
-    assert f"quickstart: {study.space.count()} candidates" in shown
     assert f"{study.search.num_trials + len(study.baselines)} trials: " in shown
     for arch in study.baselines:
         assert f"{arch.name}: " in shown
+
+
+def test_the_shown_picture_is_of_the_shown_architecture(folder):
+    picture = (ROOT / "docs/figures/spiral.svg").read_text()
+    run(f"spiralformer draw {folder / 'spiral.yaml'} -o {folder / 'spiral.svg'}")
+    assert (folder / "spiral.svg").read_text() == picture
 
 
 def test_make_targets_exist():

@@ -32,7 +32,7 @@ from searchspace.errors import SpecError, show
 from searchspace.files import load_arch
 from spiralformer.model import SpiralFormer
 
-FORMAT = 1
+FORMAT = 1  # raised when an older reader would misread a bundle
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights, by safetensors' names."""
 _ARCH, _WEIGHTS, _MANIFEST, _CARD = "architecture.yaml", "model.safetensors", "manifest.json", "README.md"

@@ -46,7 +46,7 @@ MODELING, _CONFIG = "modeling_spiralformer.py", "config.json"
 _FILES = ("README.md", "architecture.svg", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 _TOLERANCE = 1e-5
 """In half precision, whose steps are larger, four of them."""
-_CHECKED_TOKENS = 16
+_CHECKED_TOKENS = 16  # enough to go round the clocks of common levels
 
 
 def export_hf(

@@ -27,7 +27,7 @@ from searchspace.plain import decode, key
 
 TOKENIZER = "tokenizer.json"
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_CONFIG_BYTES = 2**20
+_CONFIG_BYTES = 2**20  # config.json takes kilobytes
 
 _NO_MATHS = frozenset((
     "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout",

@@ -16,7 +16,7 @@ from searchspace.errors import SpecError, show
 from searchspace.plain import encode
 from spiralformer.model import SpiralFormer
 
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-5  # fp32, relative to the largest logit; what was seen is below 1e-6
 
 
 def export_torch(file: Path, arch: ArchSpec, model: SpiralFormer) -> Path:

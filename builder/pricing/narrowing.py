@@ -22,10 +22,10 @@ from searchspace.choices import Categorical, Chooser, Decision, Integer, RandomC
 from searchspace.errors import SpecError
 from searchspace.space import SpaceSpec
 
-_BASES = 16
-_MOST_VALUES = 24
-_CAUTION = 2.0
-_REMEMBERED = 50_000
+_BASES = 16  # random candidates in which each decision is varied: a few hundred prices, a quarter of a second
+_MOST_VALUES = 24  # of one decision that are priced; wider ranges are spread over
+_CAUTION = 2.0  # bounds are loosened by this much of what was lost, so that little that fits is shut out
+_REMEMBERED = 50_000  # corners kept: some ten MiB
 
 Side: TypeAlias = Literal["least", "most"]
 _Taken: TypeAlias = dict[str, Scalar]

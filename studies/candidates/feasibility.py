@@ -14,11 +14,11 @@ from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from searchspace.space import Candidate, SpaceSize, SpaceSpec
 
-_SAMPLES = 300
-_EXHAUSTIVE = 5000
-_HOPELESS = 5
-_COUNTABLE = 20_000
-_COUNTED_SAMPLES = 4000
+_SAMPLES = 300  # a share is known to about three points
+_EXHAUSTIVE = 5000  # ways: looked at one by one in some seconds
+_HOPELESS = 5  # draws that all end in an error: the space itself is wrong
+_COUNTABLE = 20_000  # ways: counted one by one in some ten seconds
+_COUNTED_SAMPLES = 4000  # a share is known to under one point
 
 
 Runnable: TypeAlias = Callable[[ArchSpec, Cost], None]

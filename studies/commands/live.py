@@ -15,7 +15,7 @@ from studies.search.driver import StudyDriver
 from studies.show.summary import summarize
 from studies.show.terminal import say
 
-_EVERY_S = 0.25
+_EVERY_S = 0.25  # faster than an eye follows
 
 
 def failure_of(record: TrialRecord) -> str:

@@ -28,7 +28,7 @@ from studies.show.summary import labels, short
 from studies.show.terminal import say
 
 _SOURCE = "from"
-_EXPLAINED = 8
+_EXPLAINED = 8  # decisions listed: what fits beside the rest on a screen
 
 
 def run_predict(

@@ -16,8 +16,8 @@ from studies.records.reading import open_study
 from studies.report.ranking import best_of, notes, ranking_table
 from studies.show.summary import summarize
 
-_STATUS_EVERY_S = 2.0
-_REPORT_EVERY_S = 10.0
+_STATUS_EVERY_S = 2.0  # reading a journal of 10,000 trials takes a second
+_REPORT_EVERY_S = 10.0  # a page takes a second to write, and as long to load
 
 
 def show_status(folder: Path, console: Console) -> None:

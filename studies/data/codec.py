@@ -18,7 +18,7 @@ TextForm: TypeAlias = Literal["bytes", "tokenizer", "none"]
 """What tokens stand for: bytes, what a tokenizer.json beside them says, or nobody knows."""
 
 TOKENIZER = "tokenizer.json"
-_MOST_BYTES, _MOST_TOKENS = 256 * 2**20, 1 << 24
+_MOST_BYTES, _MOST_TOKENS = 256 * 2**20, 1 << 24  # the largest tokenizers in use have 20 MiB and a million tokens
 _BYTE_SEPARATOR = b"\n\x00\n"
 _NOTHING = "<0x00>"
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]", _NOTHING)

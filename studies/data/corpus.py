@@ -32,11 +32,11 @@ from studies.data.settings import TextData
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCANNED, _LOOKED_AT = 1 << 24, 1 << 16
+_SCANNED, _LOOKED_AT = 1 << 24, 1 << 16  # tokens in memory at once; bytes from which much is told
 _PROMPT, _SHOWN, _TEMPERATURE = b"def ", 160, 0.7  # of the text that a finished model shows
 _PREPARED_BYTES = 64 * 2**20
 """Text that is counted to tell what a study would do; more is taken for plenty."""
-_PLENTY = 1 << 48
+_PLENTY = 1 << 48  # more than any budget trains on
 _FORMATS = {b"\x93NUMPY": "a .npy file", b"PK\x03\x04": "a zip or .npz file", b"\x1f\x8b": "compressed",
             (20240520).to_bytes(4, "little"): "a .bin file with the header of llm.c"}  # fmt: skip
 

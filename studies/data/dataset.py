@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FACTS = "corpus.json"
 PARTS = ("train.bin", "val.bin")
+# Corpus.json takes kilobytes; a digest reads 256 MiB at most.
 _FACTS_BYTES, _DIGESTED, _BLOCKS = 1 << 20, 1 << 16, 1 << 12
 
 

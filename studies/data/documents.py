@@ -18,6 +18,7 @@ from searchspace.errors import SpecError, show
 from studies.data.settings import TextData
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z", ".tar", ".tgz", ".rar", ".br")
+# Read to tell text from binary; in memory at once; the longest JSON line; Parquet rows at once.
 _BLOCK, _PIECE, _LINE, _ROWS = 1 << 13, 1 << 22, 1 << 26, 64
 
 

@@ -45,7 +45,7 @@ from studies.execution.base import Runner, Watcher
 from studies.records.trial import Report, TrialSpec
 from studies.search.driver import MAX_ATTEMPTS, StudyDriver
 
-_LAST_ATTEMPT = 1 << 30
+_LAST_ATTEMPT = 1 << 30  # above any that was begun: the driver takes it for no older one's word
 _SCRATCH, _OWNER = "spiralformer-", "owner"
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """Characters of Ray's folder, so that its sockets' names fit into what the system allows."""

@@ -33,10 +33,10 @@ from studies.predict.predictor import FEWEST, Predictor, rank_correlation
 from studies.records.folder import PREDICTED
 from studies.records.trial import TrialRecord
 
-_LISTED = 100_000
-_SECONDS = 60.0
-_IN_VAIN = 20_000
-_UNNARROWED = 200
+_LISTED = 100_000  # ways: priced one by one in about a minute
+_SECONDS = 60.0  # after which people wonder
+_IN_VAIN = 20_000  # draws in a row that find nothing new
+_UNNARROWED = 200  # of them before proposals are steered into the budget
 _LEAST_TAU = 0.2
 """Rank correlation below which a predictor's effects are left out."""
 _TRIED = 4

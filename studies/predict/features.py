@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 State = dict[str, NDArray[Any]]
 """What a fitted learner is made again from."""
 
-_CHUNKS = (1, 2, 4, 8, 16, 32)
+_CHUNKS = (1, 2, 4, 8, 16, 32)  # of common schedules; other levels show in no column
 
 MOST_TRIALS = 500
 """Trials that a predictor learns from at most: more teach it little, and take long."""

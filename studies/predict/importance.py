@@ -12,8 +12,8 @@ from studies.candidates.distributions import distribution_of
 from studies.config import StudyConfig
 from studies.records.trial import TrialRecord
 
-_FEWEST = 8
-_MOST_JUDGED, _MOST_DRAWN = 500, 200
+_FEWEST = 8  # trials: with fewer, shares of variance are noise
+_MOST_JUDGED, _MOST_DRAWN = 500, 200  # trials: PED-ANOVA and the parallel plot take a second for so many
 
 
 def measured_importance(records: Sequence[TrialRecord], settings: StudyConfig) -> dict[str, float]:

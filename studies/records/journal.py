@@ -47,7 +47,7 @@ from studies.records.trial import Purpose, Rung, TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-_MOST_BYTES = 64 * 2**30
+_MOST_BYTES = 64 * 2**30  # a million trials; what is larger is no journal
 _CHECK = 8
 """Hexadecimal digits of a sum's own sum."""
 

@@ -35,7 +35,7 @@ _OTHERS = (1, 3, TRIAL_PARAM, 7, TRIAL_SYSTEM_ATTR, 10)
 STATES: dict[int, TrialState] = {0: "running", 1: "complete", 2: "stopped", 3: "failed"}
 """By Optuna's number; 4 is a proposal that waits, which nobody has launched."""
 
-_LARGE = 16 * 2**20
+_LARGE = 16 * 2**20  # below it the garbage collector costs nothing
 
 _BEGUN = re.compile(rb'\{"op_code":4,"study_id":(\d{1,9}),"state":(\d),"params":\{')
 """Begins the line that begins a trial, with all its parameters; the launch is a line of its own."""

@@ -43,12 +43,12 @@ from studies.show.svg import draw_svg
 
 Figures: TypeAlias = dict[str, go.Figure]
 
-_BEST = 5
+_BEST = 5  # with a ladder each: a screen or two
 _PLACE = re.compile(r"\.(length|count\.[^.]+|\d+)$")
 """Decisions about a schedule, which the summary shows."""
-_MOST_SCHEDULES = 60
-_MOST_CURVES = 300
-_MOST_ROWS = 500
+_MOST_SCHEDULES = 60  # rows of a plot that can still be read
+_MOST_CURVES = 300  # lines of a plot: more are a blot, and slow to draw
+_MOST_ROWS = 500  # of a table: browsers grow slow
 _BLUE, _GREEN, _GREY = "#3b82c4", "#2da44e", "#9aa5b1"
 _INK = "#010203"
 """Becomes the page's text colour."""

@@ -21,8 +21,8 @@ from studies.records.trial import TrialRecord
 from studies.show.summary import labels, short, summarize
 from studies.training.plan import FEW_STEPS
 
-_MIN_FOR_NOTE = 8
-_FAR_MORE = 1.5
+_MIN_FOR_NOTE = 8  # trials: with fewer, a rank correlation is noise
+_FAR_MORE = 1.5  # a ratio of tokens that can explain a gap by itself
 
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -39,7 +39,7 @@ from studies.show.summary import summarize
 from studies.training.checkpoint import Store, attempts_in, open_store, remove_attempts
 from studies.training.run_trial import is_disk_full
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 3  # a machine may be lost twice; thrice is the trial's fault
 
 T = TypeVar("T")
 

@@ -15,13 +15,13 @@ from searchspace.choices import Scalar
 from searchspace.open_values import Sequence as ScheduleChoice
 from studies.search.history import Complete, choices_of, chunks_of, contains, fitness
 
-_POPULATION = 32
+_POPULATION = 32  # newest trials that may be parents; the paper's 100 suit thousands of trials
 
 
-TOURNAMENT = 8
+TOURNAMENT = 8  # a quarter of them, as in the paper
 
 
-_TRIES = 30
+_TRIES = 30  # mutants until one may run
 
 
 class EvolutionSampler(BaseSampler):

@@ -14,10 +14,10 @@ from studies.search.evolution import TOURNAMENT, EvolutionSampler, mutate
 from studies.search.history import Complete, choices_of, chunks_of, fitness
 from studies.search.surrogate import Surrogate
 
-_POOL = 64
+_POOL = 64  # candidates judged for one proposal: a tenth of a second
 
 
-_RANDOM_SHARE = 0.1
+_RANDOM_SHARE = 0.1  # so that the predictor does not see only what it likes
 
 
 class PredictorSampler(EvolutionSampler):

@@ -31,11 +31,11 @@ from studies.records.journal import settle
 from studies.search.samplers import SAMPLERS, Asked, make_sampler, startup_trials
 from studies.search.surrogate import Surrogate
 
-_JOURNALED_REJECTIONS = 2
-_PATIENCE = 1000
-_MISSES = 20_000
-_UNNARROWED = 200
-_MOST_LISTED = 20_000
+_JOURNALED_REJECTIONS = 2  # each is a line of the journal; then draws are random
+_PATIENCE = 1000  # rejections in a row after which there is hardly anything left
+_MISSES = 20_000  # draws that break a constraint, decided anew for little
+_UNNARROWED = 200  # rejections before proposals are steered: plain rejection draws evenly
+_MOST_LISTED = 20_000  # candidates of a grid: they are held in memory, and shuffled
 
 
 class OptunaChooser:

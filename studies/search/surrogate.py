@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from studies.predict.features import Example, Observation
     from studies.predict.predictor import Predictor
 
-_LEAST_TAU = 0.1
+_LEAST_TAU = 0.1  # rank correlation on held-out trials below which it knows nothing
 
 
 @dataclass(frozen=True, slots=True)

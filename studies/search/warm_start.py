@@ -21,7 +21,7 @@ from studies.data.dataset import Dataset
 from studies.records.reading import open_study
 from studies.records.trial import TrialRecord
 
-_FIRST = 5
+_FIRST = 5  # proposals taken over: the rest of the budget is for this study's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from searchspace.arch import ArchSpec
 
 Point: TypeAlias = tuple[float, float]
 
-MARGIN, _PAGE = 16, 860
+MARGIN, _PAGE = 16, 860  # pixels; what a README shows without scaling
 BOX, _LEAST, _MOST = 42, 31, 72  # a box's height, and its least and largest width
 _INSET = 8  # from a box's side to the wire that enters or leaves by its top
 _TRACK = 10  # between wires side by side
-_TERMINAL = 80
+_TERMINAL = 80  # columns
 
 BOXES = tuple(row.name for row in OPS.values() if row.draw.form == "box")
 

@@ -14,7 +14,7 @@ from searchspace.errors import SpecError
 from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, NodeSpec, NormNode, level_uses
 from searchspace.space import SpaceSpec
 
-_STRIP = 32
+_STRIP = 32  # tokens: two chunks of 16
 
 
 def summarize(arch: ArchSpec) -> str:

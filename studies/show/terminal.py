@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from searchspace.errors import printable
 
-EXIT_BAD_INPUT, EXIT_HALTED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_BAD_INPUT, EXIT_HALTED, EXIT_INTERRUPTED = 2, 3, 130  # documented in docs/search.md
 
 
 class TerminalConsole(Console):

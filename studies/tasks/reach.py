@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WALL, FREE, START, REACHED, CUT_OFF = range(5)
 _SIGNS = {WALL: "█", FREE: "·", START: "S", REACHED: "+", CUT_OFF: "·"}
 _LEFT_OUT = -100
-_BATCH = 256
+_BATCH = 256  # mazes at once when examining: some MiB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from safetensors.torch import save as save_tensors
 from searchspace.disk import is_temporary, parse_json, write_file
 from searchspace.errors import SpecError
 
-_KEPT = 2
+_KEPT = 2  # the newest may be damaged by what killed the worker
 _POINTER, _MARK, _ATTEMPT = "pointer.json", "study", "attempt-"
 
 

@@ -21,7 +21,7 @@ from studies.data.documents import documents
 from studies.data.settings import TextData
 from studies.tasks.table import TASKS, decode_data
 
-_BATCH_TOKENS = 16_384
+_BATCH_TOKENS = 16_384  # logits of 50,000 words take 3 GiB for so many
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from searchspace.arch import ArchSpec
 from searchspace.plain import decode
 from studies.records.trial import Report, ReportKind, Rung, TrialSpec
 
-_PROGRESS_S = 2.0
+_PROGRESS_S = 2.0  # a word to the driver this often, far within any timeout
 
 
 def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:

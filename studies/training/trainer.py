@@ -25,7 +25,7 @@ from studies.data.dataset import Dataset
 from studies.tasks.table import check_fit
 from studies.training.plan import learning_rate, make_plan
 
-_CHECK_EVERY = 10
+_CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
 
 class DivergedError(RuntimeError):

@@ -87,10 +87,11 @@ def test_loss_gradients_padding_and_beams(tmp_path):
     beams = model.generate(tokens[:1, :5], max_new_tokens=12, num_beams=3, do_sample=False)
     whole = model.generate(tokens[:1, :5], max_new_tokens=12, num_beams=3, do_sample=False, use_cache=False)
     assert torch.equal(beams, whole)
+    model = model.double()  # random weights make much of rounding
     state = model.new_state(2)
     first = model(tokens[:, :10], past_key_values=state, use_cache=True).logits
     rest = model(tokens[:, 10:], past_key_values=state, use_cache=True).logits
-    assert torch.allclose(torch.cat((first, rest), dim=1), model(tokens).logits, atol=1e-4)
+    assert torch.allclose(torch.cat((first, rest), dim=1), model(tokens).logits, atol=1e-9)
 
 
 MESH = {"graph": {"h": {"topology": "mesh", "recall": "linear"}}, "blocks": {"core": {"kv_heads": 1, "recall": "add"}}}
