@@ -153,13 +153,13 @@ def describe(
 ) -> None:
     """Show an architecture: its summary, levels, expanded graph and cost; of a space, its decisions and costs."""
     from builder import compile_arch, estimate
-    from searchspace import load_arch, load_space
+    from searchspace import load_arch
     from studies.show.ladder import ladder_text
     from studies.show.summary import cost_lines, cost_rows, draw_strip, summarize
 
     space: SpaceSpec | None = None
     with suppress(SpecError):
-        space = load_space(arch, overrides or ())
+        space = _space_of(arch, overrides or ())
     if space is not None and space.decisions:
         _describe_space(space)
         return
@@ -333,10 +333,9 @@ def count(
 ) -> None:
     """Count a space's candidates, and those within a budget; of a study, within its own."""
     from searchspace import load_space
-    from searchspace.files import read_data
     from studies.candidates.feasibility import count_feasible
 
-    if os.path.isfile(space) and "space" in read_data(Path(space), overrides or ()):
+    if _is_study(space, overrides or ()):
         from studies.config import load_study
 
         study = load_study(space, overrides or ())
@@ -362,6 +361,28 @@ def count(
     print(count_feasible(spec, limits))
 
 
+def _is_study(name: str, overrides: Sequence[str]) -> bool:
+    """Whether a file is a study, or a shipped study has this name, and no space."""
+    from searchspace.files import find_file, read_data
+    from studies.config import find_study
+
+    if not os.path.isfile(name):
+        with suppress(SpecError):
+            find_file(name, folder="spaces")
+            return False
+    with suppress(SpecError):
+        return "space" in read_data(find_study(name), overrides)
+    return False
+
+
+def _space_of(name: str, overrides: Sequence[str]) -> SpaceSpec:
+    """A space, or that of a study."""
+    from searchspace import load_space
+    from studies.config import load_study
+
+    return load_study(name, overrides).space if _is_study(name, overrides) else load_space(name, overrides)
+
+
 @_command
 def sample(
     space: Space,
@@ -370,9 +391,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the first.")] = 0,
 ) -> None:
     """Draw random architectures from a space, as YAML documents."""
-    from searchspace import load_space
-
-    spec = load_space(space, overrides or ())
+    spec = _space_of(space, overrides or ())
     for i in range(number):
         if i:
             print("---")

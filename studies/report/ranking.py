@@ -222,7 +222,7 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
         saw, base_saw = best.rungs[-1].tokens, baseline.rungs[-1].tokens
         if saw > _FAR_MORE * base_saw:
             lines.append(
-                f"The best saw {saw / base_saw:.1f} times the text that the baseline saw ({short(saw)} against "
+                f"The best saw {saw / base_saw:.1f} times the data that the baseline saw ({short(saw)} against "
                 f"{short(base_saw)} tokens): at this budget a smaller model sees more, and the gap can't be put down "
                 "to the architecture alone."
             )

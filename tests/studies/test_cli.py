@@ -323,3 +323,30 @@ def test_a_study_that_does_not_exist(tmp_path):
     assert "did you mean 'my_study.yaml'" in " ".join(run("search", tmp_path / "my_studdy.yaml", code=2).split())
     assert "did you mean 'quickstart'" in " ".join(run("search", "quickstrat", code=2).split())
     assert "names the shipped studies" in " ".join(run("search", tmp_path / "x.yaml", code=2).split())
+
+
+NAMES = {
+    "check": ["architectures", "spaces", "studies"], "describe": ["architectures", "spaces", "studies"],
+    "count": ["spaces", "studies"], "sample": ["spaces", "studies"], "cost": ["architectures"], "draw": ["architectures"],
+}  # fmt: skip
+SHIPPED = {
+    "architectures": ["plain_4", "hourglass_small"],
+    "spaces": [p.stem for p in SPACES],
+    "studies": [p.stem for p in STUDIES],
+}
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_names_that_list_shows_work_in_every_command_that_can_take_them(command):
+    for kind, names in SHIPPED.items():
+        for name in names:
+            if kind in NAMES[command]:
+                run(command, name)
+            elif name not in [other for taken in NAMES[command] for other in SHIPPED[taken]]:
+                assert run(command, name, code=2).startswith("error: ")
+
+
+def test_a_name_of_another_kind_is_told():
+    assert "'looped_grid' is shipped among the spaces, not the architectures" in " ".join(
+        run("cost", "looped_grid", code=2).split()
+    )

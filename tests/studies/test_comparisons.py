@@ -76,7 +76,7 @@ def test_tokens_and_steps_stand_beside_every_loss(tmp_path):
     text = shown(ranking_table(driver.records, corpus_of(driver)))
     assert "4.86M" in text
     said = " ".join(notes(driver.records, corpus_of(driver), driven=False))
-    assert "saw 81.0 times the text that the baseline saw (4.86M against 60K tokens)" in said
+    assert "saw 81.0 times the data that the baseline saw (4.86M against 60K tokens)" in said
     assert "took 10 to 810 steps" in said
     assert "the baseline 10" in said
     page = write_html(driver.records, driver.study, corpus_of(driver), tmp_path / "report.html").read_text()
