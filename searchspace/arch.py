@@ -93,7 +93,7 @@ class BlockSpec:
     head_dim: int | None = key("Width of a head; default: d_model / heads.", default=None, low=1, high=4096)
     ffn: FfnKind = key("Feed-forward kind.", default="swiglu")
     ffn_dim: int | None = key(
-        "Hidden width; default: 4 d_model, for swiglu 8/3 d_model rounded up to a multiple of 8.",
+        "Hidden width; default by the kind: 4 d_model, or 8/3 d_model rounded up to a multiple of 8 where it is gated.",
         default=None,
         low=1,
         high=1 << 20,

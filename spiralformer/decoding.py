@@ -11,10 +11,11 @@ Shape legend: B batch, R rows that close a chunk, L positions, D model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy, deepcopy
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Clock(NamedTuple):
@@ -91,6 +92,14 @@ class DecodeState:
         self.memories = dict(memories)
         self.max_len = max_len
         self.lengths = [0] * batch_size
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DecodeState:
+        """What is remembered, copied; the modules that remember it are shared."""
+        for memory in self.memories.values():
+            memo.update((id(part), part) for part in vars(memory).values() if isinstance(part, nn.Module))
+        copied = copy(self)
+        copied.__dict__.update({name: deepcopy(value, memo) for name, value in vars(self).items()})
+        return copied
 
     def __getitem__(self, site: str) -> Memory:
         return self.memories[site]

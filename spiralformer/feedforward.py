@@ -58,4 +58,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         gate_BLF, up_BLF = self.gate_up(x_BLD).chunk(2, dim=-1)
-        return self.out(F.silu(gate_BLF) * up_BLF)
+        return self.out(self.activate(gate_BLF) * up_BLF)
+
+    def activate(self, gate_BLF: Tensor) -> Tensor:
+        """The gate's nonlinearity."""
+        return F.silu(gate_BLF)

@@ -148,6 +148,8 @@ class SpiralFormer(nn.Module):
         seed: int | None = None,
         use_cache: bool = True,
     ) -> Tensor:
-        """Continue every row; see `spiralformer.generate.generate`."""
+        """Continue every row; see `spiralformer.generate.generate`. Raises ValueError where it sees its whole input."""
+        if not self.causal:
+            raise ValueError("this model sees its whole input (causal: false): it has nothing to continue")
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         return generate(self, tokens_BL, max_new_tokens, sampling, attention_mask, seed=seed, use_cache=use_cache)

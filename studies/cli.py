@@ -596,7 +596,7 @@ def eval(
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score a bundle on what it has not seen: a text's bits per byte and loss by position, or a task's own examples."""
+    """Score a bundle on what it has not seen: text that is given, or examples that its task makes."""
     from rich.progress import Progress
 
     from searchspace.plain import decode
@@ -612,7 +612,7 @@ def eval(
             return
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in examined.metrics.items())
         console.print(metrics, highlight=False)
-        _print_rows(examined.title, ("steps", "solved"), examined.rows)
+        _print_rows(examined.title, examined.columns, examined.rows)
         return
     paths = data if len(data) > 1 else data[0]
     config = decode(TextData, _given(kind=kind, path=paths, text_field=text_field), "data")

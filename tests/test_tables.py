@@ -9,6 +9,8 @@ from helpers import ROOT
 
 from builder.graph import blocks, topologies
 from builder.graph.ops import OPS
+from builder.graph.row import PartName
+from builder.lowering import class_of
 from builder.pricing.cost import COSTS
 from searchspace.tables import TableError, table
 from searchspace.topologies import TOPOLOGIES
@@ -55,6 +57,12 @@ def test_names_and_rows_are_the_same(rows):
         table("a thing", listed, [*rows, "more"])
     with pytest.raises(TableError, match=rf"'{listed[-1].name}' has a row, but can't be written in a file"):
         table("a thing", listed, list(rows)[:-1])
+
+
+@pytest.mark.parametrize("name", ["feed-forwards", "norms", "residuals", "recalls"])
+def test_the_classes_that_rows_name_exist(name):
+    for row in TABLES[name].values():
+        assert callable(class_of(PartName(row.part))), row.name
 
 
 REMOVALS = [  # file, what is taken out of it, what the import says

@@ -221,16 +221,18 @@ class SpiralFormerForCausalLM(PreTrainedModel, GenerationMixin):
         return DecodeCache(self.model.open(opening), batch_size, None)
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, attention_mask=None, use_cache=True, **settings
+        self, input_ids, past_key_values=None, attention_mask=None, use_cache=True, **kwargs
     ):
+        if not self.config.is_causal:
+            raise ValueError("this model sees its whole input: it has nothing to continue")
         cached = use_cache and not self.undecodable
         if cached and past_key_values is not None:
             input_ids = input_ids[:, past_key_values.get_seq_length() :]
         for name in ("position_ids", "cache_position", "next_sequence_length", "is_first_iteration"):
-            settings.pop(name, None)  # they follow from the mask and the cache
+            kwargs.pop(name, None)  # they follow from the mask and the cache
         return {{
             "logits_to_keep": 1,
-            **{{name: value for name, value in settings.items() if value is not None}},
+            **{{name: value for name, value in kwargs.items() if value is not None}},
             "input_ids": input_ids,
             "past_key_values": past_key_values if cached else None,
             "attention_mask": attention_mask,

@@ -180,10 +180,23 @@ def _hf_card(bundle: Bundle, name: str) -> str:
     if (told := tell(data.get("task", "text_lm"), metrics)) and isinstance(flops, int | float):
         source = data.get("source", "data that it does not name")
         measured = f"{told.capitalize()}, after\n{flops:.3g} training FLOPs on {source}.\n\n"
+    is_text = data.get("text", "none") != "none"
+    use = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+ids = tokenizer("def ", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))"""
+    if not is_text:
+        use = f"""import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+logits_BLV = model(torch.zeros(1, {arch.seq_len}, dtype=torch.long)).logits"""
+    decodes = "once in parallel and once token by token" if arch.causal else "all positions at once"
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
-tags: [spiralformer, looped-transformer]
+{"pipeline_tag: text-generation" + chr(10) if is_text else ""}tags: [spiralformer, looped-transformer]
 ---
 
 # {arch.name}
@@ -191,16 +204,11 @@ tags: [spiralformer, looped-transformer]
 `{summarize(arch)}`, found by SpiralFormer search.
 
 {measured}```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-ids = tokenizer("def ", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
+{use}
 ```
 
-`modeling_spiralformer.py` is generated: the forward pass is straight-line code, once in parallel and once token by
-token. Pad on the right only: padding on the left would move the borders of the chunks.
+`modeling_spiralformer.py` is generated: the forward pass is straight-line code, {decodes}.
+Batches may be padded on the left or on the right: with an `attention_mask` every row is computed as it would be alone.
 
 ![the architecture as a ladder: time across, resolution down](architecture.svg)
 

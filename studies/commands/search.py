@@ -150,9 +150,9 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Conso
         if (first := ranked(driver.records)[0]).purpose == "baseline":
             say(console, f"the baseline {first.name} is better still: export it with --trial {first.number}")
         with _decorative("no sample", console):
-            title, text = corpus.show(load_bundle(bundle).model)
-            console.print(title, highlight=False)
-            say(console, text)
+            if (shown := corpus.show(load_bundle(bundle).model)) is not None:
+                console.print(shown[0], highlight=False)
+                say(console, shown[1])
 
 
 @contextlib.contextmanager

@@ -129,6 +129,10 @@ def codec_of(folder: Path, text: TextForm) -> Codec:
 
 def codec_of_bundle(folder: Path, bundle: Bundle) -> Codec:
     """What a bundle's tokens stand for, as its manifest says. Raises `SpecError` if that does not fit its model."""
+    task = bundle.manifest.get("data", {}).get("task", "text_lm")
+    if task != "text_lm":
+        what = f"has learned the task {task}, which has no text"
+        raise SpecError("", what, "score it with `spiralformer eval` and no --data", file=str(folder))
     text = bundle.manifest.get("data", {"text": "bytes" if bundle.arch.vocab_size == 256 else "none"}).get("text")
     codec = codec_of(folder, "bytes" if text == "bytes" else "tokenizer" if text == "tokenizer" else "none")
     if codec.vocab_size > bundle.arch.vocab_size:

@@ -89,8 +89,11 @@ class Corpus(Dataset):
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
         return {"loss": self.loss(logits_BLV, targets_BL)}
 
-    def result(self, means: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        return means["loss"], {"bits_per_byte": self.headline.value(means["loss"]), "loss": means["loss"]}
+    def result(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"bits_per_byte": self.headline.value(means["loss"]), "loss": means["loss"]}
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        return metrics["loss"]  # what bits per byte are computed from, to the last bit
 
     def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
         import torch

@@ -87,8 +87,8 @@ class DataFacts:
     vocab_size: int = key("Largest token id + 1, or more.", low=1, high=1 << 24)
     bytes_per_token: float = key("Of text, on average.", default=1.0, low=1e-3, high=1e6)
     dtype: Literal["uint8", "uint16", "uint32"] = key("Of the arrays.")
-    train_tokens: int = key("In train.bin.", low=0, high=1 << 48)
-    val_tokens: int = key("In val.bin.", low=0, high=1 << 48)
+    train_tokens: int = key("Elements of train.bin; of pairs, inputs and answers.", low=0, high=1 << 48)
+    val_tokens: int = key("Elements of val.bin.", low=0, high=1 << 48)
     text: TextForm = key("What the tokens stand for.", default="none")
     says_bytes: bool = key(
         "Whether bytes_per_token is known; if not it is 1, and bits per byte are bits per token.", default=True
@@ -116,8 +116,9 @@ class Examination:
 
     metrics: Mapping[str, float]
     title: str
+    columns: tuple[str, str]
     rows: tuple[tuple[str, float], ...]
-    """By how hard they are: what, and the headline."""
+    """By how hard the examples are: how hard, and a metric."""
 
 
 class Dataset:
@@ -171,16 +172,20 @@ class Dataset:
         raise NotImplementedError
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
-        """Means of a batch by name, ``loss`` among them; `result` makes metrics of their means over batches."""
+        """Means of a batch by name; `result` makes metrics of their means over batches."""
         raise NotImplementedError
 
-    def result(self, means: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """The score, of which less is better, and every metric."""
-        raise NotImplementedError
+    def result(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Every metric, from means over batches."""
+        return dict(means)
 
-    def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """What is ranked, of which less is better: the headline, by its direction and scale."""
+        return metrics[self.headline.metric.name] / self.headline.scale
+
+    def show(self, model: Any, seed: int = 0) -> tuple[str, str] | None:
         """What a finished model does: a title, and a text of some lines. The model is in evaluation mode."""
-        raise NotImplementedError
+        return None
 
 
 def content_digest(folder: Path) -> str:

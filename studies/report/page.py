@@ -153,7 +153,7 @@ def _facts(
         ("training", ", ".join(f"{name} {_plain(value)}" for name, value in given.items())),
         ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
         ("search", f"{search.sampler}, stopper {search.stopper.kind}, seed {search.seed}"),
-        ("objectives", ", ".join(settings.objectives)),
+        ("objectives", ", ".join([corpus.headline.metric.name, *settings.objectives[1:]])),
         ("trials", counts_of(records, driven=driven)),
         ("training FLOPs spent", short(spent)),
     ]

@@ -8,29 +8,24 @@ Shape legend: B batch, N side of the grid, L = N x N cells, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from searchspace.disk import new_folder, write_file
-from searchspace.errors import SpecError
 from searchspace.plain import key
 from searchspace.tables import table
-from studies.data.dataset import FACTS, DataFacts, Dataset, Examination, Headline, Metric, content_digest
+from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
+from studies.tasks.pairs import LEFT_OUT, Pairs, prepare_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WALL, FREE, START, REACHED, CUT_OFF = range(5)
 _SIGNS = {WALL: "█", FREE: "·", START: "S", REACHED: "+", CUT_OFF: "·"}
-_LEFT_OUT = -100
 _BATCH = 256  # mazes at once when examining: some MiB
 
 
@@ -45,8 +40,10 @@ class ReachData(DataConfig):
     held_out: int = key("More of them, to evaluate on.", default=1_000, low=16, high=1_000_000)
 
 
-class Mazes(Dataset):
-    """Prepared mazes: a row of ``train.bin`` holds a grid's L cells, then the L answers."""
+class Mazes(Pairs):
+    """Prepared mazes: a grid's L cells, row by row, and an answer for each that is no wall."""
+
+    nothing = WALL
 
     metrics = table(
         "a metric",
@@ -61,28 +58,8 @@ class Mazes(Dataset):
     def headline(self) -> Headline:
         return Headline(self.metrics["solved"], -1.0)
 
-    def _rows(self, cells: NDArray[Any]) -> NDArray[Any]:
-        return cells.reshape(-1, 2 * self.facts.positions)
-
-    def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
-        rows = self._rows(self.train)
-        draw = np.random.Generator(np.random.Philox(key=[seed, step]))
-        return _pairs(rows[draw.integers(0, len(rows), size=batch_size)])
-
-    def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = self._rows(self.val)
-        count = max(1, min(len(rows), tokens // seq_len))
-        batch_size = min(batch_size, count)
-        for first in range(0, count - count % batch_size, batch_size):
-            yield _pairs(rows[first : first + batch_size])
-
-    def loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), ignore_index=_LEFT_OUT)
-
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
-        asked_BL = targets_BL != _LEFT_OUT
+        asked_BL = targets_BL != LEFT_OUT
         right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | ~asked_BL
         return {
             "solved": right_BL.all(dim=1).float().mean(),
@@ -90,17 +67,14 @@ class Mazes(Dataset):
             "loss": self.loss(logits_BLV, targets_BL),
         }
 
-    def result(self, means: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        return -means["solved"], dict(means)
-
     def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
         import torch
 
-        rows = self._rows(self.val)
-        inputs_BL, targets_BL = _pairs(rows[seed % len(rows) :][:1])
+        rows = self.rows(self.val)
+        inputs_BL, targets_BL = self.pairs(rows[seed % len(rows) :][:1])
         with torch.no_grad():
             said_BL = model(inputs_BL.to(next(model.parameters()).device)).argmax(dim=-1).cpu()
-        wrong = int(((said_BL != targets_BL) & (targets_BL != _LEFT_OUT)).sum())
+        wrong = int(((said_BL != targets_BL) & (targets_BL != LEFT_OUT)).sum())
         title = f"a held-out maze, + where a way leads, x where the model is wrong ({wrong} cells):"
         return title, drawn(inputs_BL[0], said_BL[0], targets_BL[0])
 
@@ -110,8 +84,8 @@ def drawn(inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
     side = round(len(inputs_L) ** 0.5)
     cells = []
     for given, said, right in zip(inputs_L.tolist(), said_L.tolist(), targets_L.tolist(), strict=True):
-        mark = _SIGNS[given] if right == _LEFT_OUT or given == START else _SIGNS.get(said, "?")
-        cells.append("x" if right not in (_LEFT_OUT, said) else mark)
+        mark = _SIGNS[given] if right == LEFT_OUT or given == START else _SIGNS.get(said, "?")
+        cells.append("x" if right not in (LEFT_OUT, said) else mark)
     wide = [cell * 2 if cell == _SIGNS[WALL] else f"{cell} " for cell in cells]
     return "\n".join("".join(wide[i : i + side]).rstrip() for i in range(0, len(wide), side))
 
@@ -125,10 +99,11 @@ def examine(model: Any, config: ReachData, most_cells: int) -> Examination:
     device = next(model.parameters()).device
     solved, right, asked = [], 0, 0
     for first in range(0, count, _BATCH):
-        inputs_BL, targets_BL = _pairs(rows[first : first + _BATCH])
+        inputs_BL, answers_BL = torch.from_numpy(rows[first : first + _BATCH].astype(np.int64)).chunk(2, dim=1)
+        targets_BL = answers_BL.masked_fill(answers_BL == WALL, LEFT_OUT)
         with torch.no_grad():
             said_BL = model(inputs_BL.to(device)).argmax(dim=-1).cpu()
-        asked_BL = targets_BL != _LEFT_OUT
+        asked_BL = targets_BL != LEFT_OUT
         right_BL = (said_BL == targets_BL) & asked_BL
         solved += (right_BL == asked_BL).all(dim=1).tolist()
         right, asked = right + int(right_BL.sum()), asked + int(asked_BL.sum())
@@ -141,15 +116,7 @@ def examine(model: Any, config: ReachData, most_cells: int) -> Examination:
             by_steps.append((str(low) if low == high else f"{low}-{high}", sum(here) / len(here)))
         low = high + 1
     metrics = {"solved": sum(solved) / count, "cells": right / max(1, asked), "mazes": float(count)}
-    return Examination(metrics, "By steps to the farthest cell", tuple(by_steps))
-
-
-def _pairs(rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    import torch
-
-    whole = torch.from_numpy(rows.astype(np.int64))
-    inputs_BL, answers_BL = whole.chunk(2, dim=1)
-    return inputs_BL, answers_BL.masked_fill(answers_BL == WALL, _LEFT_OUT)
+    return Examination(metrics, "By steps to the farthest cell", ("steps", "solved"), tuple(by_steps))
 
 
 def make_mazes(count: int, size: int, walls: float, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -180,20 +147,12 @@ def make_mazes(count: int, size: int, walls: float, seed: int) -> tuple[NDArray[
 
 def prepare_mazes(config: ReachData, folder: Path, base: Path = Path()) -> Mazes:
     """Write mazes under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
-    digest = hashlib.sha256(json.dumps(config.settings()).encode()).hexdigest()
-    if (folder / FACTS).is_file():
-        known = Mazes(folder)
-        if known.facts.digest != digest:
-            raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
-        known.check_content()
-        return known
-    with new_folder(folder, lambda _: None, "prepared data") as work:
-        for part, count, seed in (("train", config.grids, 0), ("val", config.held_out, 1)):
-            rows, _ = make_mazes(count, config.size, config.walls, seed)
-            write_file(work / f"{part}.bin", rows.tobytes())
-        facts = replace(facts_of(config), digest=digest, content=content_digest(work))
-        write_file(work / FACTS, json.dumps(asdict(facts), indent=2))
-    return Mazes(folder)
+
+    def make(part: str) -> NDArray[Any]:
+        count, seed = (config.grids, 0) if part == "train" else (config.held_out, 1)
+        return make_mazes(count, config.size, config.walls, seed)[0]
+
+    return prepare_pairs(Mazes, config, facts_of(config), folder, make)
 
 
 def facts_of(config: ReachData) -> DataFacts:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import dataclass_decoder, expect_mapping, join_path
-from searchspace.tables import complete, table
+from searchspace.tables import TableError, complete, table
 from studies.data.corpus import Corpus, look_at_text, prepare_corpus
 from studies.data.dataset import DataFacts, Dataset, Examination, Metric, read_facts
 from studies.data.settings import DataConfig, TextData, TextKind
@@ -38,6 +38,11 @@ class Task:
     """(model, settings, most tokens) -> how it does on examples made anew; None: somebody must give some."""
     look: Callable[..., DataFacts]
     """(settings, base, prepare=) -> what its data are, with nothing left behind."""
+
+    def __post_init__(self) -> None:
+        kind = next(field.default for field in fields(self.config) if field.name == "kind")
+        if kind not in self.kinds:
+            raise TableError(f"Task '{self.name}': {self.config.__name__} is of kind {kind!r}, none of {self.kinds}")
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -116,7 +121,9 @@ def tell(task: object, metrics: Mapping[str, object]) -> str:
 
 def check_fit(arch: ArchSpec, facts: DataFacts) -> None:
     """Raise `SpecError` unless ``arch`` can be trained on data with these facts."""
-    task = TASKS[facts.task]
+    task = TASKS.get(facts.task)
+    if task is None:
+        raise SpecError("data", f"is of the task {show(facts.task)}", one_of(TASKS, facts.task))
     if task.causal and not arch.causal:
         raise SpecError("causal", "a model that sees its whole input sees what it is to predict", "set causal: true")
     if not task.causal and arch.causal:

@@ -19,6 +19,7 @@ from builder.graph.ir import Graph
 from builder.lowering import build_model
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
+from searchspace.tables import TableError
 from spiralformer.block import Block, Layer, ParallelLayer
 from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
 from studies.data.dataset import Dataset
@@ -133,7 +134,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, dict[str, float]]:
-        """Score and metrics on held-out data (`Dataset.result`). Raises `DivergedError` when a mean is not finite."""
+        """Score and metrics on held-out data. Raises `DivergedError` when a mean is not finite."""
         self.model.eval()
         batches = self.corpus.eval_batches(self.config.eval_tokens, self.plan.batch_size, self.arch.seq_len)
         found = [self.corpus.measure(*self._run(inputs_BL, targets_BL)) for inputs_BL, targets_BL in batches]
@@ -141,7 +142,11 @@ class Trainer:
         for name, value in means.items():
             if not math.isfinite(value):
                 raise DivergedError(f"the held-out {name} is {value} at step {self.step}")
-        return self.corpus.result(means)
+        metrics = self.corpus.result(means)
+        if set(metrics) != set(self.corpus.metrics):
+            what = f"{type(self.corpus).__name__} measures {sorted(metrics)}, but names {sorted(self.corpus.metrics)}"
+            raise TableError(what)
+        return self.corpus.score(metrics), metrics
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""

@@ -74,7 +74,10 @@ def test_export_gives_equal_logits_for_any_batch():
         torch.testing.assert_close(program.module()(tokens), model(tokens))
 
 
-@pytest.mark.parametrize("name", ["tiny", *(p.stem for p in ARCHITECTURES if p.stem.endswith("small"))])
+SMALL = [p.stem for p in ARCHITECTURES if p.stem.endswith("small")]
+
+
+@pytest.mark.parametrize("name", ["tiny", *[pytest.param(name, marks=pytest.mark.slow) for name in SMALL]])
 def test_programs_of_any_length(name):
     """`torch.export` with a dynamic length, and one whole graph compiled for several."""
     arch = tiny_arch({"seq_len": 128}) if name == "tiny" else load_arch(name)

@@ -3,8 +3,6 @@
 Weights are random, so that zero-initialised scorers and allocations hide nothing.
 """
 
-import itertools
-
 import pytest
 from helpers import SPACES, TOPOLOGIES, built, first_leak, randomize
 
@@ -113,4 +111,3 @@ def test_non_causal_models_do_see_ahead():
 
 def test_every_kind_is_in_the_grid():
     assert set(LevelSpec.__dataclass_fields__) == {"chunk", "offset", "pool", "upscale", "positions", "front"}
-    assert len(list(itertools.product(POOLS, UPSCALES))) == 10

@@ -206,14 +206,18 @@ def test_masks_that_mean_something_else_are_refused(mask, what):
         built()(torch.zeros(1, 3, dtype=torch.long), torch.tensor(mask))
 
 
-@pytest.mark.parametrize("name", FAST[::4])
+@pytest.mark.parametrize("name", [name for name, _ in tiny_cases()])
 def test_every_parameter_can_move(name):
-    """None has a gradient that is always zero."""
+    """No operation has a parameter whose gradient is always zero.
+
+    Of the hand-written cases alone: a random wiring may cut a part off (learned up-scaling that is pooled by the mean again
+    gives the same whatever its shares are).
+    """
     model, tokens = model_of(name), torch.stack(rows_of([23, 23, 23, 23]))
     model.zero_grad()
     torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten().roll(1)).backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) < 1e-14]
-    assert still == []
+    assert still == [], "its output does not depend on them: leave them out, as softmax does not see a common bias"
 
 
 @torch.no_grad()
@@ -228,6 +232,21 @@ def test_copies_keep_methods_and_class():
         assert torch.equal(other.generate(tokens, 3, temperature=0.0), model.generate(tokens, 3, temperature=0.0))
     stacked, _ = torch.func.stack_module_state([model, copy.deepcopy(model)])
     assert next(iter(stacked.values())).shape[0] == 2
+
+
+@torch.no_grad()
+def test_a_copied_state_goes_its_own_way():
+    """A prompt is run once and continued twice; the weights are not copied."""
+    model, tokens = built({"graph": {"h": {"topology": "mesh"}}}).double(), torch.stack(rows_of([11, 11]))
+    state = model.decode_state(2)
+    model.prefill(tokens[:, :6], state)
+    other = copy.deepcopy(state)
+    assert all(getattr(other[site], "block", None) is getattr(state[site], "block", None) for site in state.memories)
+    for i in range(6, 11):
+        model.decode(tokens[:, i].flip(0), other)
+    for i in range(6, 11):
+        logits = model.decode(tokens[:, i], state)
+    torch.testing.assert_close(logits, model(tokens)[:, -1], atol=1e-9, rtol=1e-9)
 
 
 @torch.no_grad()

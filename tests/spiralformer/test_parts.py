@@ -7,10 +7,13 @@ import torch
 from helpers import built, tiny_arch
 
 from builder import build_model, compile_arch
+from builder.graph.blocks import FEED_FORWARDS
+from builder.graph.row import PartName
+from builder.lowering import class_of
 from spiralformer.attention import Attention, Call
 from spiralformer.block import Block, BlockConfig, Layer, ParallelLayer
 from spiralformer.embedding import ScaledEmbedding
-from spiralformer.feedforward import GatedFeedForward, GeluFeedForward, SquaredReluFeedForward
+from spiralformer.feedforward import GeluFeedForward
 from spiralformer.generate import Sampling, sample_next
 from spiralformer.joins import MixtureJoin, WeightedJoin
 from spiralformer.memory import OpenMemory, ReadMemory, WriteMemory
@@ -127,7 +130,23 @@ def test_grouped_heads_equal_repeated_ones():
     torch.testing.assert_close(grouped(x, call), full(x, call))
 
 
-FFNS = {"gelu": GeluFeedForward, "swiglu": GatedFeedForward, "relu2": SquaredReluFeedForward}
+FFNS = {kind: class_of(PartName(row.part)) for kind, row in FEED_FORWARDS.items()}
+
+
+LITERAL = {  # of x, for each feed-forward without biases
+    "gelu": lambda ffn, x: torch.nn.functional.gelu(x @ ffn.up.weight.T) @ ffn.out.weight.T,
+    "relu2": lambda ffn, x: (x @ ffn.up.weight.T).clamp(min=0) ** 2 @ ffn.out.weight.T,
+    "swiglu": lambda ffn, x: (
+        ((gate := x @ ffn.gate_up.weight[:12].T) * gate.sigmoid() * (x @ ffn.gate_up.weight[12:].T)) @ ffn.out.weight.T
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FFNS)
+def test_feed_forwards(kind):
+    ffn, x = FFNS[kind](8, 12, False), torch.randn(2, 5, 8)
+    assert kind in LITERAL, f"write what {kind} computes in LITERAL"
+    torch.testing.assert_close(ffn(x), LITERAL[kind](ffn, x))
 
 
 @pytest.mark.parametrize("kind", FFNS)

@@ -1,5 +1,6 @@
 """A second task, which sees its whole input: made, trained, searched, reported, exported and examined."""
 
+import dataclasses
 import json
 from collections import deque
 
@@ -11,12 +12,14 @@ from helpers import ROOT, run_cli
 from builder import load_bundle
 from searchspace import SpecError, load_arch
 from searchspace.plain import decode
-from studies.config import StudyKeys, load_study
+from searchspace.tables import TableError
+from studies.config import StudyKeys, TrainingConfig, load_study
 from studies.data.dataset import Headline
 from studies.data.settings import TEXT_KEYS, TextData
 from studies.records.reading import open_study
-from studies.tasks.reach import CUT_OFF, REACHED, START, WALL, ReachData, make_mazes, prepare_mazes
+from studies.tasks.reach import CUT_OFF, REACHED, START, WALL, Mazes, ReachData, make_mazes, prepare_mazes
 from studies.tasks.table import SOURCES, TASKS, check_fit, decode_data, open_data, prepare_data
+from studies.training.trainer import Trainer
 
 FASTER = (
     "training.flops=4e9",
@@ -72,8 +75,8 @@ def test_metrics_are_those_of_a_perfect_and_of_a_blind_model(tmp_path):
     data = prepare_mazes(ReachData(size=4, grids=32, held_out=64), tmp_path / "a")
     (_inputs, targets), *_ = data.eval_batches(10**6, 64, 16)
     perfect = torch.nn.functional.one_hot(targets.clamp(min=0), 5).float() * 50
-    score, metrics = data.result({k: float(v) for k, v in data.measure(perfect, targets).items()})
-    assert (metrics["solved"], metrics["cells"], score) == (1.0, 1.0, -1.0)
+    metrics = data.result({k: float(v) for k, v in data.measure(perfect, targets).items()})
+    assert (metrics["solved"], metrics["cells"], data.score(metrics)) == (1.0, 1.0, -1.0)
     blind = torch.zeros_like(perfect)
     blind[..., REACHED] = 1.0
     found = data.measure(blind, targets)
@@ -101,8 +104,6 @@ def test_headlines_of_both_directions_agree():
     ],
 )
 def test_what_does_not_fit_the_task_is_refused(over, what):
-    import dataclasses
-
     study = load_study("mazes")
     facts = study.task.look(study.data, study.base, prepare=True)
     check_fit(study.baselines[0], facts)
@@ -118,9 +119,10 @@ def test_a_source_takes_its_own_keys_alone(kind):
         "path": "x", "text_field": "body", "subset": "s", "split": "test", "held_out_split": "v", "max_bytes": 5, "tokenizer": "t",
         "held_out": 0.1, "dtype": "uint8", "vocab_size": 9, "bytes_per_token": 2.0, "size": 9, "walls": 0.2, "grids": 99,
     }  # fmt: skip
-    own = TEXT_KEYS.get(kind, ("size", "walls", "grids", "held_out"))
+    own = TEXT_KEYS.get(kind, tuple(field.name for field in dataclasses.fields(SOURCES[kind].config)))
     for name, value in values.items():
-        value = 50 if (kind, name) == ("reach", "held_out") else value
+        if kind not in TEXT_KEYS and name == "held_out":
+            continue  # a share of text, a number of made examples
         if name in own:
             assert getattr(decode_data({"kind": kind, name: value}, "data"), name) == value
         else:
@@ -177,6 +179,31 @@ def test_what_it_found_is_exported_and_examined(searched, tmp_path):
     assert found["rows"][0][0] == "0"
     assert "By steps to the farthest cell" in " ".join(run_cli("eval", folder / "best", "--tokens", 5000).split())
     assert "makes no examples" in run_cli("eval", _text_bundle(tmp_path), code=2)
+    for command in (("generate", folder / "best"), ("eval", folder / "best", "--data", ROOT / "README.md")):
+        assert "the task reach, which has no text" in " ".join(run_cli(*command, code=2).split())
+    assert "AutoTokenizer" not in (tmp_path / "hf/README.md").read_text()
+    for refuses in (model.generate, loaded.generate):
+        with pytest.raises(ValueError, match="nothing to continue"):
+            refuses(tokens, max_new_tokens=3)
+
+
+def test_mistakes_of_who_writes_a_task_are_named(tmp_path):
+    row = {field.name: getattr(TASKS["reach"], field.name) for field in dataclasses.fields(TASKS["reach"])}
+    with pytest.raises(TableError, match="ReachData is of kind 'reach', none of"):
+        type(TASKS["reach"])(**{**row, "kinds": ("maze",)})
+    study = load_study("mazes")
+    facts = study.task.look(study.data, study.base, prepare=True)
+    with pytest.raises(SpecError, match="is of the task 'maze'"):
+        check_fit(study.baselines[0], dataclasses.replace(facts, task="maze"))
+
+    class Forgetful(Mazes):
+        def result(self, means):
+            return {"solved": means["solved"]}
+
+    folder = prepare_mazes(ReachData(size=5, grids=32, held_out=16), tmp_path / "data").folder
+    training = TrainingConfig(flops=1e8, batch_tokens=100, eval_tokens=100)
+    with pytest.raises(TableError, match=r"Forgetful measures \['solved'\], but names"):
+        Trainer(study.baselines[0], training, Forgetful(folder), seed=0).evaluate()
 
 
 def _text_bundle(folder):

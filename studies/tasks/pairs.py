@@ -1,0 +1,99 @@
+"""Tasks whose examples are rows of one length: inputs, and an answer for each position.
+
+Shape legend: B batch, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from searchspace.disk import new_folder, write_file
+from searchspace.errors import SpecError
+from studies.data.dataset import FACTS, DataFacts, Dataset, content_digest
+from studies.data.settings import DataConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEFT_OUT = -100
+"""A target that no loss and no metric counts."""
+PairsType = TypeVar("PairsType", bound="Pairs")
+
+
+class Pairs(Dataset):
+    """Rows of ``train.bin`` and ``val.bin`` hold L inputs, then L answers; L is ``facts.positions``."""
+
+    nothing: int | None = None
+    """An answer that is left out of loss and metrics."""
+
+    def rows(self, part: NDArray[Any]) -> NDArray[Any]:
+        """Examples of one of the arrays, (N, 2 L)."""
+        return part.reshape(-1, 2 * self.facts.positions)
+
+    def pairs(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each (B, L) of int64."""
+        import torch
+
+        inputs_BL, answers_BL = torch.from_numpy(rows.astype(np.int64)).chunk(2, dim=1)
+        return inputs_BL, answers_BL if self.nothing is None else answers_BL.masked_fill(
+            answers_BL == self.nothing, LEFT_OUT
+        )
+
+    def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        rows = self.rows(self.train)
+        draw = np.random.Generator(np.random.Philox(key=[seed, step]))
+        return self.pairs(rows[draw.integers(0, len(rows), size=batch_size)])
+
+    def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = self.rows(self.val)
+        count = max(1, min(len(rows), tokens // seq_len))
+        batch_size = min(batch_size, count)
+        for first in range(0, count - count % batch_size, batch_size):
+            yield self.pairs(rows[first : first + batch_size])
+
+    def loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), ignore_index=LEFT_OUT)
+
+
+def prepare_pairs(
+    kind: type[PairsType],
+    config: DataConfig,
+    facts: DataFacts,
+    folder: Path,
+    make: Callable[[str], NDArray[Any]],
+) -> PairsType:
+    """Write the rows of each part under ``folder``, once.
+
+    Args:
+        kind: of data.
+        config: of the study.
+        facts: what the data are.
+        folder: where to.
+        make: the rows (N, 2 L) of ``train`` and of ``val``, the same every time.
+
+    Raises:
+        SpecError: if the folder holds other data, or something else.
+    """
+    digest = hashlib.sha256(json.dumps(config.settings()).encode()).hexdigest()
+    if (folder / FACTS).is_file():
+        known = kind(folder)
+        if known.facts.digest != digest:
+            raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
+        known.check_content()
+        return known
+    with new_folder(folder, lambda _: None, "prepared data") as work:
+        for part in ("train", "val"):
+            write_file(work / f"{part}.bin", make(part).astype(facts.dtype).tobytes())
+        whole = replace(facts, digest=digest, content=content_digest(work))
+        write_file(work / FACTS, json.dumps(asdict(whole), indent=2))
+    return kind(folder)
