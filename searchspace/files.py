@@ -103,7 +103,7 @@ def not_found(path: Path, shipped: Sequence[str], what: str) -> SpecError:
     near = difflib.get_close_matches(path.name, around, n=1) or difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     more = f"; `spiralformer list` names the shipped {what}" if shipped else ""
-    for other in PACKAGE.glob(f"*/{path.stem}.yaml") if shipped and path.parent == Path() else ():
+    for other in PACKAGE.glob(f"*/{path.stem}.yaml") if shipped and re.fullmatch(r"\w{1,99}", str(path)) else ():
         remedy = f"name one of the shipped {what}, or a file{more}"
         return SpecError("", f"'{path.stem}' is shipped among the {other.parent.name}, not the {what}", remedy)
     return SpecError("", "no such file", f"{hint}check the path{more}", file=str(path))
