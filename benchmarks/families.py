@@ -93,7 +93,7 @@ def main() -> None:
             for seed in range(options.seeds):
                 trainer = Trainer(arch, config, corpus, seed=seed, device=options.device)
                 trainer.train(trainer.plan.num_steps)
-                results.setdefault(name, []).append(corpus.headline.value(trainer.evaluate()))
+                results.setdefault(name, []).append(trainer.evaluate()[1]["bits_per_byte"])
             seeds = ", ".join(f"{bits:.3f}" for bits in results[name])
             cost = trainer.cost
             lines.append(

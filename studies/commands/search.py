@@ -121,8 +121,8 @@ def train_one(arch: ArchSpec, settings: StudyConfig, out: Path, device: str, con
 
 
 def _run_trials(driver: StudyDriver, corpus: Dataset, console: Console, *, serial: bool, address: str | None) -> None:
-    driver.tracking = Tracking(driver.study, driver.folder)
-    with contextlib.closing(driver.tracking), StudyView(driver, corpus, console) as view, _Signals() as signals:
+    driver.tracking = tracking = Tracking(driver.study, driver.folder)
+    with contextlib.closing(tracking), StudyView(driver, corpus, console) as view, _Signals() as signals:
 
         def watch() -> None:
             signals.check()
@@ -132,8 +132,8 @@ def _run_trials(driver: StudyDriver, corpus: Dataset, console: Console, *, seria
             run_serial(driver, watch)
         else:
             run_on_ray(driver, watch, address=address)
-    if driver.tracking.note:
-        say(console, driver.tracking.note)
+    if tracking.note:
+        say(console, tracking.note)
 
 
 def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Console) -> None:

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import optuna
 from optuna.trial import TrialState as OptunaState
@@ -31,7 +31,6 @@ from studies.records.folder import TRIALS, mark_study, study_id
 from studies.records.journal import Journal, revive
 from studies.records.reading import STATES
 from studies.records.trial import Purpose, Report, TrialRecord, TrialSpec
-from studies.report.tracking import Tracking
 from studies.search.proposer import Proposer
 from studies.search.stopper import rung_shares, should_stop
 from studies.search.warm_start import warm_start
@@ -42,6 +41,16 @@ from studies.training.run_trial import is_disk_full
 MAX_ATTEMPTS = 3  # a machine may be lost twice; thrice is the trial's fault
 
 T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Who is told of what is journaled; it must not raise."""
+
+    def rung(self, record: TrialRecord, index: int) -> None:
+        """A trial has reached a rung."""
+
+    def end(self, record: TrialRecord) -> None:
+        """A trial has ended."""
 
 
 class StudyHaltedError(RuntimeError):
@@ -105,7 +114,7 @@ class StudyDriver:
         self.journal = journal or Journal(folder, study.objectives)
         self.id = mark_study(folder)
         self.trials = trials_store(study, self.folder)
-        self.tracking: Tracking | None = None
+        self.tracking: Listener | None = None
         """Told of rungs and ends, once they are journaled."""
         self.halted = ""
         """Why the study can't go on now, if it can't."""
