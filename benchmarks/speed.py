@@ -75,7 +75,7 @@ class HandWritten(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         h = self.pre(self.embed(tokens))
         for pool, upscale in zip(self.pools, self.upscales, strict=True):
-            h = h + upscale(self.core(pool(h)), tokens)
+            h = h + upscale(self.core(pool(h)), tokens=tokens)
         h = h + self.core(h)
         return self.head(self.post(h))
 
