@@ -100,7 +100,7 @@ def write_html(
         best=_best(records, corpus),
         ranking=_ranking(records, corpus, settings.objectives),
         others=list(other_objectives(settings.objectives).values()),
-        front_of=", ".join(settings.objectives) if len(settings.objectives) > 1 else "",
+        front_of=", ".join([corpus.headline.metric.name, *settings.objectives[1:]]) if settings.objectives[1:] else "",
         unlisted=max(0, len(ranked(records)) - _MOST_ROWS),
         study=settings.to_yaml(),
         versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),

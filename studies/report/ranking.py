@@ -129,7 +129,7 @@ def ranking_table(
     rungs = max((len(record.rungs) for record in records), default=1)
     table = Table(
         title=f"At equal training FLOPs (to a step); {corpus.headline.metric.better} is better. Rung: stopped there."
-        + (f" *: front of {', '.join(objectives)}." if on_front else ""),
+        + (f" *: front of {', '.join([corpus.headline.metric.name, *objectives[1:]])}." if on_front else ""),
         title_justify="left",
         expand=True,
         box=SIMPLE,

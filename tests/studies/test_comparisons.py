@@ -61,7 +61,7 @@ def test_objectives_have_columns_and_the_front_its_marks(tmp_path):
     page = write_html(driver.records, driver.study, corpus_of(driver), tmp_path / "report.html").read_text()
     assert "<th>decode FLOPs/tok</th><th>KV bytes/tok</th>" in page
     assert re.search(r"<td>\d\*</td>", page)
-    assert "on the front of loss, decode_flops_per_token, kv_cache_bytes_per_token" in page
+    assert "on the front of bits_per_byte, decode_flops_per_token, kv_cache_bytes_per_token" in page
     buttons = re.search(r'"buttons": \[(.*?)\]\}\]', page)[1]
     assert re.findall(r'"label": "([^"]*)"', buttons)[0] == "decode FLOPs"
 
