@@ -379,32 +379,30 @@ def _upscale(
     )
 
 
+def _by_width(params: Callable[[int], int], work: Callable[[int], int]) -> tuple[ParamsRule, WorkRule]:
+    """Rules from parameters and multiply-adds at one position, of d_model."""
+    return (
+        lambda graph, node, levels: params(graph.d_model),
+        lambda graph, node, levels: Work(node.level, 2 * work(graph.d_model)),
+    )
+
+
 def _norms() -> Iterator[Operation]:
     sign = Drawing("sign", "M-1.5-7h3v14h-3z", "solid", half=2, space=4, words="▮ norm")
     for kind, row in NORMS.items():
-
-        def params(graph: Graph, node: Node, levels: Sequence[Level], count: Callable[[int], int] = row.params) -> int:
-            return count(graph.d_model)
-
-        yield _row(f"norm.{kind}", {"stream": STREAM}, _norm_part(kind), sign, cost=(params, _no_work), init="own")
+        cost = _by_width(row.params, lambda d: 0)
+        yield _row(f"norm.{kind}", {"stream": STREAM}, _norm_part(kind), sign, cost=cost, init="own")
 
 
 def _recalls() -> Iterator[Operation]:
     sign = Drawing("sign", "M-5 0 0-5 5 0 0 5z", half=5, space=6, dashes=("recall",))
     for kind, row in RECALLS.items():
-
-        def params(graph: Graph, node: Node, levels: Sequence[Level], count: Callable[[int], int] = row.params) -> int:
-            return count(graph.d_model)
-
-        def work(graph: Graph, node: Node, levels: Sequence[Level], count: Callable[[int], int] = row.work) -> Work:
-            return Work(node.level, 2 * count(graph.d_model))
-
         yield _row(
             f"recall.{kind}",
             {"state": STREAM, "recall": STREAM},
             _made(row.part, width=True),
             sign,
-            cost=(params, work),
+            cost=_by_width(row.params, row.work),
             init="own" if row.params(1) else "nothing",
         )
 

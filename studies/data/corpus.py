@@ -8,24 +8,23 @@ Shape legend: B batch, L tokens.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from searchspace.disk import new_folder, open_regular, write_file
+from searchspace.disk import open_regular, write_file
 from searchspace.errors import SpecError, show
 from searchspace.tables import table
 from studies.data.codec import TOKENIZER, Bytes, Codec, TextForm, Tokenizer, codec_of, read_tokenizer
-from studies.data.dataset import FACTS, PARTS, DataFacts, Dataset, Headline, Metric, content_digest, read_facts
+from studies.data.dataset import FACTS, PARTS, DataFacts, Dataset, Headline, Metric, prepare_once, read_facts
 from studies.data.documents import Document, documents, source_files
 from studies.data.settings import TextData
 
@@ -119,21 +118,14 @@ def prepare_corpus(config: TextData, folder: str | Path, base: Path = Path()) ->
     Raises:
         SpecError: if there is nothing to read, or the folder holds other data, or something else.
     """
-    folder = Path(folder)
-    digest = hashlib.sha256(json.dumps(config.settings()).encode()).hexdigest()
-    if (folder / FACTS).is_file():
-        corpus = Corpus(folder)
-        if corpus.facts.digest != digest:
-            raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
-        corpus.check_content()
-        return corpus
-    with new_folder(folder, lambda _: None, "prepared data") as work:
-        make = _link_tokens if config.kind == "tokens" else _write_tokens
-        facts = replace(make(config, work, base), digest=digest, content=content_digest(work))
+
+    def write(work: Path) -> DataFacts:
+        facts = (_link_tokens if config.kind == "tokens" else _write_tokens)(config, work, base)
         if not facts.train_tokens or not facts.val_tokens:
             raise SpecError("data", "leaves nothing to train on or to hold out", "give more files, or another held_out")
-        write_file(work / FACTS, json.dumps(asdict(facts), indent=2))
-    return Corpus(folder)
+        return facts
+
+    return prepare_once(Corpus, config, Path(folder), write)
 
 
 def _windows(tokens: NDArray[Any], starts: NDArray[Any], seq_len: int) -> tuple[Tensor, Tensor]:

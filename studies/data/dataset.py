@@ -8,26 +8,29 @@ Shape legend: B batch, L positions, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from searchspace.disk import open_regular, read_json
+from searchspace.disk import new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import decode, key
 from searchspace.tables import complete
 from studies.data.codec import TOKENIZER, TextForm
+from studies.data.settings import DataConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FACTS = "corpus.json"
 PARTS = ("train.bin", "val.bin")
+DatasetType = TypeVar("DatasetType", bound="Dataset")
 # Corpus.json takes kilobytes; a digest reads 256 MiB at most.
 _FACTS_BYTES, _DIGESTED, _BLOCKS = 1 << 20, 1 << 16, 1 << 12
 
@@ -186,6 +189,34 @@ class Dataset:
     def show(self, model: Any, seed: int = 0) -> tuple[str, str] | None:
         """What a finished model does: a title, and a text of some lines. The model is in evaluation mode."""
         return None
+
+
+def prepare_once(
+    kind: type[DatasetType], config: DataConfig, folder: Path, write: Callable[[Path], DataFacts]
+) -> DatasetType:
+    """Data under ``folder``: those that are there, or those that ``write`` makes; from then on they are the data.
+
+    Args:
+        kind: of data.
+        config: what they are made of.
+        folder: where to.
+        write: writes ``train.bin`` and ``val.bin`` into a folder, the same every time, and says what they are.
+
+    Raises:
+        SpecError: if the folder holds other data, or something else.
+    """
+    digest = hashlib.sha256(json.dumps(config.settings()).encode()).hexdigest()
+    if (folder / FACTS).is_file():
+        known = kind(folder)
+        if known.facts.digest != digest:
+            raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
+        known.check_content()
+        return known
+    with new_folder(folder, lambda _: None, "prepared data") as work:
+        facts = write(work)
+        facts = replace(facts, digest=digest, content=content_digest(work))
+        write_file(work / FACTS, json.dumps(asdict(facts), indent=2))
+    return kind(folder)
 
 
 def content_digest(folder: Path) -> str:

@@ -5,19 +5,15 @@ Shape legend: B batch, L positions, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from searchspace.disk import new_folder, write_file
-from searchspace.errors import SpecError
-from studies.data.dataset import FACTS, DataFacts, Dataset, content_digest
+from searchspace.disk import write_file
+from studies.data.dataset import DataFacts, Dataset, prepare_once
 from studies.data.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -84,16 +80,10 @@ def prepare_pairs(
     Raises:
         SpecError: if the folder holds other data, or something else.
     """
-    digest = hashlib.sha256(json.dumps(config.settings()).encode()).hexdigest()
-    if (folder / FACTS).is_file():
-        known = kind(folder)
-        if known.facts.digest != digest:
-            raise SpecError("data", "differs from the data prepared here", "use another folder", file=str(folder))
-        known.check_content()
-        return known
-    with new_folder(folder, lambda _: None, "prepared data") as work:
+
+    def write(work: Path) -> DataFacts:
         for part in ("train", "val"):
             write_file(work / f"{part}.bin", make(part).astype(facts.dtype).tobytes())
-        whole = replace(facts, digest=digest, content=content_digest(work))
-        write_file(work / FACTS, json.dumps(asdict(whole), indent=2))
-    return kind(folder)
+        return facts
+
+    return prepare_once(kind, config, folder, write)
