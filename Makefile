@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 # Many tests wait for processes of their own: twice as many workers as the smallest machine has cores.
-SIDE_BY_SIDE = -n 4 --dist worksteal
+SIDE_BY_SIDE = -n 3 --dist worksteal
 
 .PHONY: quickstart test test-all fuzz chaos lint bench docs clean
 

@@ -11,6 +11,8 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,11 @@ def read_file(file: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, file: str = "") -> dict[str, Any]:
     """YAML text as plain data."""
+    return deepcopy(_parse_yaml(text, file))
+
+
+@lru_cache(maxsize=64)  # a command meets the same files several times; OmegaConf takes 10 ms for each
+def _parse_yaml(text: str, file: str) -> dict[str, Any]:
     too_deep = SpecError("", f"is nested deeper than {_MAX_DEPTH} levels", "flatten it", file=file)
     if (values := text.count("\n") + text.count(",")) > _MAX_VALUES:  # more than a second for OmegaConf
         raise SpecError("", f"has {values:,} lines and commas", f"keep it under {_MAX_VALUES:,}", file)

@@ -1,5 +1,7 @@
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # the programs that tests start would spin on cores that other tests need
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

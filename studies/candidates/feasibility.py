@@ -48,17 +48,19 @@ class Survey:
 
 
 def survey(space: SpaceSpec, budget: Budget, runnable: Runnable = lambda arch, cost: None) -> Survey:
-    """Price random candidates, or all of them where a sample finds none feasible.
+    """Price all candidates where they are few, else random ones, and more where a sample finds none feasible.
 
     Raises:
         SpecError: if nothing is feasible: why it can't be trained, or the tightest limit and the nearest candidate.
     """
     size = space.count()
-    found = _look(size, _samples(space, _SAMPLES), budget, runnable, exhaustive=False)
-    if not found.feasible and size.high <= _EXHAUSTIVE:
-        found = _look(size, space.enumerate(), budget, runnable, exhaustive=True)
-    elif not found.feasible:
-        found = _look(size, _samples(space, _EXHAUSTIVE), budget, runnable, exhaustive=False)
+    few = size.high <= _SAMPLES
+    candidates = space.enumerate() if few else _samples(space, _SAMPLES)
+    found = _look(size, candidates, budget, runnable, exhaustive=few)
+    if not found.feasible and not few:
+        listed = size.high <= _EXHAUSTIVE
+        candidates = space.enumerate() if listed else _samples(space, _EXHAUSTIVE)
+        found = _look(size, candidates, budget, runnable, exhaustive=listed)
     if found.feasible:
         return found
     scope = f"all {found.looked_at:,}" if found.exhaustive else f"{found.looked_at:,} random"

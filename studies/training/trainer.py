@@ -235,7 +235,7 @@ def _make_optimizers(model: nn.Module, config: TrainingConfig, *, fused: bool) -
     return optimizers
 
 
-def measure_speed(study: StudyConfig, corpus: Dataset, device: str, *, for_s: float = 3.0) -> float:
+def measure_speed(study: StudyConfig, corpus: Dataset, device: str, *, for_s: float = 1.0) -> float:
     """Training FLOPs per second of one worker, from a short run of the first baseline or a sample."""
     arch = study.baselines[0] if study.baselines else study.space.sample(0).arch
     config = check_training(decide_training(study.training, MiddleChooser()).tree)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from helpers import ARCHITECTURES, TOPOLOGIES, tiny_arch
-from torch_geometric.loader import DataLoader
 
 from builder import compile_arch, estimate
 from builder.graphdata import BLOCK_FEATURES, COST_FEATURES, OP_FEATURES, encode_graph
@@ -63,6 +62,8 @@ def same(a, b):
 
 def test_they_batch_with_pygs_own_loader():
     items = [encode(tiny_arch({"graph": {"h": {"schedule": levels}}}))[1] for levels in (["word"], ["phrase", "token"])]
+    from torch_geometric.loader import DataLoader  # seconds to import, for this test alone
+
     batch = next(iter(DataLoader(items, batch_size=2)))
     batch.validate()
     assert batch.num_graphs == 2

@@ -20,7 +20,6 @@ from studies.predict import explain as ranking
 from studies.predict import learners
 from studies.predict.explain import Pool, explain, rank, transfer
 from studies.predict.features import Observation, adjust, observe
-from studies.predict.gnn import GraphNetwork
 from studies.predict.learners import LEARNERS
 from studies.predict.predictor import Predictor, fit_best, rank_correlation
 from studies.records.trial import Report, Rung
@@ -34,6 +33,8 @@ SHARES = (1 / 9, 1 / 3, 1.0)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     torch.set_num_threads(1)
+    from studies.predict.gnn import GraphNetwork  # seconds to import
+
     monkeypatch.setitem(learners.LEARNERS, "gnn", lambda: GraphNetwork(epochs=60))
 
 
@@ -49,9 +50,9 @@ def made_up_loss(arch):
 
 def make_trials(number, study="", noise=0.0):
     """Schedules of the quickstart space at three rungs."""
-    trials, seen = [], set()
+    trials, seen, space = [], set(), load_space("quickstart")
     for seed in range(3 * number):
-        arch = load_space("quickstart").sample(seed).arch
+        arch = space.sample(seed).arch
         graph = compile_arch(arch)
         if graph.arch_id in seen or len(trials) == number:
             continue
