@@ -19,7 +19,7 @@ from torch import nn
 
 from builder.graph.ir import TOKEN_LEVEL, Graph, Level, Node
 from builder.graph.ops import OPS
-from builder.graph.row import Operation, PartCall, PartName
+from builder.graph.row import Kind, Operation, PartCall, PartName
 from spiralformer.init import init_weights
 from spiralformer.joins import WeightedJoin
 from spiralformer.model import SpiralFormer
@@ -182,8 +182,14 @@ def seen_at(level: Level) -> str:
 
 
 def model_code(graph: Graph, steps: Sequence[Step]) -> str:
-    """The functions ``forward``, and where the graph can be decoded ``open``, ``prefill`` and ``decode``."""
-    functions = [_forward(graph, steps)]
+    """The functions ``forward``, and where the graph can be decoded ``open``, ``prefill`` and ``decode``.
+
+    A graph with losses of its own has ``with_losses`` too.
+    """
+    own = _own_losses(steps)
+    functions = [_with_losses(graph, steps)] if own else []
+    steps = [step for step in steps if step not in own]
+    functions.insert(0, _forward(graph, steps))
     if not why_undecodable(graph):
         functions += [_open(steps), _prefill(graph, steps), _decode(graph, steps)]
     return "\n\n".join(functions) + "\n"
@@ -193,8 +199,23 @@ def _result(graph: Graph, steps: Sequence[Step]) -> Step:
     return next(step for step in steps if step.node.name == graph.output)
 
 
+def _own_losses(steps: Sequence[Step]) -> list[Step]:
+    return [step for step in steps if step.row.gives is Kind.LOSS]
+
+
 def _forward(graph: Graph, steps: Sequence[Step]) -> str:
     lines = ["def forward(self, tokens, lengths=None):", '    """All positions at once."""']
+    return "\n".join([*lines, *_parallel(graph, steps), f"    return {_result(graph, steps).label}"])
+
+
+def _with_losses(graph: Graph, steps: Sequence[Step]) -> str:
+    lines = ["def with_losses(self, tokens, lengths=None):", '    """The logits, and losses of the model\'s own."""']
+    losses = ", ".join(f'"{step.node.name}": {step.label}' for step in _own_losses(steps))
+    return "\n".join([*lines, *_parallel(graph, steps), f"    return {_result(graph, steps).label}, {{{losses}}}"])
+
+
+def _parallel(graph: Graph, steps: Sequence[Step]) -> list[str]:
+    lines = []
     seen = dict.fromkeys(
         step.source if step.row.sees == "source" else step.node.level for step in steps if step.row.sees
     )
@@ -202,7 +223,7 @@ def _forward(graph: Graph, steps: Sequence[Step]) -> str:
         lines += [f"    {seen_at(level)} = visible(lengths, {level.chunk}, {level.offset}, tokens)" for level in seen]
     for place, step in _with_places(steps):
         lines += [*place, f"    {step.label} = {step.call()}"]
-    return "\n".join([*lines, f"    return {_result(graph, steps).label}"])
+    return lines
 
 
 def _open(steps: Sequence[Step]) -> str:

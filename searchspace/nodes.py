@@ -22,6 +22,7 @@ NormKind: TypeAlias = Literal["rms", "layer"]
 NormPlace: TypeAlias = Literal["pre", "peri", "post", "sandwich"]
 FfnKind: TypeAlias = Literal["gelu", "swiglu", "relu2"]
 RecallKind: TypeAlias = Literal["add", "linear", "concat"]
+LossKind: TypeAlias = Literal["z"]
 ReadRule: TypeAlias = Literal["auto", "closed", "own_chunk"]
 ResidualScale: TypeAlias = Literal["none", "inverse_depth", "inverse_sqrt_depth"]
 
@@ -194,6 +195,15 @@ class HeadNode:
     norm: NormKind | Literal["none"] = key("Final normalization.", default="rms")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossNode:
+    """A loss of the model's own, added to its task's in training; no other node reads it."""
+
+    loss: LossKind = key("z: the square of the logits' logsumexp, which keeps them from drifting.")
+    input: str = key("The logits.", name="in")
+    weight: float = key("Its weight beside the task's loss.", default=1e-4, low=0.0)
+
+
 NodeSpec: TypeAlias = (
     EmbedNode
     | BlockNode
@@ -208,10 +218,12 @@ NodeSpec: TypeAlias = (
     | StepNode
     | LoopNode
     | HeadNode
+    | LossNode
 )
 NODE_TYPES: dict[str, type[NodeSpec]] = {
     "loop": LoopNode,
     "head": HeadNode,  # first: they have keys that are operations too (norm, recall)
+    "loss": LossNode,
     "embed": EmbedNode,
     "block": BlockNode,
     "pool": PoolNode,

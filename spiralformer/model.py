@@ -16,7 +16,7 @@ from spiralformer import decoding, padding
 from spiralformer.decoding import DecodeState, Opening
 from spiralformer.generate import Sampling, generate
 
-_FUNCTIONS = ("forward", "open", "prefill", "decode")
+_FUNCTIONS = ("forward", "with_losses", "open", "prefill", "decode")
 
 
 class SpiralFormer(nn.Module):
@@ -24,7 +24,7 @@ class SpiralFormer(nn.Module):
 
     Args:
         root: holds the parts, by the names that the code uses.
-        code: the functions ``forward``, ``open``, ``prefill`` and ``decode`` (`builder.lowering`).
+        code: the functions ``forward``, ``with_losses``, ``open``, ``prefill`` and ``decode`` (`builder.lowering`).
         undecodable: why it can't decode; empty if it can.
         causal: whether a token sees only the past.
 
@@ -70,6 +70,13 @@ class SpiralFormer(nn.Module):
             return run(self, tokens_BL)  # what stands on the right is seen by nobody
         logits_BLV = run(self, aligned.tokens_BL, None if self.causal else aligned.lengths_B)
         return padding.restore(logits_BLV, aligned.first_B)
+
+    def with_losses(self, tokens_BL: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits of all positions, and losses of the model's own by name, weighted, to be added to a task's."""
+        if "with_losses" not in self._functions:
+            return self(tokens_BL), {}
+        logits_BLV, losses = self._functions["with_losses"](self, tokens_BL)
+        return logits_BLV, losses
 
     def decode_state(
         self, batch_size: int, max_len: int | None = None, *, cache_dtype: torch.dtype | None = None

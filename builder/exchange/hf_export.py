@@ -24,6 +24,7 @@ from builder.exchange.hf_template import ALWAYS, CACHE, HEAD, TAIL
 from builder.exchange.source import library, names_in, sources_of
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
+from builder.graph.passes import without_losses
 from builder.graph.row import PartCall
 from builder.lowering import (
     Step,
@@ -151,7 +152,7 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
 
 def modeling_code(graph: Graph) -> str:
     """The generated module: self-contained, for torch and transformers."""
-    steps, undecodable = steps_of(graph), why_undecodable(graph)
+    steps, undecodable = steps_of(without_losses(graph)), why_undecodable(graph)
     body = _model_class(graph, steps)
     tail = TAIL.format(
         arch_id=graph.arch_id,

@@ -15,8 +15,8 @@ from builder.graph.blocks import RESIDUAL_SCALES, ffn_dim
 from searchspace.arch import BlockSpec, head_dim, rotary_dim
 from searchspace.plain import encode
 
-Attr: TypeAlias = int | bool | str | tuple[float, ...]
-T = TypeVar("T", int, str, bool)
+Attr: TypeAlias = int | bool | str | float | tuple[float, ...]
+T = TypeVar("T", int, str, bool, float)
 
 
 class Level(NamedTuple):
@@ -102,6 +102,8 @@ def attr_text(value: Attr) -> str:
     """An attribute in the text forms."""
     if isinstance(value, tuple):
         return ",".join(f"{number:.12g}" for number in value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
@@ -112,6 +114,7 @@ class Graph:
     name: str
     nodes: tuple[Node, ...]
     output: str
+    """The node that gives the logits."""
     blocks: Mapping[str, BlockSpec]
     vocab_size: int
     seq_len: int
@@ -120,6 +123,8 @@ class Graph:
     tie_embeddings: bool
     norm_eps: float
     residual_scale: str
+    losses: tuple[str, ...] = ()
+    """Nodes that give losses of its own, for training alone."""
     _arch_id: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def by_name(self) -> dict[str, Node]:
@@ -170,17 +175,16 @@ class Graph:
                 (f"%{node.name} = {op}({', '.join('%' + i for i in node.inputs)}){attrs}{owner}", f"@{node.level}")
             )
         width = max(len(left) for left, _ in rows)
-        return (
-            "\n".join([head, *(f"  {left:<{width}}  {right}" for left, right in rows), f"  -> %{self.output}"]) + "\n"
-        )
+        outputs = ", ".join(f"%{name}" for name in (self.output, *self.losses))
+        return "\n".join([head, *(f"  {left:<{width}}  {right}" for left, right in rows), f"  -> {outputs}"]) + "\n"
 
     def canonical_text(self) -> str:
-        """Text form without names: nodes and owners are numbered in the order of a walk from the output."""
+        """Text form without names: nodes and owners are numbered in the order of a walk from the outputs."""
         nodes = self.by_name()
         number: dict[str, int] = {}
         owners: dict[str, int] = {}
         lines: list[str] = []
-        stack: list[tuple[str, bool]] = [(self.output, False)]
+        stack: list[tuple[str, bool]] = [(name, False) for name in (*self.losses, self.output)]
         while stack:
             name, ready = stack.pop()
             if name in number:

@@ -34,7 +34,7 @@ from builder.graph.row import (
     ports,
 )
 from searchspace.arch import BlockSpec, head_dim, rotary_dim
-from searchspace.nodes import NormKind, PoolKind, RecallKind, StepKind, UpscaleKind
+from searchspace.nodes import LossKind, NormKind, PoolKind, RecallKind, StepKind, UpscaleKind
 from searchspace.tables import table
 
 STREAM, MEMORY, LOGITS = Kind.STREAM, Kind.MEMORY, Kind.LOGITS
@@ -504,6 +504,15 @@ _ROWS = (
         level=_token_level,
         call=lambda graph, node: {"weight": "self.embed.weight"} if graph.tie_embeddings else {},
     ),
+    _row(
+        "loss.z",
+        {"logits": LOGITS},
+        lambda graph, node, levels: part("losses.ZLoss", node.attr("weight", float)),
+        BOX,
+        gives=Kind.LOSS,
+        attrs={"weight": float},
+        sees="own",
+    ),
 )
 
 _ALONE = ("embed", "block", "memory", "write", "read", "head")
@@ -516,5 +525,6 @@ _NAMES = (
     *(f"step.{kind}" for kind in get_args(StepKind)),
     *(f"norm.{kind}" for kind in get_args(NormKind)),
     *(f"recall.{kind}" for kind in get_args(RecallKind)),
+    *(f"loss.{kind}" for kind in get_args(LossKind)),
 )
 OPS = table("an operation", _ROWS, _NAMES)

@@ -46,8 +46,8 @@ def merge_duplicates_pass(graph: Graph) -> Graph:
 
 
 def drop_unused_pass(graph: Graph) -> Graph:
-    """Keep what the output needs."""
-    needed = {graph.output}
+    """Keep what the outputs need."""
+    needed = {graph.output, *graph.losses}
     for node in reversed(graph.nodes):
         if node.name in needed:
             needed.update(node.inputs)
@@ -81,3 +81,8 @@ def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES) -> Graph:
                 raise AssertionError(f"{rewrite.__name__} broke the graph: {error}") from error
         graph = rewritten
     return graph
+
+
+def without_losses(graph: Graph) -> Graph:
+    """The graph of a trained model: what its own losses alone need is gone."""
+    return drop_unused_pass(replace(graph, losses=()))

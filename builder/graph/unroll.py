@@ -17,6 +17,7 @@ from searchspace.nodes import (
     JoinNode,
     LevelUse,
     LoopNode,
+    LossNode,
     MemoryNode,
     NodeSpec,
     NormNode,
@@ -37,11 +38,12 @@ def lower_arch(arch: ArchSpec) -> Graph:
     Raises:
         SpecError: if a node is never used, or offsets can't be made to nest.
     """
-    order = _topological(arch)
+    order, head = _topological(arch)
     empty = Graph(
         name=arch.name,
         nodes=(),
-        output=order[-1],
+        output=head,
+        losses=tuple(name for name in order if isinstance(arch.graph[name], LossNode)),
         blocks=arch.blocks,
         vocab_size=arch.vocab_size,
         seq_len=arch.seq_len,
@@ -59,11 +61,12 @@ def lower_arch(arch: ArchSpec) -> Graph:
     return empty.with_nodes(tuple(to.nodes))
 
 
-def _topological(arch: ArchSpec) -> list[str]:
-    """The nodes, inputs first, the head last; a node that the head does not need is a mistake."""
+def _topological(arch: ArchSpec) -> tuple[list[str], str]:
+    """The nodes, inputs first, and which is the head; a node that no output needs is a mistake."""
     order: list[str] = []
     placed: set[str] = set()
-    stack = [next(name for name, node in arch.graph.items() if isinstance(node, HeadNode))]
+    head = next(name for name, node in arch.graph.items() if isinstance(node, HeadNode))
+    stack = [*(name for name, node in arch.graph.items() if isinstance(node, LossNode)), head]
     while stack:
         name = stack[-1]
         missing = [source for _, source in _sources(arch, arch.graph[name]) if source not in placed]
@@ -77,7 +80,7 @@ def _topological(arch: ArchSpec) -> list[str]:
     for name in arch.graph:
         if name not in placed:
             raise SpecError(f"graph.{name}", "is never used", "read it in another node, or remove it")
-    return order
+    return order, head
 
 
 def _sources(arch: ArchSpec, node: NodeSpec) -> list[tuple[str, str]]:
@@ -174,4 +177,6 @@ def _lower(to: Emitter, v: dict[str, Value], name: str, node: NodeSpec) -> Value
         start = v[node.input]
         embedding = v[node.embedding or _only_embed(to.arch)] if node.reads_embedding else start
         return UNROLLINGS[node.topology.kind].unroll(Loop(to, name, node, start, embedding))
+    if isinstance(node, LossNode):
+        return to.emit(name, f"loss.{node.loss}", {"logits": v[node.input]}, TOKEN_LEVEL, {"weight": node.weight})
     return to.emit(name, "head", {"stream": v[node.input]}, v[node.input].level, {"norm": node.norm}, owner="head")

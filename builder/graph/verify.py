@@ -51,6 +51,9 @@ def verify(graph: Graph) -> None:
     output = nodes.get(graph.output)
     if output is None or OPS[output.op].gives is not Kind.LOGITS:
         raise SpecError("graph", f"its output '{graph.output}' gives no logits", "end in {head: lm, in: ...}")
+    for name in graph.losses:
+        if name not in nodes or OPS[nodes[name].op].gives is not Kind.LOSS:
+            raise SpecError(f"graph.{name}", "gives no loss", "write {loss: z, in: ...}")
     if graph.causal and ahead[graph.output] > 0:
         raise _leak(graph, nodes, ahead)
 

@@ -284,8 +284,8 @@ def call_shares(graph: Graph) -> dict[str, float]:
     """Each box's share of the forward FLOPs: calls of one block at one level cost the same."""
     parts = {(part.part, part.level): part for part in breakdown(graph)}
     total = sum(part.flops for part in parts.values()) or 1
-    boxes = [(node.name, parts[node.owner, node.level]) for node in graph.nodes if node.op in BOXES]
-    return {name: part.flops / part.uses / total for name, part in boxes}
+    boxes = [(node.name, parts.get((node.owner, node.level))) for node in graph.nodes if node.op in BOXES]
+    return {name: part.flops / part.uses / total if part else 0.0 for name, part in boxes}
 
 
 def text_width(text: str, size: float = 11) -> float:

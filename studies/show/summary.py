@@ -11,10 +11,12 @@ from builder.pricing.cost import Cost, breakdown, estimate
 from searchspace.arch import ArchSpec
 from searchspace.choices import Categorical, Scalar
 from searchspace.errors import SpecError
-from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, NodeSpec, NormNode, level_uses
+from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, LossNode, NodeSpec, NormNode, level_uses
 from searchspace.space import SpaceSpec
 
 _STRIP = 32  # tokens: two chunks of 16
+
+_IN_CHAINS = EmbedNode | BlockNode | LoopNode | HeadNode | NormNode | LossNode
 
 
 def summarize(arch: ArchSpec) -> str:
@@ -22,9 +24,7 @@ def summarize(arch: ArchSpec) -> str:
 
     Wirings that are no chain of blocks and loops are told by their layers and chunks.
     """
-    if not all(
-        isinstance(node, EmbedNode | BlockNode | LoopNode | HeadNode | NormNode) for node in arch.graph.values()
-    ):
+    if not all(isinstance(node, _IN_CHAINS) for node in arch.graph.values()):
         chunks = sorted({arch.levels[use.level].chunk for node in arch.graph.values() for _, use in level_uses(node)})
         layers = sum(block.layers for block in arch.blocks.values())
         return f"graph of {len(arch.graph)} nodes, {layers} layers, chunks {' '.join(map(str, chunks)) or '1'}"

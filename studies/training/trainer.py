@@ -115,29 +115,33 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         parts = min(self.config.micro_batches, self.plan.batch_size)
         for inputs, targets in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
-            loss = self.corpus.loss(*self._run(inputs, targets)) * (len(inputs) / len(inputs_BL))
-            loss.backward()
-            total += loss.detach()
+            logits, targets, own = self._run(inputs, targets)
+            share_of_batch = len(inputs) / len(inputs_BL)
+            loss = self.corpus.loss(logits, targets)
+            (sum(own.values(), start=loss) * share_of_batch).backward()
+            total += loss.detach() * share_of_batch
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _run(self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits, and the targets beside them."""
+    def _run(
+        self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Logits, the targets beside them, and the model's own losses."""
         inputs_BL = inputs_BL.to(self.device, non_blocking=True)
         targets_BL = targets_BL.to(self.device, non_blocking=True)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
-            logits_BLV = self.model(inputs_BL)
-        return logits_BLV, targets_BL
+            logits_BLV, losses = self.model.with_losses(inputs_BL)
+        return logits_BLV, targets_BL, losses
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, dict[str, float]]:
         """Score and metrics on held-out data. Raises `DivergedError` when a mean is not finite."""
         self.model.eval()
         batches = self.corpus.eval_batches(self.config.eval_tokens, self.plan.batch_size, self.arch.seq_len)
-        found = [self.corpus.measure(*self._run(inputs_BL, targets_BL)) for inputs_BL, targets_BL in batches]
+        found = [self.corpus.measure(*self._run(inputs_BL, targets_BL)[:2]) for inputs_BL, targets_BL in batches]
         means = {name: torch.stack([each[name] for each in found]).mean().item() for name in found[0]}
         for name, value in means.items():
             if not math.isfinite(value):

@@ -96,6 +96,7 @@ def test_arch_id_ignores_names_and_written_defaults():
         {"graph": {"h": {"topology": "residual"}}},
         {"graph": {"h": {"norm": "rms"}}},
         {"residual_scale": "inverse_depth"},
+        {"graph": {"z": {"loss": "z", "in": "logits"}}},
     ):
         assert compile_arch(tiny_arch(change)).arch_id != plain, change
 

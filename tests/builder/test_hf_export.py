@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("default:::transformers", "default:::tor
 CASES = {
     "plain": {},
     "tied": {"tie_embeddings": True},
+    "loss of its own": {"graph": {"z": {"loss": "z", "in": "logits"}}},
     "names that code uses": {
         "graph": {
             "x": None, "h": None, "logits": None,

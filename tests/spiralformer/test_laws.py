@@ -46,6 +46,7 @@ def tiny_cases():
         yield f"{place} {residual}", {"blocks": {"core": core}}
     for ffn in FfnKind.__args__:
         yield ffn, {"blocks": {"core": {"ffn": ffn, "norm": "layer", "bias": True, "parallel_residual": True}}}
+    yield "loss of its own", {"graph": {"z": {"loss": "z", "in": "logits"}}}
     yield "last token", {"levels": {"word": {"positions": "last_token"}}, "tie_embeddings": True}
     yield "zero front", {"levels": {"phrase": {"front": "zero", "offset": 5}}}
     yield "scaled embedding", {"graph": {"x": {"scale": "sqrt_d_model"}, "h": {"topology": "mesh"}}}

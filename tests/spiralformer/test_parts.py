@@ -108,6 +108,14 @@ def test_memory_equals_slots_written_out():
         torch.testing.assert_close(read(memory, state), expected)
 
 
+def test_z_loss_is_the_mean_square_of_the_normaliser():
+    model, tokens = built({"graph": {"z": {"loss": "z", "in": "logits", "weight": 0.25}}}), torch.tensor([[3, 1, 4, 1]])
+    logits, losses = model.with_losses(tokens)
+    assert torch.equal(logits, model(tokens))
+    assert torch.allclose(losses["z"], 0.25 * logits.exp().sum(dim=-1).log().square().mean())
+    assert built().with_losses(tokens)[1] == {}
+
+
 def test_rotary_scores_depend_on_distance_alone():
     rotary = Rotary(rotary_dim=4, base=100.0, max_len=4)
     q, k = torch.randn(1, 1, 1, D), torch.randn(1, 1, 1, D)

@@ -47,6 +47,22 @@ def test_it_learns_and_spends_the_budget(corpus):
     assert trainer.tokens == trainer.step * 96
 
 
+def test_a_loss_of_its_own_is_trained_and_not_scored(corpus):
+    def trained(weight, parts=1):
+        over = {"blocks": {"core": {"dropout": 0.0}}, "graph": {"z": {"loss": "z", "in": "logits", "weight": weight}}}
+        trainer = make_trainer(corpus, over, micro_batches=parts)
+        first = trainer.evaluate()[0]
+        trainer.train(20)
+        inputs, _ = corpus.batch(0, 0, 4, 24)
+        return first, trainer.model(inputs).logsumexp(dim=-1).square().mean().item(), trainer.model.state_dict()
+
+    (first, free, _), (also_first, held, weights) = trained(0.0), trained(0.5)
+    assert first == also_first
+    assert held < 0.9 * free
+    in_parts = trained(0.5, parts=2)[2]
+    assert all(torch.allclose(value, in_parts[name], atol=1e-4) for name, value in weights.items())
+
+
 def test_a_cheaper_schedule_sees_more_tokens(corpus):
     dear = make_trainer(corpus, {"graph": {"h": {"schedule": ["token"] * 4, "topology": "residual"}}})
     cheap = make_trainer(corpus, {"graph": {"h": {"schedule": ["phrase"] * 4, "topology": "residual"}}})
