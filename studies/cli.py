@@ -6,9 +6,7 @@ import io
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
 from importlib.metadata import version
@@ -16,11 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
 
-from searchspace.errors import SpecError, printable
+from searchspace.errors import SpecError
 from searchspace.files import add_line
 from studies.show.terminal import (
     EXIT_BAD_INPUT,
@@ -36,7 +31,7 @@ from studies.show.terminal import (
 )
 
 if TYPE_CHECKING:
-    from searchspace import SpaceSpec
+    pass
 
 app = typer.Typer(
     help="Compile, search and export multi-resolution looped Transformers.",
@@ -105,25 +100,9 @@ def _main(
 @_command
 def list_shipped() -> None:
     """List the shipped architectures, spaces and studies."""
-    from builder import compile_arch, estimate
-    from searchspace import load_arch
-    from searchspace.files import PACKAGE, purpose_of
-    from studies.show.summary import short
+    from studies.commands.files import list_files
 
-    table = Table(box=None, pad_edge=False, show_header=False, expand=True)
-    table.add_column(no_wrap=True, min_width=24)
-    table.add_column(justify="right", no_wrap=True, min_width=10)
-    table.add_column(overflow="fold", ratio=1)
-    for what, folder in (
-        ("architectures", PACKAGE / "architectures"),
-        ("spaces", PACKAGE / "spaces"),
-        ("studies", Path(__file__).parent / "configs"),
-    ):
-        table.add_row(f"[bold]{what}[/]", "parameters" if what == "architectures" else "", "")
-        for file in sorted(folder.glob("*.yaml")):
-            size = short(estimate(compile_arch(load_arch(file))).params) if what == "architectures" else ""
-            table.add_row(f"  {file.stem}", size, escape(purpose_of(file)))
-    console.print(table)
+    list_files(console)
 
 
 @_command
@@ -152,27 +131,10 @@ def describe(
     code: Annotated[bool, typer.Option(help="Print the generated forward too.")] = False,
 ) -> None:
     """Show an architecture: its summary, levels, expanded graph and cost; of a space, its decisions and costs."""
-    from builder import compile_arch, estimate
-    from searchspace import load_arch
-    from studies.show.ladder import ladder_text
-    from studies.show.summary import cost_lines, cost_rows, draw_strip, summarize
+    from studies.commands.files import describe as tell
 
-    space: SpaceSpec | None = None
-    with suppress(SpecError):
-        space = _space_of(arch, overrides or ())
-    if space is not None and space.decisions:
-        _describe_space(space)
-        return
-    spec = load_arch(arch, overrides or ())
-    graph = compile_arch(spec)
-    console.print(f"[bold]{spec.name}[/]  {summarize(spec)}", highlight=False, soft_wrap=True)
-    print(f"arch_id {graph.arch_id}\n\n{ladder_text(graph)}")
-    if strip := draw_strip(graph):
-        console.print("\nlevels, chunks on the first tokens ('>' closes one):", highlight=False)
-        print(strip)
-    print(f"\n{graph.to_text()}")
-    _print_cost(cost_rows(graph), cost_lines(estimate(graph)), spec.seq_len)
-    if code:
+    graph = tell(arch, overrides or (), console)
+    if code and graph is not None:
         from builder import build_model
 
         print(build_model(graph, device="meta").code)
@@ -187,7 +149,8 @@ def cost(
     """Price an architecture, without building it."""
     from builder import compile_arch, estimate
     from searchspace import load_arch
-    from studies.show.summary import cost_lines, cost_rows, summarize
+    from studies.commands.files import print_cost
+    from studies.show.summary import summarize
 
     spec = load_arch(arch, overrides or ())
     graph = compile_arch(spec)
@@ -198,7 +161,7 @@ def cost(
         print(json.dumps({"name": spec.name, "arch_id": graph.arch_id, **asdict(total), **ratios}, indent=2))
         return
     console.print(f"[bold]{spec.name}[/]  {summarize(spec)}", highlight=False, soft_wrap=True)
-    _print_cost(cost_rows(graph), cost_lines(total), spec.seq_len)
+    print_cost(graph, console)
 
 
 @_command
@@ -227,101 +190,14 @@ def draw(
     say(console, f"drew {out}")
 
 
-def _describe_space(space: SpaceSpec) -> None:
-    from studies.show.summary import cost_ranges, decision_rows
-
-    table = Table(title=f"{space.name}: {space.count()} candidates", title_justify="left", box=SIMPLE)
-    table.add_column("decision", overflow="fold")
-    table.add_column("from", overflow="fold")
-    for name, options in decision_rows(space):
-        table.add_row(name, escape(options))
-    console.print(table)
-    for constraint in space.template.constraints:
-        say(console, f"constraint: {constraint.text}")
-    console.print("of 100 random candidates:")
-    for name, values in cost_ranges(space):
-        console.print(f"  {name:<32}{values:>24}", highlight=False)
-
-
-def _print_cost(rows: list[tuple[str, str, str, str, str]], totals: list[tuple[str, str]], seq_len: int) -> None:
-    table = Table(title=f"Cost at {seq_len} tokens", title_justify="left", box=SIMPLE)
-    table.add_column("part")
-    for name in ("chunk+offset", "uses", "params", "FLOPs"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    for what, value in totals:
-        console.print(f"  {what:<32}{value:>18}", highlight=False)
-
-
 @_command
 def check(
     file: Annotated[str, typer.Argument(help="Architecture, space or study file.")], overrides: Overrides = None
 ) -> None:
     """Check a file: every choice decided each way, compiled, and for a study its budget."""
-    from searchspace.files import find_file
-    from studies.config import find_study
+    from studies.commands.files import check_files
 
-    found: list[Path] = []  # a shipped name may be that of a space and of a study
-    for folder in ("architectures", "spaces"):
-        with suppress(SpecError):
-            found.append(find_file(file, folder=folder))
-    if not found or not Path(file).is_file():
-        with suppress(SpecError):
-            found.append(find_study(file))
-    for place in dict.fromkeys(found or [find_study(file)]):
-        _check_file(place, overrides or ())
-
-
-def _check_file(file: Path, overrides: Sequence[str]) -> None:
-    from builder import compile_arch
-    from searchspace import load_arch, load_space
-    from searchspace.files import read_data
-    from studies.config import load_study
-
-    if "space" in read_data(file, overrides):
-        from studies.commands.preflight import look_at_data, preflight
-
-        study = load_study(file, overrides)
-        study.space.check()
-        with console.status("looking at the data, and at what is within the budget"):
-            found = preflight(study, look_at_data(study), here=False)
-        result = found.survey
-        within = f"{result.share:.1%} of {result.looked_at} looked at are within the budget"
-        print(f"ok: study, {result.size} candidates, {within}")
-        _print_notes(found.notes)
-        return
-    from studies.commands.preflight import notes_on
-
-    space = load_space(file, overrides)
-    if not space.decisions:
-        arch = load_arch(file, overrides)
-        compile_arch(arch)
-        print("ok: architecture")
-        _print_notes(notes_on(arch))
-        return
-    space.check()
-    compiled = sum(_compiles(space.sample(seed).arch) for seed in range(100))
-    if not compiled:
-        compile_arch(space.sample(0).arch)
-    print(f"ok: space, {space.count()} candidates, {len(space.decisions)} decisions, {compiled} of 100 samples compile")
-    _print_notes(notes_on(space.sample(0).arch))
-
-
-def _print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        print(f"note: {printable(note)}")
-
-
-def _compiles(arch: Any) -> bool:
-    from builder import compile_arch
-
-    try:
-        compile_arch(arch)
-    except SpecError:
-        return False
-    return True
+    check_files(file, overrides or (), console)
 
 
 @_command
@@ -332,55 +208,9 @@ def count(
     baseline: Annotated[str | None, typer.Option(help="Architecture for limits such as '90% of baseline'.")] = None,
 ) -> None:
     """Count a space's candidates, and those within a budget; of a study, within its own."""
-    from searchspace import load_space
-    from studies.candidates.feasibility import count_feasible
+    from studies.commands.files import count as count_candidates
 
-    if _is_study(space, overrides or ()):
-        from studies.config import load_study
-
-        study = load_study(space, overrides or ())
-        if budget or baseline is not None:
-            raise SpecError("--budget", "is not for a study, which has its own", "write budget.NAME=LIMIT behind it")
-        print(count_feasible(study.space, study.absolute_budget()))
-        return
-    spec = load_space(space, overrides or ())
-    if not budget:
-        print(f"{spec.count()} candidates")
-        return
-    from builder import BudgetSpec, compile_arch, estimate
-    from searchspace import load_arch
-    from searchspace.errors import show
-    from searchspace.files import parse_overrides
-    from searchspace.plain import decode
-
-    for text in budget:
-        if "=" not in text:
-            raise SpecError("--budget", f"can't read the limit {show(text)}", "write NAME=LIMIT, e.g. params=1.5M")
-    cost = estimate(compile_arch(load_arch(baseline))) if baseline else None
-    limits = decode(BudgetSpec, parse_overrides(budget), "budget").resolve(cost)
-    print(count_feasible(spec, limits))
-
-
-def _is_study(name: str, overrides: Sequence[str]) -> bool:
-    """Whether a file is a study, or a shipped study has this name, and no space."""
-    from searchspace.files import find_file, read_data
-    from studies.config import find_study
-
-    if not os.path.isfile(name):
-        with suppress(SpecError):
-            find_file(name, folder="spaces")
-            return False
-    with suppress(SpecError):
-        return "space" in read_data(find_study(name), overrides)
-    return False
-
-
-def _space_of(name: str, overrides: Sequence[str]) -> SpaceSpec:
-    """A space, or that of a study."""
-    from searchspace import load_space
-    from studies.config import load_study
-
-    return load_study(name, overrides).space if _is_study(name, overrides) else load_space(name, overrides)
+    count_candidates(space, overrides or (), budget or (), baseline)
 
 
 @_command
@@ -391,7 +221,9 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the first.")] = 0,
 ) -> None:
     """Draw random architectures from a space, as YAML documents."""
-    spec = _space_of(space, overrides or ())
+    from studies.commands.files import space_of
+
+    spec = space_of(space, overrides or ())
     for i in range(number):
         if i:
             print("---")
@@ -510,40 +342,12 @@ def export(
     form: Annotated[str, typer.Option("--format", help="bundle, hf (Hugging Face) or torch (.pt2).")] = "bundle",
 ) -> None:
     """Export a trained trial for use elsewhere; what is written is compared with the model before it says done."""
-    from searchspace.disk import probe_folder
     from searchspace.errors import one_of, show
-    from studies.commands.export import FORMATS, convert_bundle, export_trial
+    from studies.commands.export import FORMATS, run_export
 
     if form not in FORMATS:
         raise SpecError("--format", f"unknown format {show(form)}", one_of(FORMATS, form))
-    if out is not None:
-        probe_folder(out.parent, "-o")
-        if form == "torch" and out.suffix != ".pt2":
-            raise SpecError("-o", f"{show(str(out))} is no name for a program", "end it in .pt2")
-    from builder.exchange.bundle import read_manifest
-    from studies.records.folder import EXPORTS
-    from studies.records.reading import open_study
-    from studies.tasks.table import tell
-
-    suffix = FORMATS[form].suffix
-    with tempfile.TemporaryDirectory() as scratch:
-        if not (folder / "manifest.json").is_file():
-            records, corpus, settings = open_study(folder)
-            place = out if form == "bundle" else Path(scratch) / "bundle"
-            bundle = export_trial(records, folder, corpus, settings, number=trial, out=place)
-            facts = read_manifest(bundle)
-            what = f"trial {facts['trial']}, {tell(facts['data'].get('task', 'text_lm'), facts['metrics'])}"
-            target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
-        elif form == "bundle" or trial is not None:
-            raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
-        else:
-            bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
-        if form == "bundle":
-            say(console, f"exported {what}, to {bundle}")
-            return
-        with console.status("writing, loading again and comparing"):
-            convert_bundle(bundle, form, target)
-        say(console, f"exported {what}, to {target}; loaded again, it computes the same")
+    run_export(folder, console, number=trial, form=form, out=out)
 
 
 @_command
@@ -597,54 +401,18 @@ def eval(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a bundle on what it has not seen: text that is given, or examples that its task makes."""
-    from rich.progress import Progress
-
     from searchspace.plain import decode
+    from studies.commands.evaluate import examine, score_text
     from studies.commands.preflight import check_device
     from studies.data.settings import TextData
-    from studies.training.evaluate import evaluate, examine_bundle, position_bins
 
     check_device(device)
     if not data:
-        examined = examine_bundle(bundle, most_tokens=tokens, device=device)
-        if as_json:
-            print(json.dumps(asdict(examined), indent=2))
-            return
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in examined.metrics.items())
-        console.print(metrics, highlight=False)
-        _print_rows(examined.title, examined.columns, examined.rows)
+        examine(bundle, console, tokens=tokens, device=device, as_json=as_json)
         return
     paths = data if len(data) > 1 else data[0]
     config = decode(TextData, _given(kind=kind, path=paths, text_field=text_field), "data")
-    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
-        task = progress.add_task("windows", total=None)
-        found = evaluate(
-            bundle,
-            config,
-            most_tokens=tokens,
-            device=device,
-            tick=lambda done, of: progress.update(task, completed=done, total=of),
-        )
-    if as_json:
-        facts = {"bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}
-        print(json.dumps({**facts, **asdict(found)}, indent=2))
-        return
-    bits = found.bits_per_byte
-    per_byte = "bytes per token not known" if bits is None else f"{bits:.4f} bits/byte"
-    console.print(
-        f"{per_byte}, {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}, over {found.tokens:,} tokens",
-        highlight=False,
-    )
-    _print_rows("By position in the window", ("position", "nats per token"), position_bins(found.by_position))
-
-
-def _print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, float]]) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for name in columns:
-        table.add_column(name, justify="right")
-    for name, value in rows:
-        table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    score_text(bundle, config, console, tokens=tokens, device=device, as_json=as_json)
 
 
 @_command
@@ -659,6 +427,7 @@ def tokenize(
     """Write token files once, for any number of studies: data: {kind: tokens, path: FOLDER}."""
     from searchspace.disk import probe_folder
     from searchspace.plain import decode
+    from studies.commands.files import print_notes
     from studies.data.corpus import prepare_corpus
     from studies.data.settings import TextData
 
@@ -672,7 +441,7 @@ def tokenize(
         f"{facts.train_tokens:,} tokens to train on, {facts.val_tokens:,} held out, {facts.bytes_per_token:.2f} bytes "
         f"each, of a vocabulary of {facts.vocab_size:,}: {out}",
     )
-    _print_notes(facts.notes)
+    print_notes(facts.notes)
 
 
 @_command

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.exchange.bundle import Bundle, load_bundle, save_bundle
+from rich.console import Console
+
+from builder.exchange.bundle import Bundle, load_bundle, read_manifest, save_bundle
 from builder.exchange.hf_export import export_hf
 from builder.exchange.torch_export import export_torch
 from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
-from searchspace.disk import parse_json
-from searchspace.errors import SpecError
+from searchspace.disk import parse_json, probe_folder
+from searchspace.errors import SpecError, show
 from searchspace.tables import complete, table
 from studies.config import StudyConfig
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
 from studies.data.dataset import Dataset
 from studies.records.folder import EXPORTS, check_links
+from studies.records.reading import open_study
 from studies.records.trial import TrialRecord, identity_of
 from studies.report.ranking import best_of
 from studies.search.driver import rungs_of, trial_store, trials_store
 from studies.show.summary import cost_lines, draw_strip, summarize
 from studies.show.svg import draw_svg
+from studies.show.terminal import say
 from studies.tasks.table import tell
 from studies.training.checkpoint import attempts_in, load_checkpoint
 
@@ -277,3 +282,41 @@ Compiled graph:
 ```
 {graph.to_text()}```
 """
+
+
+def run_export(folder: Path, console: Console, *, number: int | None, form: str, out: Path | None) -> None:
+    """Export a trial of a study, or convert a bundle, and say where to.
+
+    Args:
+        folder: of a study, or a bundle.
+        console: to say it on.
+        number: of the trial; None: the best.
+        form: a name in `FORMATS`.
+        out: where to; None: a place of its own.
+
+    Raises:
+        SpecError: if there is no such format, trial or place, or what was written computes something else.
+    """
+    suffix = FORMATS[form].suffix
+    if out is not None:
+        probe_folder(out.parent, "-o")
+        if form == "torch" and out.suffix != suffix:
+            raise SpecError("-o", f"{show(str(out))} is no name for a program", f"end it in {suffix}")
+    with tempfile.TemporaryDirectory() as scratch:
+        if not (folder / "manifest.json").is_file():
+            records, corpus, settings = open_study(folder)
+            place = out if form == "bundle" else Path(scratch) / "bundle"
+            bundle = export_trial(records, folder, corpus, settings, number=number, out=place)
+            facts = read_manifest(bundle)
+            what = f"trial {facts['trial']}, {tell(facts['data'].get('task', 'text_lm'), facts['metrics'])}"
+            target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
+        elif form == "bundle" or number is not None:
+            raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
+        else:
+            bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
+        if form == "bundle":
+            say(console, f"exported {what}, to {bundle}")
+            return
+        with console.status("writing, loading again and comparing"):
+            convert_bundle(bundle, form, target)
+        say(console, f"exported {what}, to {target}; loaded again, it computes the same")

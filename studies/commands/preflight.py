@@ -23,6 +23,7 @@ from studies.report.tracking import check_trackers
 from studies.search.proposer import list_candidates
 from studies.search.stopper import rung_shares
 from studies.search.surrogate import Surrogate
+from studies.show.summary import notes_on
 from studies.tasks.table import check_fit
 from studies.training.plan import FEW_STEPS, make_plan
 
@@ -101,17 +102,6 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
             "not reach the front; with several objectives use search.stopper: none"
         )
     return Preflight(found, tuple(dict.fromkeys(notes)), (fewest, most))
-
-
-def notes_on(arch: ArchSpec) -> list[str]:
-    """What an architecture's author may not have meant."""
-    used = {(node.level.chunk, node.level.offset) for node in compile_arch(arch).nodes}
-    names = {level.chunk: name for name, level in arch.levels.items()}
-    return [
-        f"chunk {chunk} is longer than seq_len {arch.seq_len}: level '{names.get(chunk, chunk)}' tells next to nothing"
-        for chunk, _ in sorted(used)
-        if chunk > arch.seq_len
-    ]
 
 
 def check_resources(study: StudyConfig, *, here: bool = True) -> None:

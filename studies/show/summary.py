@@ -167,3 +167,14 @@ def cost_lines(cost: Cost) -> list[tuple[str, str]]:
         lines.append(("decode FLOPs per token, mean", f"{cost.decode_flops_per_token:,.0f}"))
         lines.append(("decode FLOPs per token, worst", f"{cost.decode_flops_worst_token:,.0f}"))
     return lines
+
+
+def notes_on(arch: ArchSpec) -> list[str]:
+    """What an architecture's author may not have meant."""
+    used = {(node.level.chunk, node.level.offset) for node in compile_arch(arch).nodes}
+    names = {level.chunk: name for name, level in arch.levels.items()}
+    return [
+        f"chunk {chunk} is longer than seq_len {arch.seq_len}: level '{names.get(chunk, chunk)}' tells next to nothing"
+        for chunk, _ in sorted(used)
+        if chunk > arch.seq_len
+    ]
