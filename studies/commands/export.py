@@ -25,7 +25,7 @@ from studies.data.dataset import Dataset
 from studies.records.folder import EXPORTS, check_links
 from studies.records.reading import open_study
 from studies.records.trial import TrialRecord, identity_of
-from studies.report.ranking import best_of
+from studies.report.ranking import best_of, rest_of_front
 from studies.search.driver import rungs_of, trial_store, trials_store
 from studies.show.summary import cost_lines, draw_strip, summarize
 from studies.show.svg import draw_svg
@@ -302,6 +302,7 @@ def run_export(folder: Path, console: Console, *, number: int | None, form: str,
         probe_folder(out.parent, "-o")
         if form == "torch" and out.suffix != suffix:
             raise SpecError("-o", f"{show(str(out))} is no name for a program", f"end it in {suffix}")
+    others = ""
     with tempfile.TemporaryDirectory() as scratch:
         if not (folder / "manifest.json").is_file():
             records, corpus, settings = open_study(folder)
@@ -310,13 +311,17 @@ def run_export(folder: Path, console: Console, *, number: int | None, form: str,
             facts = read_manifest(bundle)
             what = f"trial {facts['trial']}, {tell(facts['data'].get('task', 'text_lm'), facts['metrics'])}"
             target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
+            if number is None:
+                others = rest_of_front(records, settings.objectives, facts["trial"])
         elif form == "bundle" or number is not None:
             raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
         else:
             bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
         if form == "bundle":
             say(console, f"exported {what}, to {bundle}")
-            return
-        with console.status("writing, loading again and comparing"):
-            convert_bundle(bundle, form, target)
-        say(console, f"exported {what}, to {target}; loaded again, it computes the same")
+        else:
+            with console.status("writing, loading again and comparing"):
+                convert_bundle(bundle, form, target)
+            say(console, f"exported {what}, to {target}; loaded again, it computes the same")
+    if others:
+        say(console, f"it is {others}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from builder.exchange.bundle import load_bundle
+from builder.exchange.bundle import load_bundle, read_manifest
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
@@ -25,7 +25,7 @@ from studies.execution.run import run_on_ray, run_serial
 from studies.records.folder import BEST, DATA, is_study, remove_study, study_folder
 from studies.records.journal import mend
 from studies.records.resume import check_settings, keep_settings
-from studies.report.ranking import best_of, ranked
+from studies.report.ranking import best_of, ranked, rest_of_front
 from studies.report.tracking import Tracking
 from studies.search.driver import StudyDriver, StudyHaltedError
 from studies.show.terminal import say
@@ -147,6 +147,9 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Conso
     with _decorative("the best trial is not exported", console, "; `spiralformer export --trial N` takes another"):
         bundle = export_trial(driver.records, folder, corpus, driver.study, out=folder / BEST)
         say(console, f"exported the best trial to {bundle}")
+        number = read_manifest(bundle)["trial"]
+        if others := rest_of_front(driver.records, driver.study.objectives, number):
+            say(console, f"it is {others}")
         if (first := ranked(driver.records)[0]).purpose == "baseline":
             say(console, f"the baseline {first.name} is better still: export it with --trial {first.number}")
         with _decorative("no sample", console):

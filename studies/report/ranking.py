@@ -120,6 +120,15 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Tri
     return [record for record in complete if not beaten(points[record.number])]
 
 
+def rest_of_front(records: Sequence[TrialRecord], objectives: Sequence[str], number: int) -> str:
+    """Which other trials are as good as the one that is exported, each in its way; '' with one objective."""
+    others = [record for record in front(records, objectives) if record.number != number]
+    if len(objectives) < 2 or not others:
+        return ""
+    numbers = ", ".join(f"{record.number} ({summarize(record.arch_spec())})" for record in others)
+    return f"the best by {objectives[0]}; on the front too: {numbers}; export one with --trial"
+
+
 def ranking_table(
     records: Sequence[TrialRecord], corpus: Dataset, *, objectives: Sequence[str] = ("loss",), top: int = 20
 ) -> Table:

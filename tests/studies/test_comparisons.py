@@ -13,7 +13,7 @@ from studies.data.corpus import Corpus, prepare_corpus
 from studies.data.settings import TextData
 from studies.records.trial import Report, Rung
 from studies.report.page import write_html
-from studies.report.ranking import notes, ranking_table
+from studies.report.ranking import best_of, notes, ranking_table, rest_of_front
 from studies.show.summary import labels
 from studies.show.terminal import TerminalConsole
 
@@ -64,6 +64,11 @@ def test_objectives_have_columns_and_the_front_its_marks(tmp_path):
     assert "on the front of bits_per_byte, decode_flops_per_token, kv_cache_bytes_per_token" in page
     buttons = re.search(r'"buttons": \[(.*?)\]\}\]', page)[1]
     assert re.findall(r'"label": "([^"]*)"', buttons)[0] == "decode FLOPs"
+    marked = {int(number) for number in re.findall(r"(\d+)\*", text)}
+    exported = best_of(driver.records).number
+    told = rest_of_front(driver.records, names, exported)
+    assert {int(number) for number in re.findall(r"(\d+) \(", told)} == marked - {exported}
+    assert rest_of_front(driver.records, names[:1], exported) == ""
 
 
 def test_tokens_and_steps_stand_beside_every_loss(tmp_path):
