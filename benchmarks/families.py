@@ -27,34 +27,47 @@ from studies.show.summary import short, summarize
 from studies.training.trainer import Trainer
 
 
+def architecture(
+    width: int,
+    seq_len: int,
+    vocab_size: int,
+    layers: tuple[int, int, int],
+    schedule: list[int],
+    topology: str,
+    *,
+    heads: int,
+) -> ArchSpec:
+    """Prelude, looped core and coda of so many layers each; without layers, a part is left out."""
+    prelude, core, coda = layers
+    block = {"heads": heads, "ffn": "swiglu"}
+    loop = {"loop": "core", "schedule": [f"c{g}" for g in schedule], "topology": topology}
+    graph = {
+        "x": {"embed": "tokens"},
+        **({"h0": {"block": "prelude", "in": "x"}} if prelude else {}),
+        "h": {**loop, "in": "h0" if prelude else "x"},
+        **({"y": {"block": "coda", "in": "h"}} if coda else {}),
+        "logits": {"head": "lm", "in": "y" if coda else "h"},
+    }
+    sizes = {"prelude": prelude, "core": core, "coda": coda}
+    return arch_from_data(
+        {
+            "vocab_size": vocab_size,
+            "seq_len": seq_len,
+            "d_model": width,
+            "residual_scale": "inverse_sqrt_depth",
+            "levels": {f"c{g}": {"chunk": g} for g in sorted({1, *schedule})},
+            "blocks": {name: {"layers": count, **block} for name, count in sizes.items() if count},
+            "graph": graph,
+        }
+    )
+
+
 def families(width: int, seq_len: int, vocab_size: int) -> dict[str, ArchSpec]:
     """Six architectures with 6 unique layers (looped: 4), SpiralFormer's core a third of them."""
 
     def arch(layers: tuple[int, int, int], schedule: list[int], topology: str) -> ArchSpec:
-        block = {"heads": max(1, width // 64) if width > 64 else 4, "ffn": "swiglu"}
-        prelude, core, coda = layers
-        graph = {
-            "x": {"embed": "tokens"},
-            "h0": {"block": "prelude", "in": "x"},
-            "h": {"loop": "core", "in": "h0", "schedule": [f"c{g}" for g in schedule], "topology": topology},
-            "y": {"block": "coda", "in": "h"},
-            "logits": {"head": "lm", "in": "y"},
-        }
-        return arch_from_data(
-            {
-                "vocab_size": vocab_size,
-                "seq_len": seq_len,
-                "d_model": width,
-                "residual_scale": "inverse_sqrt_depth",
-                "levels": {f"c{g}": {"chunk": g} for g in sorted({1, *schedule})},
-                "blocks": {
-                    "prelude": {"layers": prelude, **block},
-                    "core": {"layers": core, **block},
-                    "coda": {"layers": coda, **block},
-                },
-                "graph": graph,
-            }
-        )
+        heads = max(1, width // 64) if width > 64 else 4
+        return architecture(width, seq_len, vocab_size, layers, schedule, topology, heads=heads)
 
     return {
         "vanilla, 6 layers": arch((2, 2, 2), [1], "base"),

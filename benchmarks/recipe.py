@@ -1,0 +1,150 @@
+"""Which batch and peak rate train best at a size: the grid behind `studies.training.recipe`.
+
+    python benchmarks/recipe.py --size 30k [--families plain mesh] [--seeds 2] [--minutes 18] [--workers 2]
+
+Every run sees 60 bytes per parameter (blocks and head). Runs go, one line each, to --out; the same command goes on
+where it was. ``--table`` prints what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from families import architecture
+
+BYTES_PER_PARAMETER = 60
+SIZES = {"30k": (32, (1, 1, 0)), "100k": (48, (1, 1, 1)), "300k": (64, (2, 2, 2))}
+"""Width, and layers of prelude, core and coda."""
+FAMILIES = {
+    "plain": ([1], "base"),
+    "loop": ([1, 1], "anchor"),
+    "mesh": ([1, 1], "mesh"),
+    "spiral": ([4, 2, 1], "mesh"),
+}
+CENTRES = {"30k": (0.032, 1024), "100k": (0.0226, 2048), "300k": (0.016, 4096)}
+"""Peak rate and batch in tokens, from published rules; the grid is sqrt(2) apart in rate and 2 in batch."""
+FIELDS = ("size", "family", "rate", "batch", "beta2", "seed")
+
+
+def architecture_of(size: str, family: str) -> Any:
+    width, layers = SIZES[size]
+    schedule, topology = FAMILIES[family]
+    return architecture(width, 128, 256, layers, schedule, topology, heads=width // 16)
+
+
+def cells(
+    size: str, families: list[str], seeds: int, rates: int, batches: int, beta2: float
+) -> Iterator[tuple[Any, ...]]:
+    """The middle of the grid first."""
+    rate, batch = CENTRES[size]
+    steps = sorted(
+        itertools.product(range(-rates, rates + 1), range(-batches, batches + 1)),
+        key=lambda at: abs(at[0]) + abs(at[1]),
+    )
+    for (r, b), seed, family in itertools.product(steps, range(seeds), families):
+        yield size, family, round(rate * 2 ** (r / 2), 5), int(batch * 2.0**b), beta2, seed
+
+
+def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
+    import torch
+
+    from studies.config import TrainingConfig
+    from studies.data.corpus import prepare_corpus
+    from studies.data.settings import TextData
+    from studies.training.trainer import DivergedError, Trainer
+
+    torch.set_num_threads(1)
+    (size, family, rate, batch, beta2, seed), data = job
+    corpus = prepare_corpus(TextData(), data)
+    arch = architecture_of(size, family)
+    plain = Trainer(architecture_of(size, "plain"), TrainingConfig(tokens=1e6), corpus, seed=0)
+    tokens = BYTES_PER_PARAMETER * (plain.cost.params - arch.vocab_size * arch.d_model)
+    config = TrainingConfig(tokens=tokens, batch_tokens=batch, lr=rate, beta2=beta2, eval_tokens=1 << 18)
+    start = time.perf_counter()
+    trainer = Trainer(arch, config, corpus, seed=seed)
+    try:
+        trainer.train(trainer.plan.num_steps)
+        bits = trainer.evaluate()[1]["bits_per_byte"]
+    except DivergedError:
+        bits = None
+    seconds = time.perf_counter() - start
+    facts = {
+        "bits": bits,
+        "steps": trainer.step,
+        "tokens": trainer.tokens,
+        "flops": trainer.flops,
+        "seconds": round(seconds, 1),
+    }
+    return dict(zip(FIELDS, job[0], strict=True)) | facts
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for size, family, beta2 in sorted({(row["size"], row["family"], row["beta2"]) for row in rows}):
+        here = [row for row in rows if (row["size"], row["family"], row["beta2"]) == (size, family, beta2)]
+        batches, rates = (sorted({row[name] for row in here}) for name in ("batch", "rate"))
+        print(f"\n{size} {family}, beta2 {beta2}: bits per byte, mean over seeds (seeds)")
+        print("| batch \\ rate | " + " | ".join(f"{rate:.4g}" for rate in rates) + " |")
+        print("|---" * (len(rates) + 1) + "|")
+        for batch in batches:
+            shown = []
+            for rate in rates:
+                found = [row["bits"] for row in here if (row["batch"], row["rate"]) == (batch, rate)]
+                bad = not found or None in found
+                shown.append("" if not found else "diverged" if bad else f"{statistics.mean(found):.3f} ({len(found)})")
+            print(f"| {batch} | " + " | ".join(shown) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", choices=SIZES, default="30k")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rates", type=int, default=2, help="steps of sqrt(2) to each side of the centre")
+    parser.add_argument("--batches", type=int, default=1, help="steps of 2 to each side")
+    parser.add_argument("--beta2", type=float, default=0.99)
+    parser.add_argument("--minutes", type=float, default=18)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "spiralformer-recipe-data")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/recipe.jsonl")
+    parser.add_argument("--table", action="store_true", help="print what is there, and stop")
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
+    if options.table:
+        show(rows)
+        return
+    from studies.data.corpus import prepare_corpus
+    from studies.data.settings import TextData
+
+    prepare_corpus(TextData(), options.data)
+    done = {tuple(row[name] for name in FIELDS) for row in rows}
+    grid = cells(options.size, options.families, options.seeds, options.rates, options.batches, options.beta2)
+    jobs = [(cell, str(options.data)) for cell in grid if cell not in done]
+    end = time.monotonic() + 60 * options.minutes
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool, options.out.open("a") as file:
+        pending: list[Any] = []
+        while jobs or pending:
+            while jobs and len(pending) < options.workers and time.monotonic() < end:
+                pending.append(pool.apply_async(run, (jobs.pop(0),)))
+            if not pending:
+                break
+            ready = [job for job in pending if job.ready()]
+            for job in ready:
+                pending.remove(job)
+                row = job.get()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                print(f"{len(jobs) + len(pending)} to go: {row}", flush=True)
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()
