@@ -2,8 +2,8 @@
 
     python benchmarks/recipe.py --size 30k [--families plain mesh] [--seeds 2] [--minutes 18] [--workers 2]
 
-Every run sees 60 bytes per parameter (blocks and head). Runs go, one line each, to --out; the same command goes on
-where it was. ``--table`` prints what is there.
+Every run sees --horizon bytes per parameter (blocks and head). Runs go to --out, one line each; the same command goes
+on where it was. ``--table`` prints what is there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 from families import architecture
 
-BYTES_PER_PARAMETER = 60
 SIZES = {"30k": (32, (1, 1, 0)), "100k": (48, (1, 1, 1)), "300k": (64, (2, 2, 2))}
 """Width, and layers of prelude, core and coda."""
 FAMILIES = {
@@ -30,9 +29,9 @@ FAMILIES = {
     "mesh": ([1, 1], "mesh"),
     "spiral": ([4, 2, 1], "mesh"),
 }
-CENTRES = {"30k": (0.032, 1024), "100k": (0.0226, 2048), "300k": (0.016, 4096)}
+CENTRES = {"30k": (0.0226, 1024), "100k": (0.016, 2048), "300k": (0.0113, 4096)}
 """Peak rate and batch in tokens, from published rules; the grid is sqrt(2) apart in rate and 2 in batch."""
-FIELDS = ("size", "family", "rate", "batch", "beta2", "seed")
+FIELDS = ("size", "horizon", "family", "rate", "batch", "beta2", "seed")
 
 
 def architecture_of(size: str, family: str) -> Any:
@@ -41,17 +40,15 @@ def architecture_of(size: str, family: str) -> Any:
     return architecture(width, 128, 256, layers, schedule, topology, heads=width // 16)
 
 
-def cells(
-    size: str, families: list[str], seeds: int, rates: int, batches: int, beta2: float
-) -> Iterator[tuple[Any, ...]]:
+def cells(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
     """The middle of the grid first."""
-    rate, batch = CENTRES[size]
-    steps = sorted(
-        itertools.product(range(-rates, rates + 1), range(-batches, batches + 1)),
-        key=lambda at: abs(at[0]) + abs(at[1]),
-    )
-    for (r, b), seed, family in itertools.product(steps, range(seeds), families):
-        yield size, family, round(rate * 2 ** (r / 2), 5), int(batch * 2.0**b), beta2, seed
+    rate, batch = CENTRES[options.size]
+    rate, batch = options.rate or rate, options.batch or batch
+    steps = itertools.product(range(-options.rates, options.rates + 1), range(-options.batches, options.batches + 1))
+    near = sorted(steps, key=lambda at: abs(at[0]) + abs(at[1]))
+    for (r, b), seed, family in itertools.product(near, range(options.seeds), options.families):
+        at = (float(f"{rate * 2 ** (r / 2):.2g}"), int(batch * 2.0**b))
+        yield options.size, options.horizon, family, *at, options.beta2, seed
 
 
 def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
@@ -63,11 +60,11 @@ def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
     from studies.training.trainer import DivergedError, Trainer
 
     torch.set_num_threads(1)
-    (size, family, rate, batch, beta2, seed), data = job
+    (size, horizon, family, rate, batch, beta2, seed), data = job
     corpus = prepare_corpus(TextData(), data)
     arch = architecture_of(size, family)
     plain = Trainer(architecture_of(size, "plain"), TrainingConfig(tokens=1e6), corpus, seed=0)
-    tokens = BYTES_PER_PARAMETER * (plain.cost.params - arch.vocab_size * arch.d_model)
+    tokens = horizon * (plain.cost.params - arch.vocab_size * arch.d_model)
     config = TrainingConfig(tokens=tokens, batch_tokens=batch, lr=rate, beta2=beta2, eval_tokens=1 << 18)
     start = time.perf_counter()
     trainer = Trainer(arch, config, corpus, seed=seed)
@@ -88,10 +85,14 @@ def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    for size, family, beta2 in sorted({(row["size"], row["family"], row["beta2"]) for row in rows}):
-        here = [row for row in rows if (row["size"], row["family"], row["beta2"]) == (size, family, beta2)]
+    grids = ("size", "horizon", "family", "beta2")
+    for grid in sorted({tuple(row[name] for name in grids) for row in rows}):
+        size, horizon, family, beta2 = grid
+        here = [row for row in rows if tuple(row[name] for name in grids) == grid]
         batches, rates = (sorted({row[name] for row in here}) for name in ("batch", "rate"))
-        print(f"\n{size} {family}, beta2 {beta2}: bits per byte, mean over seeds (seeds)")
+        print(
+            f"\n{size} {family}, {horizon:g} bytes per parameter, beta2 {beta2}: bits per byte, mean over seeds (seeds)"
+        )
         print("| batch \\ rate | " + " | ".join(f"{rate:.4g}" for rate in rates) + " |")
         print("|---" * (len(rates) + 1) + "|")
         for batch in batches:
@@ -108,6 +109,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="30k")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--horizon", type=float, default=60, help="bytes per parameter")
+    parser.add_argument("--rate", type=float, help="the grid's centre")
+    parser.add_argument("--batch", type=int, help="the grid's centre, in tokens")
     parser.add_argument("--rates", type=int, default=2, help="steps of sqrt(2) to each side of the centre")
     parser.add_argument("--batches", type=int, default=1, help="steps of 2 to each side")
     parser.add_argument("--beta2", type=float, default=0.99)
@@ -118,6 +122,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, and stop")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
+    for row in rows:
+        row.setdefault("horizon", 60)
     if options.table:
         show(rows)
         return
@@ -126,7 +132,7 @@ def main() -> None:
 
     prepare_corpus(TextData(), options.data)
     done = {tuple(row[name] for name in FIELDS) for row in rows}
-    grid = cells(options.size, options.families, options.seeds, options.rates, options.batches, options.beta2)
+    grid = cells(options)
     jobs = [(cell, str(options.data)) for cell in grid if cell not in done]
     end = time.monotonic() + 60 * options.minutes
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool, options.out.open("a") as file:

@@ -33,23 +33,28 @@ COST_OBJECTIVES = tuple(row.name for row in COSTS.values() if row.objective)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """How one architecture is trained: until it has spent ``flops``, or seen ``tokens``."""
+    """How one architecture is trained: until it has spent ``flops``, or seen ``tokens``.
+
+    What is left open is decided by the size of the model and of the data it sees (`studies.training.recipe`).
+    """
 
     flops: float | None = key("Training FLOPs (3x forward) to spend.", default=None, low=1.0)
     tokens: float | None = key("Tokens to see, instead of flops.", default=None, low=1.0)
-    batch_tokens: int = key("Tokens in one step, over all its sequences.", default=8192, low=1, high=1 << 26)
+    batch_tokens: int | None = key(
+        "Tokens in one step, over all its sequences; default: by size.", default=None, low=1, high=1 << 26
+    )
     micro_batches: int = key("Parts of a step whose gradients are summed, to save memory.", default=1, low=1, high=4096)
     optimizer: Literal["adamw", "muon"] = key(
         "adamw, or muon for the blocks' matrices and adamw for the rest.", default="adamw"
     )
     muon_lr: float = key("Muon's peak learning rate, for updates of AdamW's size.", default=3e-3, low=1e-9, high=10.0)
-    lr: float = key("Peak learning rate.", default=3e-3, low=1e-9, high=10.0)
+    lr: float | None = key("Peak learning rate; default: by size.", default=None, low=1e-9, high=10.0)
     final_lr: float = key("Learning rate at the end, as a share of the peak.", default=0.1, low=0.0, high=1.0)
     lr_schedule: Literal["cosine", "wsd"] = key("cosine, or warm-up, stable, then linear decay.", default="cosine")
     warmup: float = key("Share of the steps that warm up.", default=0.05, low=0.0, high=0.5)
     decay: float = key("Share of the steps that decay (wsd).", default=0.2, low=0.0, high=1.0)
     weight_decay: float = key("On matrices only.", default=0.1, low=0.0, high=10.0)
-    beta2: float = key("AdamW's second moment.", default=0.95, low=0.0, high=0.99999)
+    beta2: float | None = key("AdamW's second moment; default: by the batch.", default=None, low=0.0, high=0.99999)
     clip: float = key("Largest gradient norm.", default=1.0, low=1e-6)
     precision: Literal["auto", "fp32", "bf16"] = key("auto: bf16 on a GPU, fp32 on a CPU.", default="auto")
     compile: Literal["auto", "none", "blocks"] = key(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
+from typing import Any
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.budget import Budget
@@ -17,7 +19,8 @@ from studies.candidates.proposal import Proposal
 from studies.config import StudyConfig, check_training, decide_training
 from studies.data.dataset import DataFacts
 from studies.tasks.table import check_fit
-from studies.training.plan import make_plan
+from studies.training.plan import Plan, make_plan
+from studies.training.recipe import recipe_of
 
 
 class HintedChooser:
@@ -51,6 +54,7 @@ class Candidates:
     def __init__(self, study: StudyConfig, budget: Budget, facts: DataFacts) -> None:
         self.study, self.budget = study, budget
         self._facts = facts
+        self._baseline = (study.baselines[0], estimate(compile_arch(study.baselines[0]))) if study.baselines else None
         self.seen: set[str] = set()
         """Keys of everything launched (`trial_key`)."""
         self.counts: Counter[str] = Counter()
@@ -79,22 +83,32 @@ class Candidates:
             graph = compile_arch(candidate.arch)
             cost = estimate(graph)
             excesses = dict(self.budget.excesses(cost))
-            self.check_runnable(candidate.arch, cost, training.tree)
+            settings = self.settle(candidate.arch, cost, training.tree)
         except ConstraintError as error:
             return None, f"constraint {error.problem}", {"constraint": 1.0}
         except SpecError as error:
             return None, f"invalid: {error}", {"invalid": 1.0}
         if over := [metric for metric, excess in excesses.items() if excess > 0]:
             return None, f"over budget: {', '.join(over)}", excesses
-        if trial_key("search", graph.arch_id, training.tree, self.study.search.seed) in self.seen:
+        if trial_key("search", graph.arch_id, settings, self.study.search.seed) in self.seen:
             return None, "duplicate", {}
         choices = {**candidate.choices, **training.choices}
-        return Proposal(candidate, graph, cost, training.tree, choices), "", {}
+        return Proposal(candidate, graph, cost, settings, choices), "", {}
 
-    def check_runnable(self, arch: ArchSpec, cost: Cost, training: dict[str, object]) -> None:
-        """Raise `SpecError` if the training budget lasts for no step, or the data does not fit."""
-        make_plan(check_training(training), arch.seq_len, cost.training_flops_per_token)
+    def settle(self, arch: ArchSpec, cost: Cost, training: dict[str, Any]) -> dict[str, Any]:
+        """The training settings with what the size decides, as they are recorded. Raises as `plan` does."""
+        return {**training, **asdict(self.plan(arch, cost, training).recipe)}
+
+    def plan(self, arch: ArchSpec, cost: Cost, training: dict[str, Any]) -> Plan:
+        """How a candidate is trained. A batch that is left open is the baseline's, so that all see the same batches.
+
+        Raises:
+            SpecError: if the training budget lasts for no step, or the data does not fit.
+        """
         check_fit(arch, self._facts)
+        config = check_training(training)
+        like, price = self._baseline or (arch, cost)
+        return make_plan(replace(config, batch_tokens=recipe_of(config, like, price).batch_tokens), arch, cost)
 
 
 def trial_key(purpose: str, arch_id: str, training: dict[str, object], seed: int) -> str:

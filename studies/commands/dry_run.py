@@ -65,6 +65,7 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     apart = _SECONDS_TO_START + _SECONDS_PER_TRIAL * (trials + baselines + again) / workers
     usual, worst = ((flops / speed / workers) + apart for flops in (expected + looked, most + looked_most))
     fewest, most_steps = found.steps
+    say(console, f"training: {found.recipe}")
     console.print(f"steps: {fewest:,} to {most_steps:,} a trial", highlight=False)
     console.print(f"training FLOPs: about {short(expected)}, at most {short(most)}", highlight=False)
     console.print(

@@ -98,6 +98,7 @@ def _check_study(file: Path, overrides: Sequence[str], console: Console) -> None
     result = found.survey
     within = f"{result.share:.1%} of {result.looked_at} looked at are within the budget"
     print(f"ok: study, {result.size} candidates, {within}")
+    print(f"training: {found.recipe}")
     print_notes(found.notes)
 
 

@@ -14,8 +14,9 @@ from builder.pricing.cost import Cost, estimate
 from searchspace.arch import ArchSpec
 from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
+from studies.candidates.drawing import Candidates
 from studies.candidates.feasibility import Survey, survey
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
 from studies.data.corpus import find_path
 from studies.data.dataset import DataFacts
 from studies.records.folder import read_settings
@@ -23,9 +24,12 @@ from studies.report.tracking import check_trackers
 from studies.search.proposer import list_candidates
 from studies.search.stopper import rung_shares
 from studies.search.surrogate import Surrogate
-from studies.show.summary import notes_on
+from studies.show.summary import notes_on, short
 from studies.tasks.table import check_fit
 from studies.training.plan import FEW_STEPS, make_plan
+from studies.training.recipe import BYTES_PER_PARAMETER, horizon_of
+
+_STARVED = 6  # times short of it: where plain models of 57K parameters changed places with what had won
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Preflight:
     survey: Survey
     notes: tuple[str, ...]
     """What its author should know before it does."""
+    recipe: str
+    """How the first baseline is trained, or a sample."""
     steps: tuple[int, int]
     """The fewest and the most that a full training takes, of the candidates looked at and the baselines."""
 
@@ -67,7 +73,7 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
     for i, arch in enumerate(study.baselines):
         try:
             check_fit(arch, facts)
-            plan = make_plan(middle, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
+            plan = make_plan(middle, arch, estimate(compile_arch(arch)))
             steps.append(plan.num_steps)
         except SpecError as error:
             error.path = f"baseline.{i}.{error.path}" if error.path in ("causal", "vocab_size") else error.path
@@ -75,13 +81,12 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
     drawn = iter(range(1 << 62))
 
     def runnable(arch: ArchSpec, cost: Cost) -> None:
-        check_fit(arch, facts)
-        training = check_training(decide_training(study.training, RandomChooser(next(drawn))).tree)
-        plan = make_plan(training, arch.seq_len, cost.training_flops_per_token)
+        plan = candidates.plan(arch, cost, decide_training(study.training, RandomChooser(next(drawn))).tree)
         if budget.allows(cost):
             steps.append(plan.num_steps)
 
     budget = study.absolute_budget()
+    candidates = Candidates(study, budget, facts)
     found = survey(study.space, budget, runnable)
     sample = study.space.sample(0).arch
     notes = [*facts.notes, *notes_on(sample)]
@@ -101,7 +106,29 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
             f"{study.search.stopper.kind} stops by loss alone, so a trial that is good in {study.objectives[-1]} may "
             "not reach the front; with several objectives use search.stopper: none"
         )
-    return Preflight(found, tuple(dict.fromkeys(notes)), (fewest, most))
+    arch = study.baselines[0] if study.baselines else sample
+    recipe, note = _tell_recipe(middle, arch, facts)
+    return Preflight(found, tuple(dict.fromkeys([*notes, *note])), recipe, (fewest, most))
+
+
+def _tell_recipe(config: TrainingConfig, arch: ArchSpec, facts: DataFacts) -> tuple[str, list[str]]:
+    """What is decided by size, how much text that is, and a note where it is far from compute-optimal."""
+    cost = estimate(compile_arch(arch))
+    plan = make_plan(config, arch, cost)
+    by_size = [name for name in ("batch_tokens", "lr", "beta2") if getattr(config, name) is None]
+    told = f"batch {plan.tokens_per_step:,} tokens, peak rate {plan.recipe.lr:g}, beta2 {plan.recipe.beta2:g}"
+    told += f" ({', '.join(by_size)} by size)" if by_size else ""
+    if facts.task != "text_lm" or not facts.says_bytes:
+        return told, []
+    found = horizon_of(config, arch, cost, facts.train_tokens, facts.bytes_per_token)
+    told += f"; {found.bytes_per_parameter:.3g} bytes of text per parameter, {found.epochs:.2g} epochs"
+    if found.bytes_per_parameter > BYTES_PER_PARAMETER / _STARVED:
+        return told, []
+    return told, [
+        f"a trial sees {found.bytes_per_parameter:.2g} bytes of text per parameter, {BYTES_PER_PARAMETER:.0f} are "
+        "about compute-optimal: so starved, who reads most wins; the same FLOPs suit "
+        f"{short(found.size)} parameters, d_model {found.width}"
+    ]
 
 
 def check_resources(study: StudyConfig, *, here: bool = True) -> None:

@@ -98,7 +98,7 @@ def train_one(arch: ArchSpec, settings: StudyConfig, out: Path, device: str, con
     settings = replace(settings, baselines=(arch,), search=replace(settings.search, num_trials=0), plain=plain)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
     check_fit(arch, look_at_data(settings, prepare=False))
-    make_plan(training, arch.seq_len, estimate(compile_arch(arch)).training_flops_per_token)
+    make_plan(training, arch, estimate(compile_arch(arch)))
     folder = out.with_name(f".{out.name}-run")
     with study_folder(folder):
         mend(folder)

@@ -17,6 +17,7 @@ from builder.graphdata import BLOCK_FEATURES, COST_FEATURES, KINDS, OP_FEATURES,
 from builder.pricing.cost import Cost
 from searchspace.arch import ArchSpec
 from studies.config import TrainingConfig, check_training
+from studies.training.recipe import Recipe, recipe_of
 
 Array = NDArray[np.float64]
 State = dict[str, NDArray[Any]]
@@ -104,7 +105,7 @@ def make_example(graph: Graph, cost: Cost, training: Mapping[str, Any]) -> Examp
     config = check_training(training)
     return Example(
         graph=encoded,
-        features=_features(graph, encoded, config),
+        features=_features(graph, encoded, config, recipe_of(config, graph, cost)),
         cost=cost,
         once=float(params[~many].sum()),
         looped=float(params[many].sum()),
@@ -117,7 +118,7 @@ def _rows(rows: list[list[float]], names: Sequence[str]) -> Array:
     return np.array(rows, dtype=np.float32).astype(np.float64).reshape(-1, len(names))
 
 
-def _features(graph: Graph, encoded: GraphFeatures, training: TrainingConfig) -> Array:
+def _features(graph: Graph, encoded: GraphFeatures, training: TrainingConfig, recipe: Recipe) -> Array:
     """`FEATURES`: costs; settings; operations; calls by chunk; where in the schedule coarse levels stand."""
     ops = _rows(encoded.ops, OP_FEATURES)
     calls = [node for node in graph.nodes if node.op == "block"]
@@ -127,10 +128,10 @@ def _features(graph: Graph, encoded: GraphFeatures, training: TrainingConfig) ->
     return np.array(
         [
             *np.array(encoded.cost, dtype=np.float32).astype(np.float64),
-            math.log(training.lr),
+            math.log(recipe.lr),
             math.log(training.muon_lr),
             float(training.optimizer == "muon"),
-            math.log(training.batch_tokens),
+            math.log(recipe.batch_tokens),
             training.weight_decay,
             training.warmup,
             training.final_lr,

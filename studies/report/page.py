@@ -117,7 +117,8 @@ def _facts(
         f"{name} {' to '.join(map(str, limit.values()))}" if isinstance(limit, Mapping) else f"{name} ≤ {limit}"
         for name, limit in budget.items()
     ]
-    given = {name: training[name] for name in ("flops", "tokens", "batch_tokens", "lr") if name in training}
+    decided = {**(records[0].training if records else {}), **training}  # what the size decides differs by trial
+    given = {name: decided[name] for name in ("flops", "tokens", "batch_tokens", "lr", "beta2") if name in decided}
     return [
         ("space", f"{settings.space.count()} candidates, {len(settings.space.decisions)} decisions"),
         ("budget", "; ".join(limits) or "none"),

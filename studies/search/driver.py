@@ -119,6 +119,8 @@ class StudyDriver:
         self.halted = ""
         """Why the study can't go on now, if it can't."""
         self.shares = rung_shares(study.search.stopper)
+        decided = decide_training(study.training, MiddleChooser()).tree
+        self._given = {name for name, value in decided.items() if value is not None}  # the rest goes by size
         self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
         self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
         self._proposer = Proposer(study, self.budget, corpus.facts)
@@ -267,7 +269,9 @@ class StudyDriver:
             best.append(baseline)
         for record in best:
             spent = "flops" if "flops" in record.training else "tokens"
-            training = {**record.training, spent: record.training[spent] * promote.factor}
+            kept = {name: value for name, value in record.training.items() if name in self._given}
+            training = {**kept, spent: kept[spent] * promote.factor}
+            training = self._proposer.candidates.settle(record.arch_spec(), record.cost, training)
             for seed in range(record.seed + 1, record.seed + 1 + promote.seeds):
                 if trial_key("promotion", record.arch_id, training, seed) not in self._proposer.candidates.seen:
                     return record, training, seed
@@ -275,7 +279,6 @@ class StudyDriver:
 
     def _launch_promotion(self, number: int, source: TrialRecord, training: dict[str, Any], seed: int) -> TrialSpec:
         arch = source.arch_spec()
-        self._proposer.candidates.check_runnable(arch, source.cost, training)
         proposal = Proposal(Candidate(arch, {}), compile_arch(arch), source.cost, training, source.choices)
         return self._launch(number, "promotion", self.journal.studies["promotion"].ask(), proposal, seed)
 
@@ -292,8 +295,8 @@ class StudyDriver:
 
     def _launch_baseline(self, number: int, arch: ArchSpec, cost: Cost) -> TrialSpec:
         training = decide_training(self.study.training, MiddleChooser())
-        self._proposer.candidates.check_runnable(arch, cost, training.tree)
-        proposal = Proposal(Candidate(arch, {}), compile_arch(arch), cost, training.tree, {})
+        settings = self._proposer.candidates.settle(arch, cost, training.tree)
+        proposal = Proposal(Candidate(arch, {}), compile_arch(arch), cost, settings, {})
         trial = self.journal.studies["baseline"].ask()
         return self._launch(number, "baseline", trial, proposal)
 

@@ -24,7 +24,8 @@ from spiralformer.block import Block, Layer, ParallelLayer
 from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
 from studies.data.dataset import Dataset
 from studies.tasks.table import check_fit
-from studies.training.plan import learning_rate, make_plan
+from studies.training.plan import make_plan, rate_at
+from studies.training.recipe import Recipe
 
 _CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
@@ -53,11 +54,11 @@ class Trainer:
         check_fit(arch, corpus.facts)
         graph = compile_arch(arch)
         self.cost = estimate(graph)
-        self.plan = make_plan(config, arch.seq_len, self.cost.training_flops_per_token)
+        self.plan = make_plan(config, graph, self.cost)
         self.arch, self.config, self.corpus, self.seed, self.device = arch, config, corpus, seed, device
         torch.manual_seed(seed)
         self.model = build_model(graph, seed=seed, device=device)
-        self.optimizers = _make_optimizers(self.model, config, fused=device != "cpu")
+        self.optimizers = _make_optimizers(self.model, config, self.plan.recipe, fused=device != "cpu")
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device != "cpu")
         self.step = 0
         self.seconds = 0.0
@@ -107,7 +108,7 @@ class Trainer:
         return total.item() / max(1, steps)
 
     def _train_step(self) -> torch.Tensor:
-        share = learning_rate(self.config, self.step, self.plan.num_steps) / self.config.lr
+        share = rate_at(self.config, self.step, self.plan.num_steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
@@ -215,7 +216,9 @@ def _compile_blocks(model: nn.Module, graph: Graph) -> None:
             module.compile(dynamic=False)
 
 
-def _make_optimizers(model: nn.Module, config: TrainingConfig, *, fused: bool) -> list[torch.optim.Optimizer]:
+def _make_optimizers(
+    model: nn.Module, config: TrainingConfig, recipe: Recipe, *, fused: bool
+) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon for the matrices of blocks beside it; weight decay on matrices only."""
     named = list(model.named_parameters())
     by_muon = {name for name, p in named if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2}
@@ -223,7 +226,7 @@ def _make_optimizers(model: nn.Module, config: TrainingConfig, *, fused: bool) -
     vectors = [p for name, p in named if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=fused)
+        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=fused)
     ]
     if by_muon:
         muon = torch.optim.Muon(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import tiny_arch
 
+from builder import compile_arch, estimate
 from searchspace import SpecError
 from studies.config import TrainingConfig
 from studies.data.corpus import prepare_corpus
@@ -21,7 +22,7 @@ from studies.training.checkpoint import (
     save_checkpoint,
     unpack,
 )
-from studies.training.trainer import DivergedError, Trainer, learning_rate, make_plan
+from studies.training.trainer import DivergedError, Trainer, make_plan, rate_at
 
 DROPOUT = {"vocab_size": 256, "blocks": {"core": {"dropout": 0.1}}}
 
@@ -168,20 +169,20 @@ def test_bf16_trains_too(corpus):
 
 def test_learning_rate_schedules():
     cosine = TrainingConfig(flops=1.0, lr=1.0, final_lr=0.1, warmup=0.1)
-    rates = [learning_rate(cosine, step, 100) for step in range(100)]
+    rates = [rate_at(cosine, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == 1.0
     assert rates == [*sorted(rates[:10]), *sorted(rates[10:], reverse=True)]
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
     wsd = TrainingConfig(flops=1.0, lr=1.0, final_lr=0.0, warmup=0.1, lr_schedule="wsd", decay=0.2)
-    rates = [learning_rate(wsd, step, 100) for step in range(100)]
+    rates = [rate_at(wsd, step, 100) for step in range(100)]
     assert rates[10:81] == [1.0] * 71
     assert rates[90] == pytest.approx(0.5)
 
 
 def test_a_budget_below_one_step_is_an_error(corpus):
     with pytest.raises(SpecError, match="do not last for one step"):
-        make_plan(TrainingConfig(flops=10.0), seq_len=24, training_flops_per_token=1e4)
+        make_plan(TrainingConfig(flops=10.0), tiny_arch(), estimate(compile_arch(tiny_arch())))
     with pytest.raises(SpecError, match="too small for data"):
         make_trainer(corpus, {"vocab_size": 17})
 

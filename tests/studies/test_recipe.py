@@ -1,0 +1,86 @@
+"""What a study's file leaves open is decided by size, recorded, and told."""
+
+import pytest
+from helpers import end_all, make_driver, run_cli, tiny_arch, tiny_study
+
+from builder import compile_arch, estimate
+from searchspace import load_arch
+from studies.config import TrainingConfig
+from studies.training.recipe import (
+    BYTES_PER_PARAMETER,
+    batch_tokens,
+    horizon_of,
+    peak_rate,
+    recipe_of,
+    size_of,
+)
+
+
+def priced(arch):
+    return arch, estimate(compile_arch(arch))
+
+
+def test_size_counts_blocks_and_head():
+    for tied in (False, True):
+        arch, cost = priced(tiny_arch({"tie_embeddings": tied}))
+        assert size_of(arch, cost) == cost.params_non_embedding + arch.vocab_size * arch.d_model
+
+
+def test_longer_means_larger_batches_and_larger_means_lower_rates():
+    batches = [batch_tokens(tokens, 128) for tokens in (1e2, 1e6, 1e7, 1e9, 1e11)]
+    assert batches[0] == 128
+    assert batches == sorted(set(batches))
+    assert all(batch & (batch - 1) == 0 for batch in batches)
+    rates = [peak_rate(size, 60 * size) for size in (3e4, 3e5, 3e6, 1e8, 1e9)]
+    assert rates == sorted(set(rates), reverse=True)
+    assert peak_rate(1e4, 1e12) <= 0.05
+
+
+def test_what_is_given_stays_given():
+    arch, cost = priced(load_arch("plain_4"))
+    given = TrainingConfig(flops=4e11, batch_tokens=256, lr=1e-3, beta2=0.9)
+    recipe = recipe_of(given, arch, cost)
+    assert (recipe.batch_tokens, recipe.lr, recipe.beta2) == (256, 1e-3, 0.9)
+    by_size = recipe_of(TrainingConfig(flops=4e11), arch, cost)
+    as_tokens = recipe_of(TrainingConfig(tokens=4e11 / cost.training_flops_per_token), arch, cost)
+    assert by_size == as_tokens
+    assert by_size.batch_tokens % arch.seq_len == 0
+    huge = recipe_of(TrainingConfig(flops=1e24), arch, cost)
+    assert by_size.beta2 > huge.beta2
+
+
+def test_a_horizon_is_a_size_that_the_budget_suits():
+    arch, cost = priced(load_arch("plain_4"))
+    size = size_of(arch, cost)
+    enough = TrainingConfig(tokens=BYTES_PER_PARAMETER * size / 4)
+    found = horizon_of(enough, arch, cost, train_tokens=size, bytes_per_token=4.0)
+    assert (found.bytes_per_parameter, found.size, found.width) == pytest.approx((60, size, arch.d_model))
+    assert found.epochs == pytest.approx(15)
+    starved = horizon_of(TrainingConfig(tokens=enough.tokens / 16), arch, cost, size, 4.0)
+    assert (starved.size, starved.width) == pytest.approx((size / 4, arch.d_model / 2))
+
+
+def test_it_is_recorded_with_every_trial_and_decided_anew_for_longer(tmp_path):
+    over = {"training": {"batch_tokens": None, "lr": None}}
+    driver = end_all(make_driver(tmp_path, over, "search.num_trials=3", "search.stopper=none",
+                                 "search.promote={trials: 1, seeds: 1, factor: 64}"))  # fmt: skip
+    records = list(driver.records)
+    assert {record.purpose for record in records} == {"baseline", "search", "promotion"}
+    for record in records:
+        arch = record.arch_spec()
+        config = TrainingConfig(flops=record.training["flops"], eval_tokens=480)
+        recipe, told = recipe_of(config, arch, record.cost), record.training
+        assert (told["lr"], told["beta2"]) == (recipe.lr, recipe.beta2)
+        assert told["batch_tokens"] == recipe_of(config, *priced(driver.study.baselines[0])).batch_tokens
+    batches = {
+        purpose: {r.training["batch_tokens"] for r in records if r.purpose == purpose}
+        for purpose in ("search", "promotion")
+    }
+    assert [len(found) for found in batches.values()] == [1, 1]
+    assert max(batches["promotion"]) > max(batches["search"])
+
+
+def test_check_tells_it_and_what_the_budget_suits(tmp_path):
+    told = run_cli("check", tiny_study(tmp_path, {"training": {"lr": None}}))
+    assert "lr, beta2 by size" in told
+    assert "bytes of text per parameter" in told
