@@ -19,7 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from families import architecture
+
+from builder import compile_arch, estimate
+from studies.config import TrainingConfig
+from studies.data.corpus import prepare_corpus
+from studies.data.settings import TextData
+from studies.training.recipe import recipe_of, size_of
+from studies.training.trainer import DivergedError, Trainer
 
 SIZES = {"30k": (32, (1, 1, 0)), "100k": (48, (1, 1, 1)), "300k": (64, (2, 2, 2))}
 """Width, and layers of prelude, core and coda."""
@@ -29,8 +37,6 @@ FAMILIES = {
     "mesh": ([1, 1], "mesh"),
     "spiral": ([4, 2, 1], "mesh"),
 }
-CENTRES = {"30k": (0.0226, 1024), "100k": (0.016, 2048), "300k": (0.0113, 4096)}
-"""Peak rate and batch in tokens, from published rules; the grid is sqrt(2) apart in rate and 2 in batch."""
 FIELDS = ("size", "horizon", "family", "rate", "batch", "beta2", "seed")
 
 
@@ -41,9 +47,11 @@ def architecture_of(size: str, family: str) -> Any:
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
-    """The middle of the grid first."""
-    rate, batch = CENTRES[options.size]
-    rate, batch = options.rate or rate, options.batch or batch
+    """The middle of the grid first: what the recipe says of the plain model. Sqrt(2) apart in rate, 2 in batch."""
+    plain = architecture_of(options.size, "plain")
+    cost = estimate(compile_arch(plain))
+    recipe = recipe_of(TrainingConfig(tokens=options.horizon * size_of(plain, cost)), plain, cost)
+    rate, batch = options.rate or recipe.lr, options.batch or recipe.batch_tokens
     steps = itertools.product(range(-options.rates, options.rates + 1), range(-options.batches, options.batches + 1))
     near = sorted(steps, key=lambda at: abs(at[0]) + abs(at[1]))
     for (r, b), seed, family in itertools.product(near, range(options.seeds), options.families):
@@ -52,19 +60,12 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
 
 
 def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
-    import torch
-
-    from studies.config import TrainingConfig
-    from studies.data.corpus import prepare_corpus
-    from studies.data.settings import TextData
-    from studies.training.trainer import DivergedError, Trainer
-
     torch.set_num_threads(1)
     (size, horizon, family, rate, batch, beta2, seed), data = job
     corpus = prepare_corpus(TextData(), data)
     arch = architecture_of(size, family)
-    plain = Trainer(architecture_of(size, "plain"), TrainingConfig(tokens=1e6), corpus, seed=0)
-    tokens = horizon * (plain.cost.params - arch.vocab_size * arch.d_model)
+    plain = architecture_of(size, "plain")
+    tokens = horizon * size_of(plain, estimate(compile_arch(plain)))
     config = TrainingConfig(tokens=tokens, batch_tokens=batch, lr=rate, beta2=beta2, eval_tokens=1 << 18)
     start = time.perf_counter()
     trainer = Trainer(arch, config, corpus, seed=seed)
@@ -127,9 +128,6 @@ def main() -> None:
     if options.table:
         show(rows)
         return
-    from studies.data.corpus import prepare_corpus
-    from studies.data.settings import TextData
-
     prepare_corpus(TextData(), options.data)
     done = {tuple(row[name] for name in FIELDS) for row in rows}
     grid = cells(options)

@@ -388,6 +388,22 @@ def predict(
 
 
 @_command
+def scale(
+    ladder: Annotated[Path, typer.Argument(help="CSV: candidate, size, tokens, loss, perhaps seed and rung.")],
+    baseline: Annotated[str | None, typer.Option(help="Held against the others; default: the first.")] = None,
+    size: Annotated[
+        float | None, typer.Option(min=1, help="Parameters of the target; default: 10x the largest.")
+    ] = None,
+    tokens: Annotated[float | None, typer.Option(min=1, help="That it sees; default: in proportion to size.")] = None,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the intervals.")] = 0.8,
+) -> None:
+    """Say who wins at a size that nobody trained, and how sure that is, from runs at three sizes or more."""
+    from studies.commands.scale import scale_ladder
+
+    scale_ladder(ladder, console, baseline=baseline, size=size, tokens=tokens, confidence=confidence)
+
+
+@_command
 def eval(
     bundle: Annotated[Path, typer.Argument(help="Folder that export made.")],
     data: Annotated[

@@ -31,6 +31,12 @@ def world(tmp_path_factory):
         "training.flops=1e8",
         "search.stopper=none",
     )
+    rows = [
+        f"{name},{n},{60 * n},{1.2 + 20 * n**-0.3 + gap}"
+        for n in (1e4, 3e4, 1e5)
+        for name, gap in (("a", 0), ("b", 0.01))
+    ]
+    (folder / "ladder.csv").write_text("\n".join(["candidate,size,tokens,loss", *rows]) + "\n")
     over = {"vocab_size": 256}
     save_bundle(folder / "bundle", tiny_arch(over), built(over))
     (folder / "hf").mkdir()
@@ -66,6 +72,7 @@ def commands(world, out):
         "predict": ["predict", run, "--learner", "cost", "--candidates", "8", "-o", out / "y"],
         "predict --save": ["predict", run, "--learner", "cost", "--candidates", "8", "--save", out / "s"],
         "eval": ["eval", bundle, "--data", text],
+        "scale": ["scale", world / "ladder.csv"],
         "tokenize": ["tokenize", text, "-o", out / "k"],
         "import-hf": ["import-hf", world / "hf", "-o", out / "i"],
         "generate": ["generate", bundle, "-n", "5"],
@@ -196,7 +203,7 @@ DAMAGE = {
 }
 FILES = [
     "run/journal.log", "run/journal.sums", "run/study.yaml", "run/data/corpus.json", "run/data/train.bin", "run/id",
-    "bundle/manifest.json", "bundle/model.safetensors", "bundle/architecture.yaml", "hf/config.json", "tiny.yaml", "text.txt",
+    "bundle/manifest.json", "bundle/model.safetensors", "bundle/architecture.yaml", "hf/config.json", "tiny.yaml", "text.txt", "ladder.csv",
 ]  # fmt: skip
 READ = [
     "check",
@@ -228,6 +235,7 @@ def test_damaged_files(file, how, world, tmp_path):
         "bundle": ["export hf", "eval", "generate"],
         "hf": ["import-hf"],
         "tiny.yaml": ["check", "dry run"],
+        "ladder.csv": ["scale"],
     }
     for name in own.get(file.split("/")[0], ["check", "eval", "tokenize"]):
         result = invoke(commands(tmp_path / "world", out)[name])

@@ -15,8 +15,8 @@ from builder.pricing.cost import Cost
 from studies.config import TrainingConfig
 
 # Step Law's exponents; the factors are those of our grids.
-_BATCH, _BATCH_TOKENS = 0.28, 0.571
-_RATE, _RATE_SIZE, _RATE_TOKENS = 0.6, -0.712, 0.307
+_BATCH, _BATCH_TOKENS = 0.26, 0.571
+_RATE, _RATE_SIZE, _RATE_TOKENS = 0.3, -0.712, 0.307
 _HIGHEST_RATE = 0.05  # above it short runs diverge, whatever the size
 # OLMo-core's ladder: a second moment that forgets more slowly where batches are small.
 _SMALL_BATCH, _BETA2_SMALL, _BETA2 = 1 << 19, 0.99, 0.95

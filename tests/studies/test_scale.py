@@ -1,0 +1,167 @@
+"""Ladders: laws that are there are found, differences are told with intervals that cover, and bad files are refused."""
+
+import csv
+
+import numpy as np
+import pytest
+from helpers import run_cli
+
+from searchspace import SpecError
+from studies.commands.scale import read_runs
+from studies.scale.law import Run, fit_law, forecast
+from studies.scale.pairs import rate
+
+SIZES = (3e4, 1e5, 3e5)
+
+
+def made_ladder(seed, *, target=1e6, candidates=6, seeds=2, noise=0.008, form=0.004, drift=0.03):
+    """Runs of a law with errors of form that candidates share, and of their own; and the differences at a target."""
+    draw = np.random.default_rng(seed)
+    level, slope = (np.r_[0.0, draw.normal(0, spread, candidates)] for spread in (0.08, drift))
+
+    def loss(c, size):
+        return 0.8 + 20 * size**-0.3 * (1 + level[c] + slope[c] * np.log(size / 1e5)) + 30 * (60 * size) ** -0.3
+
+    runs = []
+    for size in SIZES:
+        shared, own = draw.normal(0, 0.01), draw.normal(0, form, candidates + 1)
+        for s in range(seeds):
+            order = draw.normal(0, noise)
+            for c in range(candidates + 1):
+                value = loss(c, size) + shared + own[c] + order + draw.normal(0, noise / 2)
+                runs.append(Run(f"c{c}", size, 60 * size, float(value), f"{size}", s))
+    wrong = draw.normal(0, form, candidates + 1)
+    truth = [loss(c, target) - loss(0, target) + wrong[c] - wrong[0] for c in range(candidates + 1)]
+    return runs, {f"c{c}": value for c, value in enumerate(truth)}
+
+
+@pytest.mark.parametrize("horizons", [(60,), (15, 60, 240)])
+def test_a_law_is_found(horizons):
+    runs = [
+        Run(name, n, h * n, 1.5 + a * n**-0.35 + (40 * (h * n) ** -0.28 if len(horizons) > 1 else 0))
+        for name, a in (("x", 100.0), ("y", 90.0))
+        for n in (1e5, 3e5, 1e6, 3e6)
+        for h in horizons
+    ]
+    law = fit_law(runs)
+    assert law.spread < 2e-3
+    for run in runs:
+        assert law.loss(run.candidate, run.size, run.tokens) == pytest.approx(run.loss, abs=0.01)
+    assert law.factors["y"] / law.factors["x"] == pytest.approx(0.9, abs=0.02)
+    assert law.loss("x", 1e7, 60e7) < min(run.loss for run in runs if run.candidate == "x")
+
+
+def test_intervals_cover_as_often_as_they_say_and_err_less_than_the_largest_size():
+    inside, errors, at_top = [], [], []
+    for seed in range(12):
+        runs, truth = made_ladder(seed)
+        for rated in rate(runs, "c0", 1e6, 6e7, draws=120).rated:
+            if rated.candidate != "c0":
+                low, high = rated.interval
+                inside.append(low <= truth[rated.candidate] <= high)
+                errors.append(rated.difference - truth[rated.candidate])
+                at_top.append(rated.at_top - truth[rated.candidate])
+    assert 0.7 <= np.mean(inside) <= 0.95
+    assert np.std(errors) < 0.8 * np.sqrt(np.mean(np.square(at_top)))
+
+
+def test_the_answer_adds_up():
+    runs, _ = made_ladder(3)
+    answer = rate(runs, "c0", 1e6, 6e7, draws=200)
+    assert sum(rated.best for rated in answer.rated) == pytest.approx(1)
+    assert [rated.difference for rated in answer.rated] == sorted(rated.difference for rated in answer.rated)
+    for rated in answer.rated:
+        (low, high), (less, more) = rated.interval, rated.multiplier_interval
+        assert low <= rated.difference <= high
+        assert less <= rated.multiplier <= more
+        assert (rated.multiplier > 1) == (rated.difference < 0) or rated.candidate == "c0"
+        better = answer.law.loss("c0", 1e6 * rated.multiplier**0.5, 6e7 * rated.multiplier**0.5)
+        assert better == pytest.approx(answer.law.loss("c0", 1e6, 6e7) + rated.difference, abs=1e-4)
+    again = rate(runs, "c0", 1e6, 6e7, draws=200)
+    assert again.rated == answer.rated
+
+
+def test_what_the_law_gets_wrong_for_all_alike_moves_no_difference():
+    runs, _ = made_ladder(1, noise=0.002, form=0.0)
+    bent = [Run(r.candidate, r.size, r.tokens, r.loss + 0.05 * (r.size == 1e5), r.rung, r.seed) for r in runs]
+    straight, other = (
+        {r.candidate: r.difference for r in rate(x, "c0", 1e6, 6e7, draws=20).rated} for x in (runs, bent)
+    )
+    assert all(other[name] == pytest.approx(value, abs=0.006) for name, value in straight.items())
+
+
+def test_curves_that_cross_are_told():
+    slopes = {"base": 0.0, "late": -0.02, "later": -0.01, "early": 0.015, "never": 0.0}
+    runs = [
+        Run(name, size, 60 * size, 1.0 + 20 * size**-0.3 * (1 + slope * np.log(size / 1e6)) + (name == "never") * 0.01,
+            f"{size}")
+        for size in (1e4, *SIZES)
+        for name, slope in slopes.items()
+    ]  # fmt: skip
+    found = {rated.candidate: rated for rated in rate(runs, "base", 1e7, 6e8, draws=20).rated}
+    assert found["late"].at_top > 0 > found["late"].difference
+    assert found["early"].at_top < 0 < found["early"].difference
+    assert 5e5 < found["late"].crosses < 2e6
+    assert found["never"].crosses is None
+
+
+def test_too_little_is_refused():
+    runs, _ = made_ladder(0)
+    two = [run for run in runs if run.size != SIZES[0]]
+    for few in (lambda: rate(two, "c0", 1e6, 6e7), lambda: forecast(two, "c0", 1e6, 6e7)):
+        with pytest.raises(SpecError, match="2 are too few for a law"):
+            few()
+    apart = [*runs, Run("alone", 5e4, 3e6, 2.0, "elsewhere")]
+    with pytest.raises(SpecError, match="alone: shares no rung with c0"):
+        rate(apart, "c0", 1e6, 6e7)
+
+
+def test_a_forecast_of_one_loss_has_an_interval_that_grows_with_the_distance():
+    runs, _ = made_ladder(2)
+    near, far = (forecast(runs, "c0", size, 60 * size, draws=60) for size in (4e5, 1e7))
+    for middle, low, high in (near, far):
+        assert low < middle < high
+    assert far[2] - far[1] > near[2] - near[1]
+
+
+HEAD = "candidate,size,tokens,loss,seed\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "candidate: is no column"),
+        ("candidate,size,tokens\nx,1,1\n", "loss: is no column"),
+        ("candidate,size,tokens,loss,sede\nx,1,1,1,0\n", "did you mean 'seed'"),
+        (HEAD, "holds no runs"),
+        (HEAD + "x,1e6,1e8,nan,0\n", ":2: loss: 'nan' is no positive number"),
+        (HEAD + "x,1e6,1e8,2.0,0\nx,,1e8,2.0,0\n", ":3: size: '' is no positive number"),
+        (HEAD + "x,-1,1e8,2.0,0\n", "is no positive number"),
+        (HEAD + "x,1e6,1e8,2.0,zero\n", "seed: 'zero' is no whole number"),
+        (HEAD + "x,1e6,1e8,2.0\n", "has more or fewer values"),
+        (HEAD + "x,1e6,1e8,2.0,0,7\n", "has more or fewer values"),
+        (HEAD + " ,1e6,1e8,2.0,0\n", "candidate: is empty"),
+    ],
+)
+def test_files_that_are_no_ladder(text, told, tmp_path):
+    file = tmp_path / "ladder.csv"
+    file.write_text(text)
+    with pytest.raises(SpecError) as error:
+        read_runs(file)
+    assert told in str(error.value).replace(str(file), "")
+
+
+def test_the_command(tmp_path):
+    file = tmp_path / "ladder.csv"
+    with file.open("w", newline="") as text:
+        lines = csv.writer(text)
+        lines.writerow(["candidate", "size", "tokens", "loss", "seed"])
+        for run in made_ladder(0)[0]:
+            lines.writerow([run.candidate, run.size, run.tokens, run.loss, run.seed])
+    told = run_cli("scale", file)
+    assert "At 3M parameters and 180M tokens, against c0" in told
+    assert "42 runs at 3 sizes" in told.replace("\n", " ")
+    assert "baseline" in told
+    assert "no candidate" in run_cli("scale", file, "--baseline", "c9", code=2)
+    file.write_bytes(b"\xff\xfe")
+    assert "is not UTF-8" in run_cli("scale", file, code=2)
