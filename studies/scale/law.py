@@ -8,6 +8,7 @@ exponents the rest is linear, so a grid over them is exhaustive and cannot diver
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,7 @@ def fit_law(runs: Sequence[Run]) -> Law:
         runs: of one candidate or several, at three sizes or more.
 
     Raises:
-        SpecError: with too few sizes.
+        SpecError: with too few sizes, or where losses do not fall.
     """
     sizes, tokens, losses = (np.array([getattr(run, name) for run in runs]) for name in ("size", "tokens", "loss"))
     if len(set(sizes.tolist())) < _LEAST:
@@ -88,7 +89,10 @@ def fit_law(runs: Sequence[Run]) -> Law:
     left = ((weighted @ solved[:, :, None])[:, :, 0] - 1) ** 2
     errors = left.sum(1)
     wrong = (solved[:, 1:] < 0).any(1) | (solved[:, 0] < 0) | (solved[:, 0] >= losses.min())
-    best = int(np.argmin(np.where(wrong, np.inf, errors))) if not wrong.all() else int(np.argmin(errors))
+    if wrong.all():
+        what = "losses do not fall towards a floor as sizes and tokens grow"
+        raise SpecError("scale", what, "give each size its own best rate, and more seeds where losses scatter")
+    best = int(np.argmin(np.where(wrong, np.inf, errors)))
     a, b = float(_EXPONENTS[i[best]]), float(_EXPONENTS[j[best]]) if apart else 0.0
     floor, *factors, of_tokens = solved[best]
     return Law(
@@ -141,7 +145,8 @@ def forecast(
     for _ in range(draws):
         again = [own[i] for own in by_size.values() for i in random.integers(0, len(own), len(own))]
         form = random.normal(0, law.spread * (1 + away))
-        drawn.append(float(fit_law(again).loss(candidate, size, tokens)) * (1 + form))
+        with suppress(SpecError):  # a draw of noise alone
+            drawn.append(float(fit_law(again).loss(candidate, size, tokens)) * (1 + form))
     low, high = np.percentile(drawn, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(law.loss(candidate, size, tokens)), float(low), float(high)
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from searchspace.errors import SpecError
 from studies.scale.law import Array, Law, Run, fit_law
 
-_WIDE = 10.0  # prior spread of q: as good as none
-_DRIFTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # prior spreads of g that are tried, for each unit of ln N
+_WIDE = 10.0  # prior spread of a share: as good as none
+_DRIFTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # prior spreads of drift that are tried, for each unit of ln N
 _FORMS = np.concatenate([[0.0], np.geomspace(1e-4, 0.1, 13)])  # errors of form that are tried, nats
 _NEAR = np.log(10.0)  # sizes a factor of ten apart share 37 % of an error of form
-_SHARED = 0.7
+_SHARED = 0.7  # of an error of form, by horizons of one size
 _REACH = 100.0  # times the largest size: crossings beyond it are not told
 
 
@@ -58,9 +58,7 @@ class Answer:
     seed_spread: float
     """Standard deviation of a difference between two seeds."""
     form: float
-    """Of what the law itself gets wrong of a difference, at the target."""
-    draws: Array
-    """(draws, candidates) of differences, in the order of ``rated``."""
+    """Of what the law itself gets wrong of a difference, nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,46 +100,39 @@ def rate(
         if name not in pairs:
             raise SpecError(f"scale.{name}", f"shares no rung with {baseline}", "train both at one size and horizon")
     noise = max(_seed_spread(pairs), least_noise)
-    priors, weights = _priors(pairs, law, baseline, noise)
-    prior = priors[int(weights.argmax())]
-    top = max(run.size for run in runs)
+    fit = _Fit(law, baseline, noise, top=max(run.size for run in runs))
+    priors, weights = fit.priors(pairs)
+    likeliest = priors[int(weights.argmax())]
     random = np.random.default_rng(seed)
-    drawn = np.empty((draws, len(names)))
+    drawn = np.zeros((draws, len(names) + 1))  # the baseline's first
     rungs = sorted({run.rung for run in runs})
     for i, one in enumerate(random.choice(len(priors), draws, p=weights)):
         again = _resample(pairs, rungs, random)
-        for j, name in enumerate(names):
-            mean, variance = _solve(again[name] or pairs[name], law, baseline, noise, priors[one], size, top)
+        for j, name in enumerate(names, start=1):
+            mean, variance = fit.at(again[name] or pairs[name], priors[one], size)
             drawn[i, j] = random.normal(mean, np.sqrt(variance))
-    middle = [
-        sum(
-            w * _solve(pairs[name], law, baseline, noise, each, size, top)[0]
-            for each, w in zip(priors, weights, strict=True)
-        )
-        for name in names
-    ]
-    everyone = np.column_stack([np.zeros(draws), drawn])
-    best = np.bincount(everyone.argmin(1), minlength=len(names) + 1) / draws
+    best = np.bincount(drawn.argmin(1), minlength=len(names) + 1) / draws
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(everyone, [tail, 100 - tail], axis=0)
-    rated = []
-    for j, name in enumerate([baseline, *names]):
-        difference = 0.0 if j == 0 else float(middle[j - 1])
-        worth = [_multiplier(law, baseline, size, tokens, d) for d in (difference, high[j], low[j])]
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    rated = [Rated(baseline, 0.0, (0.0, 0.0), 1.0, (1.0, 1.0), float(best[0]), 0.0, None)]
+    for j, name in enumerate(names, start=1):
+        own = pairs[name]
+        means = [fit.at(own, prior, size)[0] for prior in priors]
+        difference = float(np.dot(weights, means))
+        worth, least, most = (fit.multiplier(size, tokens, d) for d in (difference, high[j], low[j]))
         rated.append(
             Rated(
                 candidate=name,
                 difference=difference,
                 interval=(float(low[j]), float(high[j])),
-                multiplier=worth[0],
-                multiplier_interval=(worth[1], worth[2]),
+                multiplier=worth,
+                multiplier_interval=(least, most),
                 best=float(best[j]),
-                at_top=0.0 if j == 0 else _at_top(pairs[name]),
-                crosses=None if j == 0 else _crossing(pairs[name], law, baseline, noise, prior, top),
+                at_top=_at_top(own),
+                crosses=fit.crossing(own, likeliest),
             )
         )
     order = sorted(range(len(rated)), key=lambda j: rated[j].difference)
-    form = float(np.dot(weights, [each.form for each in priors]))
     return Answer(
         baseline=baseline,
         size=size,
@@ -150,8 +141,7 @@ def rate(
         rated=tuple(rated[j] for j in order),
         law=law,
         seed_spread=noise,
-        form=form,
-        draws=everyone[:, order],
+        form=float(np.dot(weights, [prior.form for prior in priors])),
     )
 
 
@@ -208,86 +198,77 @@ def _resample(
 # -- the fit ---------------------------------------------------------------------------------------
 
 
-def _scale(law: Law, baseline: str, size: float | Array) -> Array:
-    """A N^-a of the baseline: what differences are measured in."""
-    return law.factors[baseline] * np.asarray(size, dtype=float) ** -law.size_exponent
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What all candidates share: the law, the baseline, the noise of a pair, the largest size."""
 
+    law: Law
+    baseline: str
+    noise: float
+    top: float
 
-def _solve(
-    own: Sequence[_Pair], law: Law, baseline: str, noise: float, prior: _Prior, size: float, top: float
-) -> tuple[float, float]:
-    """Mean and variance of the difference at a size."""
-    sizes = np.array([pair.size for pair in own])
-    spread = np.diag([_WIDE**2, prior.drift**2])
-    columns, at = _columns(sizes, law, baseline, top), _columns(np.array([size]), law, baseline, top)
-    logs, there = np.log(sizes), np.log([size])
-    same = np.array([[pair.rung == other.rung for other in own] for pair in own])
-    # What the form gets wrong at one size it gets wrong alike at sizes near it, and half of it at every horizon there.
-    wrong = prior.form**2 * _nearness(logs, logs) * np.where(same, 1.0, _SHARED)
-    known = columns @ spread @ columns.T + wrong + noise**2 * np.eye(len(own))
-    across = at @ spread @ columns.T + prior.form**2 * _SHARED * _nearness(there, logs)
-    gain = np.linalg.solve(known, across.T).T
-    variance = at @ spread @ at.T + prior.form**2 - gain @ across.T
-    return float(gain[0] @ [pair.difference for pair in own]), max(0.0, float(variance[0, 0]))
+    def at(self, own: Sequence[_Pair], prior: _Prior, size: float) -> tuple[float, float]:
+        """Mean and variance of a candidate's difference at a size, from its pairs."""
+        sizes = np.array([pair.size for pair in own])
+        spread = np.diag([_WIDE**2, prior.drift**2])
+        columns, at = self._columns(sizes), self._columns(np.array([size]))
+        same = np.array([[pair.rung == other.rung for other in own] for pair in own])
+        # What the form gets wrong at one size it gets wrong alike near it, and much of it at every horizon there.
+        wrong = prior.form**2 * _nearness(sizes, sizes) * np.where(same, 1.0, _SHARED)
+        known = columns @ spread @ columns.T + wrong + self.noise**2 * np.eye(len(own))
+        across = at @ spread @ columns.T + prior.form**2 * _SHARED * _nearness(np.array([size]), sizes)
+        gain = np.linalg.solve(known, across.T).T
+        variance = at @ spread @ at.T + prior.form**2 - gain @ across.T
+        return float(gain[0] @ [pair.difference for pair in own]), max(0.0, float(variance[0, 0]))
 
+    def _columns(self, sizes: Array) -> Array:
+        scale = self.law.factors[self.baseline] * sizes**-self.law.size_exponent
+        return np.column_stack([scale, scale * np.log(sizes / self.top)])
 
-def _columns(sizes: Array, law: Law, baseline: str, top: float) -> Array:
-    scale = _scale(law, baseline, sizes)
-    return np.column_stack([scale, scale * np.log(sizes / top)])
+    def priors(self, pairs: Mapping[str, Sequence[_Pair]]) -> tuple[list[_Prior], Array]:
+        """How far shares drift and how wrong the form is, with how likely each makes the rungs that are there.
+
+        Each candidate's larger sizes are predicted from its smaller ones: that is what the answer will be asked to do.
+        """
+        tried = [_Prior(drift, float(form)) for drift in _DRIFTS for form in _FORMS]
+        likely = np.array([sum(self._left_out(own, prior) for own in pairs.values()) for prior in tried])
+        weights = np.exp(likely - likely.max())
+        return tried, weights / weights.sum()
+
+    def _left_out(self, own: Sequence[_Pair], prior: _Prior) -> float:
+        """Log likelihood of each size given the smaller ones."""
+        total = 0.0
+        for above in sorted({pair.size for pair in own})[1:]:
+            lower, upper = [p for p in own if p.size < above], [p for p in own if p.size == above]
+            mean, variance = replace(self, top=max(pair.size for pair in lower)).at(lower, prior, above)
+            for rung in {pair.rung for pair in upper}:
+                found = [pair.difference for pair in upper if pair.rung == rung]
+                spread = variance + self.noise**2 / len(found)
+                total -= 0.5 * (np.log(spread) + (float(np.mean(found)) - mean) ** 2 / spread)
+        return total
+
+    def multiplier(self, size: float, tokens: float, difference: float) -> float:
+        """Compute of the baseline at the other's loss, over that at the target; compute is size times tokens."""
+        worth = np.geomspace(1e-2, 1e2, 4001)
+        losses = self.law.loss(self.baseline, size * np.sqrt(worth), tokens * np.sqrt(worth))
+        wanted = float(self.law.loss(self.baseline, size, tokens)) + difference
+        return float(np.exp(np.interp(-wanted, -losses, np.log(worth))))
+
+    def crossing(self, own: Sequence[_Pair], prior: _Prior) -> float | None:
+        """The last size within reach at which the fitted difference changes its sign."""
+        sizes = np.geomspace(min(pair.size for pair in own), self.top * _REACH, 200)
+        signs = np.sign([self.at(own, prior, float(size))[0] for size in sizes])
+        changes = np.flatnonzero(signs[1:] != signs[:-1])
+        return float(sizes[changes[-1] + 1]) if len(changes) else None
 
 
 def _nearness(first: Array, second: Array) -> Array:
     """Correlation of errors of form by how far sizes lie apart."""
-    correlation: Array = np.exp(-np.abs(first[:, None] - second[None]) / _NEAR)
+    correlation: Array = np.exp(-np.abs(np.log(first[:, None] / second[None])) / _NEAR)
     return correlation
-
-
-def _priors(pairs: Mapping[str, Sequence[_Pair]], law: Law, baseline: str, noise: float) -> tuple[list[_Prior], Array]:
-    """How far slopes differ and how wrong the form is, with how likely each makes the rungs that are there.
-
-    Each candidate's larger sizes are predicted from its smaller ones: that is what the answer will be asked to do.
-    """
-    tried = [_Prior(drift, float(form)) for drift in _DRIFTS for form in _FORMS]
-    likely = np.array([sum(_left_out(own, law, baseline, noise, prior) for own in pairs.values()) for prior in tried])
-    weights = np.exp(likely - likely.max())
-    return tried, weights / weights.sum()
-
-
-def _left_out(own: Sequence[_Pair], law: Law, baseline: str, noise: float, prior: _Prior) -> float:
-    """Log likelihood of each size given the smaller ones."""
-    sizes = sorted({pair.size for pair in own})
-    total = 0.0
-    for above in sizes[1:]:
-        lower, upper = [p for p in own if p.size < above], [p for p in own if p.size == above]
-        top = max(pair.size for pair in lower)
-        mean, variance = _solve(lower, law, baseline, noise, prior, above, top)
-        for rung in {pair.rung for pair in upper}:
-            found = [pair.difference for pair in upper if pair.rung == rung]
-            spread = variance + noise**2 / len(found)
-            total -= 0.5 * (np.log(spread) + (float(np.mean(found)) - mean) ** 2 / spread)
-    return total
-
-
-# -- in words --------------------------------------------------------------------------------------
-
-
-def _multiplier(law: Law, baseline: str, size: float, tokens: float, difference: float) -> float:
-    """Compute of the baseline at the other's loss, over that at the target; compute is size times tokens."""
-    worth = np.geomspace(1e-2, 1e2, 4001)
-    losses = law.loss(baseline, size * np.sqrt(worth), tokens * np.sqrt(worth))
-    wanted = float(law.loss(baseline, size, tokens)) + difference
-    return float(np.exp(np.interp(-wanted, -losses, np.log(worth))))
 
 
 def _at_top(own: Sequence[_Pair]) -> float:
     largest = max(pair.size for pair in own)
     longest = max(pair.tokens for pair in own if pair.size == largest)
     return float(np.mean([p.difference for p in own if (p.size, p.tokens) == (largest, longest)]))
-
-
-def _crossing(own: Sequence[_Pair], law: Law, baseline: str, noise: float, prior: _Prior, top: float) -> float | None:
-    """The first size above the smallest at which the fitted difference changes its sign."""
-    sizes = np.geomspace(min(pair.size for pair in own), top * _REACH, 200)
-    signs = np.sign([_solve(own, law, baseline, noise, prior, float(size), top)[0] for size in sizes])
-    changes = np.flatnonzero(signs[1:] != signs[:-1])
-    return float(sizes[changes[-1] + 1]) if len(changes) else None

@@ -111,6 +111,9 @@ def test_too_little_is_refused():
     for few in (lambda: rate(two, "c0", 1e6, 6e7), lambda: forecast(two, "c0", 1e6, 6e7)):
         with pytest.raises(SpecError, match="2 are too few for a law"):
             few()
+    rising = [Run(r.candidate, r.size, r.tokens, 1 + np.log(r.size), r.rung, r.seed) for r in runs]
+    with pytest.raises(SpecError, match="losses do not fall"):
+        rate(rising, "c0", 1e6, 6e7)
     apart = [*runs, Run("alone", 5e4, 3e6, 2.0, "elsewhere")]
     with pytest.raises(SpecError, match="alone: shares no rung with c0"):
         rate(apart, "c0", 1e6, 6e7)
