@@ -37,7 +37,7 @@ def merge_duplicates_pass(graph: Graph) -> Graph:
         inputs = tuple([stands_for.get(source, source) for source in node.inputs])
         signature = (node.op, inputs, node.level, node.owner, node.attrs)
         random = node.op == "block" and graph.block_of(node).dropout > 0
-        if signature in first and not random:
+        if signature in first and not random and node.name not in graph.losses:
             stands_for[node.name] = first[signature]
         else:
             first[signature] = node.name

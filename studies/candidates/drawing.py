@@ -107,8 +107,10 @@ class Candidates:
         """
         check_fit(arch, self._facts)
         config = check_training(training)
-        like, price = self._baseline or (arch, cost)
-        return make_plan(replace(config, batch_tokens=recipe_of(config, like, price).batch_tokens), arch, cost)
+        if config.batch_tokens is None and self._baseline is not None:
+            batch = recipe_of(config, *self._baseline).batch_tokens
+            config = replace(config, batch_tokens=max(batch, arch.seq_len))
+        return make_plan(config, arch, cost)
 
 
 def trial_key(purpose: str, arch_id: str, training: dict[str, object], seed: int) -> str:

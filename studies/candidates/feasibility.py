@@ -40,6 +40,8 @@ class Survey:
     """Candidates that can't be compiled or trained: how many, and the first error, by reason."""
     seq_lens: frozenset[int]
     """Lengths of the feasible."""
+    example: Candidate | None
+    """The first of the feasible."""
 
     @property
     def share(self) -> float:
@@ -118,6 +120,7 @@ def _look(
     nearest: tuple[Candidate, Cost, str, float] | None = None
     refused: dict[str, tuple[int, SpecError]] = {}
     seq_lens = set()
+    example: Candidate | None = None
     for candidate in candidates:
         looked_at += 1
         try:
@@ -129,14 +132,14 @@ def _look(
             refused[reason] = (count + 1, first)
             continue
         if budget.allows(cost):
-            feasible += 1
+            feasible, example = feasible + 1, example or candidate
             seq_lens.add(candidate.arch.seq_len)
             continue
         excesses = budget.excesses(cost)
         metric = max(excesses, key=lambda name: excesses[name])
         if nearest is None or excesses[metric] < nearest[3]:
             nearest = (candidate, cost, metric, excesses[metric])
-    return Survey(size, looked_at, feasible, exhaustive, nearest, refused, frozenset(seq_lens))
+    return Survey(size, looked_at, feasible, exhaustive, nearest, refused, frozenset(seq_lens), example)
 
 
 def _nothing_feasible(found: Survey, budget: Budget, scope: str) -> str:

@@ -7,6 +7,7 @@ satisfy is said at once, and by its own name.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from builder.graph.compiler import compile_arch
@@ -25,10 +26,10 @@ from studies.search.proposer import list_candidates
 from studies.search.stopper import rung_shares
 from studies.search.surrogate import Surrogate
 from studies.show.summary import notes_on, short
-from studies.tasks.table import check_fit
 from studies.training.plan import FEW_STEPS, make_plan
 from studies.training.recipe import BYTES_PER_PARAMETER, horizon_of
 
+_TRIES = 16  # draws of open training settings for one candidate
 _STARVED = 6  # times short of it: where plain models of 57K parameters changed places with what had won
 
 
@@ -68,25 +69,31 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
         list_candidates(study)
     if study.search.sampler == "predictor":
         Surrogate(study.search.predictor, study.search.seed)
-    middle = check_training(decide_training(study.training, MiddleChooser()).tree)
+    middle = decide_training(study.training, MiddleChooser()).tree
+    budget = study.absolute_budget()
+    candidates = Candidates(study, budget, facts)
     steps: list[int] = []
     for i, arch in enumerate(study.baselines):
         try:
-            check_fit(arch, facts)
-            plan = make_plan(middle, arch, estimate(compile_arch(arch)))
-            steps.append(plan.num_steps)
+            steps.append(candidates.plan(arch, estimate(compile_arch(arch)), middle).num_steps)
         except SpecError as error:
             error.path = f"baseline.{i}.{error.path}" if error.path in ("causal", "vocab_size") else error.path
             raise
     drawn = iter(range(1 << 62))
 
     def runnable(arch: ArchSpec, cost: Cost) -> None:
-        plan = candidates.plan(arch, cost, decide_training(study.training, RandomChooser(next(drawn))).tree)
-        if budget.allows(cost):
-            steps.append(plan.num_steps)
+        for last in [False] * (_TRIES if study.training.size() > 1 else 0) + [True]:
+            training = decide_training(study.training, RandomChooser(next(drawn))).tree
+            try:
+                plan = candidates.plan(arch, cost, training)
+            except SpecError:
+                if last:
+                    raise
+                continue
+            if budget.allows(cost):
+                steps.append(plan.num_steps)
+            return
 
-    budget = study.absolute_budget()
-    candidates = Candidates(study, budget, facts)
     found = survey(study.space, budget, runnable)
     sample = study.space.sample(0).arch
     notes = [*facts.notes, *notes_on(sample)]
@@ -96,9 +103,9 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
         notes.append(f"contexts differ (seq_len {each}): losses and relative budgets do not compare evenly")
     fewest, most = min(steps), max(steps)
     if fewest < FEW_STEPS:
-        first = max(1, round(fewest * rung_shares(study.search.stopper)[0]))
+        rung = max(1, round(fewest * rung_shares(study.search.stopper)[0]))
         notes.append(
-            f"trials take {fewest:,} to {most:,} steps, the first rung after {first}: under {FEW_STEPS} steps tell "
+            f"trials take {fewest:,} to {most:,} steps, the first rung after {rung}: under {FEW_STEPS} steps tell "
             "little of longer training; give more training.flops, or smaller training.batch_tokens"
         )
     if len(study.objectives) > 1 and study.search.stopper.kind != "none":
@@ -106,8 +113,11 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
             f"{study.search.stopper.kind} stops by loss alone, so a trial that is good in {study.objectives[-1]} may "
             "not reach the front; with several objectives use search.stopper: none"
         )
-    arch = study.baselines[0] if study.baselines else sample
-    recipe, note = _tell_recipe(middle, arch, facts)
+    recipe, note = "differs by trial", list[str]()
+    first = study.baselines[0] if study.baselines else found.example.arch if found.example is not None else None
+    with suppress(SpecError):  # the middle of what is open need not suit the first that is feasible
+        if first is not None:
+            recipe, note = _tell_recipe(check_training(middle), first, facts)
     return Preflight(found, tuple(dict.fromkeys([*notes, *note])), recipe, (fewest, most))
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from searchspace.disk import read_bytes
 from searchspace.errors import SpecError, one_of, printable, show
 from studies.scale.law import Run
-from studies.scale.pairs import Answer, rate
+from studies.scale.pairs import FARTHEST, Answer, rate
 from studies.show.summary import short
 from studies.show.terminal import say
 
@@ -22,6 +23,7 @@ _NEEDED = ("candidate", "size", "tokens", "loss")
 _OPTIONAL = ("seed", "rung")
 _MAX_BYTES = 1 << 24
 _FURTHER = 10.0  # times the largest size, where no target is given
+_DIGITS = 18  # of a seed
 _LIKELY, _SURE = 0.5, 0.9
 
 
@@ -38,7 +40,8 @@ def read_runs(file: Path) -> list[Run]:
     except UnicodeDecodeError as error:
         raise SpecError("", f"is not UTF-8 text (byte {error.start})", "save it as UTF-8", file=str(file)) from error
     rows = csv.DictReader(io.StringIO(text))
-    names = [name for name in rows.fieldnames or () if name]
+    names = [name.strip() for name in rows.fieldnames or ()]
+    rows.fieldnames = names
     for name in _NEEDED:
         if name not in names:
             raise SpecError(name, "is no column", f"give {', '.join(_NEEDED)} in its first line", file=str(file))
@@ -70,7 +73,7 @@ def _run(row: dict[str, str | None], line: int, file: Path) -> Run:
     if None in row or None in row.values():
         raise SpecError("", "has more or fewer values than columns", "give one for each", str(file), line)
     seed = (row.get("seed") or "0").strip()
-    if not seed.isdecimal():
+    if not (seed.isascii() and seed.isdecimal() and len(seed) <= _DIGITS):
         raise SpecError("seed", f"{show(seed)} is no whole number", "write 0, 1, ...", str(file), line)
     candidate = printable((row["candidate"] or "").strip())
     if not candidate:
@@ -104,6 +107,9 @@ def scale_ladder(
     """
     runs = read_runs(file)
     names = list(dict.fromkeys(run.candidate for run in runs))
+    for option, given in (("--size", size), ("--tokens", tokens)):
+        if given is not None and not math.isfinite(given):
+            raise SpecError(option, f"{given} is no number to reach", "write it as 1e9")
     baseline = names[0] if baseline is None else baseline
     if baseline not in names:
         raise SpecError("--baseline", f"{show(baseline)} is no candidate of {file}", one_of(names, baseline))
@@ -118,8 +124,9 @@ def scale_ladder(
 
 
 def _table(answer: Answer) -> Table:
+    target = f"{short(answer.size)} parameters and {short(answer.tokens)} tokens"
     table = Table(
-        title=f"At {short(answer.size)} parameters and {short(answer.tokens)} tokens, against {answer.baseline}",
+        title=f"At {target}, against {escape(answer.baseline)}",
         title_justify="left",
         box=SIMPLE,
         pad_edge=False,
@@ -137,13 +144,21 @@ def _table(answer: Answer) -> Table:
             else [
                 f"{rated.difference:+.4f}",
                 f"{low:+.4f} {high:+.4f}",
-                f"{rated.multiplier:.2f}x",
-                f"{less:.2f} {more:.2f}",
+                f"{_times(rated.multiplier)}",
+                f"{_times(less)} {_times(more)}",
             ]
         )
         at_top = "" if is_baseline else f"{rated.at_top:+.4f}"
-        table.add_row(rated.candidate, *values, f"{rated.best:.0%}", at_top, style="bold" if is_baseline else "")
+        table.add_row(
+            escape(rated.candidate), *values, f"{rated.best:.0%}", at_top, style="bold" if is_baseline else ""
+        )
     return table
+
+
+def _times(multiplier: float) -> str:
+    if multiplier >= FARTHEST:
+        return f">{FARTHEST:.0f}x"
+    return f"<{1 / FARTHEST:g}x" if multiplier <= 1 / FARTHEST else f"{multiplier:.2f}x"
 
 
 def _sentences(answer: Answer, runs: list[Run]) -> list[str]:
@@ -157,14 +172,13 @@ def _sentences(answer: Answer, runs: list[Run]) -> list[str]:
     if best.candidate != answer.baseline:
         low, high = best.multiplier_interval
         lines.append(
-            f"{answer.baseline} would need {best.multiplier:.2f} times the compute for its loss "
-            f"({answer.confidence:.0%} interval {low:.2f} to {high:.2f})."
+            f"{answer.baseline} would need {_times(best.multiplier)} the compute for its loss "
+            f"({answer.confidence:.0%} interval {_times(low)} to {_times(high)})."
         )
     crossing = [f"{r.candidate} at {short(r.crosses)} parameters" for r in answer.rated if r.crosses is not None]
     if crossing:
         lines.append(f"The fitted difference to {answer.baseline} changes its sign for {', '.join(crossing)}.")
-    seeds = len({run.seed for run in runs})
-    between = f"between {seeds} seeds" if seeds > 1 else "between seeds, it is assumed: there is one"
+    between = "between seeds" if answer.seeds else "between seeds, it is assumed: no rung has two"
     lines.append(
         f"{len(runs)} runs at {len({run.size for run in runs})} sizes; a difference varies by {answer.seed_spread:.4f} "
         f"{between}, and the law errs by about {answer.form:.4f}. Under 'top' is what the largest size measured."

@@ -25,7 +25,7 @@ from studies.records.folder import DATA, JOURNAL, read_settings
 from studies.records.trial import Purpose, Rung, TrialRecord, TrialState
 from studies.tasks.table import open_data
 
-FORMAT = 2
+FORMAT = 3
 """Of launches, rungs and results; stands in the journal under `FORMAT_KEY`."""
 FORMAT_KEY = "spiralformer_journal"
 

@@ -58,6 +58,15 @@ class Law:
         return self.floor + by_size + self.of_tokens * np.asarray(tokens, dtype=float) ** -self.token_exponent
 
 
+def check_sizes(runs: Sequence[Run]) -> None:
+    """Raise `SpecError` unless one candidate at least was trained at enough sizes."""
+    sizes: dict[str, set[float]] = {}
+    for run in runs:
+        sizes.setdefault(run.candidate, set()).add(run.size)
+    if (found := max(map(len, sizes.values()), default=0)) < _LEAST:
+        raise SpecError("scale.sizes", f"{found} are too few for a law", f"give {_LEAST} or more")
+
+
 def fit_law(runs: Sequence[Run]) -> Law:
     """The law of a ladder, by least squares of relative losses.
 
@@ -68,9 +77,7 @@ def fit_law(runs: Sequence[Run]) -> Law:
         SpecError: with too few sizes, or where losses do not fall.
     """
     sizes, tokens, losses = (np.array([getattr(run, name) for run in runs]) for name in ("size", "tokens", "loss"))
-    if len(set(sizes.tolist())) < _LEAST:
-        found = len(set(sizes.tolist()))
-        raise SpecError("scale.sizes", f"{found} are too few for a law", f"give {_LEAST} or more")
+    check_sizes(runs)
     names = list(dict.fromkeys(run.candidate for run in runs))
     is_of = np.array([[run.candidate == name for name in names] for run in runs], dtype=float)
     per_size = tokens / sizes
@@ -136,14 +143,15 @@ def forecast(
         SpecError: with too few sizes.
     """
     law, random = fit_law(runs), np.random.default_rng(seed)
-    by_size: dict[float, list[Run]] = {}
+    alike: dict[tuple[float, str], list[Run]] = {}
     for run in runs:
-        by_size.setdefault(run.size, []).append(run)
-    span = np.log(max(by_size) / min(by_size)) / (len(by_size) - 1)
-    away = max(0.0, float(np.log(size / max(by_size)) / span))
-    drawn = []
+        alike.setdefault((run.size, run.candidate), []).append(run)
+    sizes = {run.size for run in runs}
+    span = np.log(max(sizes) / min(sizes)) / (len(sizes) - 1)
+    away = max(0.0, float(np.log(size / max(sizes)) / span))
+    drawn = [float(law.loss(candidate, size, tokens))]
     for _ in range(draws):
-        again = [own[i] for own in by_size.values() for i in random.integers(0, len(own), len(own))]
+        again = [own[i] for own in alike.values() for i in random.integers(0, len(own), len(own))]
         form = random.normal(0, law.spread * (1 + away))
         with suppress(SpecError):  # a draw of noise alone
             drawn.append(float(fit_law(again).loss(candidate, size, tokens)) * (1 + form))

@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from searchspace.errors import SpecError
-from studies.scale.law import Array, Law, Run, fit_law
+from studies.scale.law import Array, Law, Run, check_sizes, fit_law
 
 _WIDE = 10.0  # prior spread of a share: as good as none
 _DRIFTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # prior spreads of drift that are tried, for each unit of ln N
 _FORMS = np.concatenate([[0.0], np.geomspace(1e-4, 0.1, 13)])  # errors of form that are tried, nats
 _NEAR = np.log(10.0)  # sizes a factor of ten apart share 37 % of an error of form
 _SHARED = 0.7  # of an error of form, by horizons of one size
+FARTHEST = 100.0
+"""Compute multipliers beyond it, or below its inverse, are told as that."""
 _REACH = 100.0  # times the largest size: crossings beyond it are not told
 
 
@@ -57,6 +59,8 @@ class Answer:
     law: Law
     seed_spread: float
     """Standard deviation of a difference between two seeds."""
+    seeds: bool
+    """Whether that was measured: a rung has two seeds."""
     form: float
     """Of what the law itself gets wrong of a difference, nats."""
 
@@ -96,10 +100,16 @@ def rate(
     law = fit_law(runs)
     pairs = _pair(runs, baseline)
     names = [name for name in dict.fromkeys(run.candidate for run in runs) if name != baseline]
+    if not names:
+        raise SpecError("scale", f"{baseline} is the only candidate", "give others to hold against it")
+    check_sizes([run for run in runs if run.candidate == baseline])
     for name in names:
         if name not in pairs:
-            raise SpecError(f"scale.{name}", f"shares no rung with {baseline}", "train both at one size and horizon")
-    noise = max(_seed_spread(pairs), least_noise)
+            what = f"shares no rung with {baseline}"
+            remedy = "give runs of one horizon the same rung, where their sizes are not equal"
+            raise SpecError(f"scale.{name}", what, remedy)
+    measured = _seed_spread(pairs)
+    noise = max(measured or 0.0, least_noise)
     fit = _Fit(law, baseline, noise, top=max(run.size for run in runs))
     priors, weights = fit.priors(pairs)
     likeliest = priors[int(weights.argmax())]
@@ -141,6 +151,7 @@ def rate(
         rated=tuple(rated[j] for j in order),
         law=law,
         seed_spread=noise,
+        seeds=measured is not None,
         form=float(np.dot(weights, [prior.form for prior in priors])),
     )
 
@@ -170,15 +181,15 @@ def _pair(runs: Sequence[Run], baseline: str) -> dict[str, list[_Pair]]:
     return dict(pairs)
 
 
-def _seed_spread(pairs: Mapping[str, Sequence[_Pair]]) -> float:
-    """Standard deviation of a difference over seeds, pooled over candidates and rungs; 0 with one seed."""
+def _seed_spread(pairs: Mapping[str, Sequence[_Pair]]) -> float | None:
+    """Standard deviation of a difference over seeds, pooled over candidates and rungs; None with one seed."""
     squares, freedom = 0.0, 0
     for own in pairs.values():
         for rung in {pair.rung for pair in own}:
             found = [pair.difference for pair in own if pair.rung == rung]
             squares += float(np.var(found)) * len(found)
             freedom += len(found) - 1
-    return float(np.sqrt(squares / freedom)) if freedom else 0.0
+    return float(np.sqrt(squares / freedom)) if freedom else None
 
 
 def _resample(
@@ -249,10 +260,10 @@ class _Fit:
 
     def multiplier(self, size: float, tokens: float, difference: float) -> float:
         """Compute of the baseline at the other's loss, over that at the target; compute is size times tokens."""
-        worth = np.geomspace(1e-2, 1e2, 4001)
+        worth = np.geomspace(1 / FARTHEST, FARTHEST, 4001)
         losses = self.law.loss(self.baseline, size * np.sqrt(worth), tokens * np.sqrt(worth))
         wanted = float(self.law.loss(self.baseline, size, tokens)) + difference
-        return float(np.exp(np.interp(-wanted, -losses, np.log(worth))))
+        return float(np.clip(np.exp(np.interp(-wanted, -losses, np.log(worth))), 1 / FARTHEST, FARTHEST))
 
     def crossing(self, own: Sequence[_Pair], prior: _Prior) -> float | None:
         """The last size within reach at which the fitted difference changes its sign."""

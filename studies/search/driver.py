@@ -22,7 +22,7 @@ from builder.pricing.cost import Cost, estimate
 from searchspace.arch import ArchSpec
 from searchspace.plain import encode
 from searchspace.space import Candidate
-from studies.candidates.drawing import trial_key
+from studies.candidates.drawing import HintedChooser, trial_key
 from studies.candidates.proposal import Proposal
 from studies.config import MiddleChooser, StudyConfig, decide_training
 from studies.data.corpus import find_path
@@ -119,8 +119,6 @@ class StudyDriver:
         self.halted = ""
         """Why the study can't go on now, if it can't."""
         self.shares = rung_shares(study.search.stopper)
-        decided = decide_training(study.training, MiddleChooser()).tree
-        self._given = {name for name, value in decided.items() if value is not None}  # the rest goes by size
         self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
         self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
         self._proposer = Proposer(study, self.budget, corpus.facts)
@@ -268,9 +266,10 @@ class StudyDriver:
         if (baseline := self._best.get("baseline")) is not None:
             best.append(baseline)
         for record in best:
-            spent = "flops" if "flops" in record.training else "tokens"
-            kept = {name: value for name, value in record.training.items() if name in self._given}
-            training = {**kept, spent: kept[spent] * promote.factor}
+            chooser = HintedChooser(record.choices, 0) if record.choices else MiddleChooser()
+            asked = decide_training(self.study.training, chooser).tree  # what goes by size is decided anew
+            spent = "flops" if asked.get("flops") is not None else "tokens"
+            training = {**asked, spent: asked[spent] * promote.factor}
             training = self._proposer.candidates.settle(record.arch_spec(), record.cost, training)
             for seed in range(record.seed + 1, record.seed + 1 + promote.seeds):
                 if trial_key("promotion", record.arch_id, training, seed) not in self._proposer.candidates.seen:

@@ -16,10 +16,11 @@ from builder.pricing.cost import estimate
 from searchspace.choices import Decision, FixedChooser, Scalar
 from searchspace.errors import SpecError
 from studies.candidates.distributions import distribution_of
-from studies.config import StudyConfig, decide_training
+from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
 from studies.data.dataset import Dataset
 from studies.records.reading import open_study
 from studies.records.trial import TrialRecord
+from studies.training.recipe import recipe_of
 
 _FIRST = 5  # proposals taken over: the rest of the budget is for this study's own
 
@@ -110,7 +111,18 @@ def _difference(study: StudyConfig, other: StudyConfig, corpus: Dataset, its_cor
     for name in sorted({*settled(study), *settled(other)}):
         if settled(study).get(name) != settled(other).get(name):
             return f"training.{name}"
+    if _batch(study) != _batch(other):
+        return "training.batch_tokens"
     return "" if study.objectives == other.objectives else "objectives"
+
+
+def _batch(study: StudyConfig) -> int | None:
+    """The batch that all candidates share, given or by the size of the first baseline."""
+    config = check_training(decide_training(study.training, MiddleChooser()).tree)
+    if config.batch_tokens is not None or not study.baselines:
+        return config.batch_tokens
+    arch = study.baselines[0]
+    return recipe_of(config, arch, estimate(compile_arch(arch))).batch_tokens
 
 
 def _evidence(

@@ -55,7 +55,9 @@ def make_plan(config: TrainingConfig, shape: Shape, cost: Cost) -> Plan:
         what = f"flops ({config.flops:.3g})" if config.flops is not None else f"tokens ({config.tokens:.3g})"
         need = f"{flops:.3g} FLOPs" if config.flops is not None else f"{tokens} tokens"
         raise SpecError(
-            "training", f"{what} do not last for one step, which takes {need}", "raise it, or lower batch_tokens"
+            "training",
+            f"{what} do not last for one step, which takes {need}",
+            "raise it" if config.batch_tokens is None else "raise it, or lower batch_tokens",
         )
     return Plan(recipe, batch_size, steps, flops, tokens)
 

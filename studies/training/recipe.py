@@ -17,6 +17,7 @@ from studies.config import TrainingConfig
 # Step Law's exponents; the factors are those of our grids.
 _BATCH, _BATCH_TOKENS = 0.26, 0.571
 _RATE, _RATE_SIZE, _RATE_TOKENS = 0.3, -0.712, 0.307
+_LARGEST_BATCH = 1 << 25  # far above every batch that was ever found best
 _HIGHEST_RATE = 0.05  # above it short runs diverge, whatever the size
 # OLMo-core's ladder: a second moment that forgets more slowly where batches are small.
 _SMALL_BATCH, _BETA2_SMALL, _BETA2 = 1 << 19, 0.99, 0.95
@@ -82,7 +83,7 @@ def recipe_of(config: TrainingConfig, shape: Shape, cost: Cost) -> Recipe:
 def batch_tokens(tokens: float, seq_len: int) -> int:
     """Tokens of a step: whole sequences, a power of two of them, so that candidates of about one size share a batch."""
     wanted = _BATCH * tokens**_BATCH_TOKENS
-    return seq_len << max(0, round(math.log2(wanted / seq_len)))
+    return seq_len << max(0, round(math.log2(min(wanted, _LARGEST_BATCH) / seq_len)))
 
 
 def peak_rate(size: int, tokens: float) -> float:

@@ -116,7 +116,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         parts = min(self.config.micro_batches, self.plan.batch_size)
         for inputs, targets in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
-            logits, targets, own = self._run(inputs, targets)
+            logits, targets, own = self._run(inputs, targets, with_losses=True)
             share_of_batch = len(inputs) / len(inputs_BL)
             loss = self.corpus.loss(logits, targets)
             (sum(own.values(), start=loss) * share_of_batch).backward()
@@ -128,13 +128,13 @@ class Trainer:
         return total
 
     def _run(
-        self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor
+        self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, *, with_losses: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Logits, the targets beside them, and the model's own losses."""
         inputs_BL = inputs_BL.to(self.device, non_blocking=True)
         targets_BL = targets_BL.to(self.device, non_blocking=True)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
-            logits_BLV, losses = self.model.with_losses(inputs_BL)
+            logits_BLV, losses = self.model.with_losses(inputs_BL) if with_losses else (self.model(inputs_BL), {})
         return logits_BLV, targets_BL, losses
 
     @torch.no_grad()

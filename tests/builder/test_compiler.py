@@ -156,6 +156,15 @@ def test_merging_finds_equal_work_and_spares_dropout():
     assert merge_duplicates_pass(lower_arch(tiny_arch())) is not None
 
 
+def test_equal_losses_both_count():
+    z = {"loss": "z", "in": "logits"}
+    graph = compile_arch(tiny_arch({"graph": {"z1": z, "z2": z}}))
+    assert set(graph.losses) == {"z1", "z2"}
+    _, losses = build_model(graph).with_losses(torch.zeros(1, 24, dtype=torch.long))
+    assert losses["z1"] == losses["z2"]
+    assert graph.arch_id != compile_arch(tiny_arch({"graph": {"z1": z}})).arch_id
+
+
 def test_a_pass_that_breaks_the_graph_is_named():
     def bad_pass(graph):
         return graph.with_nodes(graph.nodes[1:])

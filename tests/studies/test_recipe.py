@@ -84,3 +84,51 @@ def test_check_tells_it_and_what_the_budget_suits(tmp_path):
     told = run_cli("check", tiny_study(tmp_path, {"training": {"lr": None}}))
     assert "lr, beta2 by size" in told
     assert "bytes of text per parameter" in told
+
+
+def test_a_candidate_of_longer_sequences_sees_one_at_least(tmp_path):
+    driver = make_driver(tmp_path, {"training": {"batch_tokens": None}})
+    arch, cost = priced(tiny_arch({"vocab_size": 256, "seq_len": 600}))
+    assert driver._proposer.candidates.plan(arch, cost, {"flops": 1e10, "lr": 1e-3}).tokens_per_step == 600
+
+
+def test_a_promotion_repeats_what_its_trial_was_given(tmp_path):
+    training = {"flops": None, "tokens": 1e5, "batch_tokens": None, "lr": {"choice": [None, 0.001]}}
+    driver = end_all(make_driver(tmp_path, {"training": training}, "search.num_trials=6", "search.stopper=none",
+                                 "search.sampler=random", "search.promote={trials: 6, seeds: 1, factor: 4}"))  # fmt: skip
+    given = [r for r in driver.records if r.purpose == "promotion" and r.choices.get("training.lr") == 0.001]
+    assert given
+    assert all(record.training["lr"] == 0.001 for record in given)
+    assert {r.training["tokens"] for r in driver.records if r.purpose == "promotion"} == {4e5}
+
+
+NO_BASELINE = {"baseline": [], "budget": {"flops_per_token": None}}
+
+
+def test_few_architectures_are_tried_with_several_settings(tmp_path):
+    fixed = {"graph": {"h": {"schedule": ["word", "token"], "topology": "anchor"}}}
+    training = {"tokens": 1e5, "flops": None, "batch_tokens": {"choice": [96, 10, 9, 8, 7, 6]}}
+    told = run_cli("check", tiny_study(tmp_path, {**NO_BASELINE, "space": fixed, "training": training}))
+    assert "1 candidate" in told
+    assert "100.0% of 1 looked at" in told
+
+
+def test_the_first_sample_need_not_suit_the_training(tmp_path):
+    fixed = {"seq_len": {"choice": [4096, 24]}, "graph": {"h": {"schedule": ["word"], "topology": "anchor"}}}
+    told = run_cli("check", tiny_study(tmp_path, {**NO_BASELINE, "space": fixed}))
+    assert "50.0% of 2 looked at" in told
+    assert "training: batch 96 tokens" in told
+
+
+@pytest.mark.parametrize(
+    ("width", "used"), [(16, "its losses teach the sampler"), (64, "training.batch_tokens differs")]
+)
+def test_studies_of_other_batches_do_not_compare(width, used, tmp_path):
+    over = {"training": {"batch_tokens": None, "flops": 4e9}, "budget": {"flops_per_token": None}}
+    file = tiny_study(tmp_path, over)
+    small = ("--serial", "search.num_trials=1", "search.stopper=none", "training.flops=4e8", "training.eval_tokens=96")
+    run_cli("search", file, "--dir", tmp_path / "run", *small)
+    head, _, baseline = file.read_text().partition("baseline:")
+    file.write_text(head + "baseline:" + baseline.replace("d_model: 16", f"d_model: {width}"))
+    told = run_cli("search", file, "--dir", tmp_path / "again", f"search.from={tmp_path / 'run'}", *small)
+    assert used in " ".join(told.split())

@@ -9,7 +9,7 @@ from helpers import run_cli
 from searchspace import SpecError
 from studies.commands.scale import read_runs
 from studies.scale.law import Run, fit_law, forecast
-from studies.scale.pairs import rate
+from studies.scale.pairs import FARTHEST, rate
 
 SIZES = (3e4, 1e5, 3e5)
 
@@ -114,6 +114,18 @@ def test_too_little_is_refused():
     rising = [Run(r.candidate, r.size, r.tokens, 1 + np.log(r.size), r.rung, r.seed) for r in runs]
     with pytest.raises(SpecError, match="losses do not fall"):
         rate(rising, "c0", 1e6, 6e7)
+    with pytest.raises(SpecError, match="the only candidate"):
+        rate([run for run in runs if run.candidate == "c0"], "c0", 1e6, 6e7)
+    one = [
+        Run(r.candidate, r.size * (1 + 0.01 * int(r.candidate[1:])), r.tokens, r.loss, "a")
+        for r in runs
+        if r.size == 3e4
+    ]
+    with pytest.raises(SpecError, match="1 are too few"):
+        rate(one, "c0", 1e6, 6e7)
+    (far,) = [r for r in rate([*runs, *(Run("low", n, 60 * n, 0.3, f"{n}") for n in SIZES)], "c0", 1e6, 6e7, draws=20).rated
+              if r.candidate == "low"]  # fmt: skip
+    assert far.multiplier == FARTHEST
     apart = [*runs, Run("alone", 5e4, 3e6, 2.0, "elsewhere")]
     with pytest.raises(SpecError, match="alone: shares no rung with c0"):
         rate(apart, "c0", 1e6, 6e7)
@@ -144,6 +156,7 @@ HEAD = "candidate,size,tokens,loss,seed\n"
         (HEAD + "x,1e6,1e8,2.0\n", "has more or fewer values"),
         (HEAD + "x,1e6,1e8,2.0,0,7\n", "has more or fewer values"),
         (HEAD + " ,1e6,1e8,2.0,0\n", "candidate: is empty"),
+        (HEAD + "x,1e6,1e8,2.0," + "7" * 5000 + "\n", "is no whole number"),
     ],
 )
 def test_files_that_are_no_ladder(text, told, tmp_path):
@@ -164,6 +177,10 @@ def test_the_command(tmp_path):
     told = run_cli("scale", file)
     assert "At 3M parameters and 180M tokens, against c0" in told
     assert "42 runs at 3 sizes" in told.replace("\n", " ")
+    marked = file.read_text().replace("c1,", "[/b],").replace("candidate,", " candidate , ", 1)
+    (tmp_path / "marked.csv").write_text(marked)
+    assert "[/b]" in run_cli("scale", tmp_path / "marked.csv")
+    assert "no number to reach" in run_cli("scale", file, "--size", "inf", code=2)
     assert "baseline" in told
     assert "no candidate" in run_cli("scale", file, "--baseline", "c9", code=2)
     file.write_bytes(b"\xff\xfe")
