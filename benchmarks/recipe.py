@@ -123,8 +123,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, and stop")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
-    for row in rows:
+    for row in rows:  # the first had no horizon, and rates of more digits
         row.setdefault("horizon", 60)
+        row["rate"] = float(f"{row['rate']:.2g}")
     if options.table:
         show(rows)
         return

@@ -21,6 +21,7 @@ _SPREAD = {"low": 0.5, "medium": 0.25, "high": 0.125}
 _MAX_OPTIONS = 1000  # each becomes an Optuna category, compared one by one
 _MAX_SEQUENCE = 64  # each place is a decision of its own
 _MOST_STEPS = 1_000_000_000  # whole numbers that floats still hold exactly
+_FINEST = 1e-11  # values of a range keep twelve digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,10 @@ def _number(kind: str, data: dict[str, Any], path: str) -> Integer | Real:
         raise SpecError(f"{path}.step", f"{show(step)} can't be a step", "use a number above 0")
     if step is not None and high - low > _MOST_STEPS * step:
         raise SpecError(f"{path}.step", f"{show(step)} gives too many values", f"at most {_MOST_STEPS:,}")
+    if step is not None and step < _FINEST * max(abs(low), abs(high)):
+        raise SpecError(
+            f"{path}.step", f"{show(step)} is lost beside its bounds", f"at least {_FINEST:g} of the larger"
+        )
     if step is not None and log:
         raise SpecError(f"{path}.step", "log and step exclude each other", "keep one of them")
     decision: Integer | Real

@@ -14,9 +14,9 @@ from typing import Protocol
 from builder.pricing.cost import Cost
 from studies.config import TrainingConfig
 
-# Step Law's exponents; the factors are those of our grids.
-_BATCH, _BATCH_TOKENS = 0.26, 0.571
-_RATE, _RATE_SIZE, _RATE_TOKENS = 0.3, -0.712, 0.307
+# Step Law's exponents of tokens; that of size makes N^-1/3 at one ratio, as in OLMo's ladder; factors of our grids.
+_BATCH, _BATCH_TOKENS = 0.18, 0.571
+_RATE, _RATE_SIZE, _RATE_TOKENS = 0.1, -0.64, 0.307
 _LARGEST_BATCH = 1 << 25  # far above every batch that was ever found best
 _HIGHEST_RATE = 0.05  # above it short runs diverge, whatever the size
 # OLMo-core's ladder: a second moment that forgets more slowly where batches are small.

@@ -101,6 +101,8 @@ SPACES = [  # (what, laid over the tiny architecture, path, expected parts)
     ("same option twice", {"d_model": {"choice": [16, 32, 16]}}, "d_model.choice.2", ["twice"]),
     ("infinite option", {"norm_eps": {"choice": [float("inf")]}}, "norm_eps.choice.0", ["finite"]),
     ("step 0", {"d_model": {"int": [16, 32], "step": 0}}, "d_model.step", ["0"]),
+    ("step below twelve digits", {"norm_eps": {"float": [1.3795849098840138] * 2, "step": 1e-12}}, "norm_eps.step", ["lost", "at least"]),
+    ("step of no size", {"norm_eps": {"float": [1.3795849098840138] * 2, "step": 1e-323}}, "norm_eps.step", ["lost"]),
     ("log and step", {"d_model": {"int": [16, 32], "step": 2, "log": True}}, "d_model.step", ["exclude"]),
     ("infinite bound", {"norm_eps": {"float": [0.1, float("inf")]}}, "norm_eps.float.1", ["finite"]),
     ("text bound", {"d_model": {"int": ["a", 32]}}, "d_model.int.0", ["'a'"]),
