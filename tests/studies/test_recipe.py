@@ -126,7 +126,13 @@ def test_the_first_sample_need_not_suit_the_training(tmp_path):
 def test_studies_of_other_batches_do_not_compare(width, used, tmp_path):
     over = {"training": {"batch_tokens": None, "flops": 4e9}, "budget": {"flops_per_token": None}}
     file = tiny_study(tmp_path, over)
-    small = ("--serial", "search.num_trials=1", "search.stopper=none", "training.flops=4e8", "training.eval_tokens=96")
+    small = (
+        "--serial",
+        "search.num_trials=1",
+        "search.stopper=none",
+        "training.flops=1.6e9",
+        "training.eval_tokens=96",
+    )
     run_cli("search", file, "--dir", tmp_path / "run", *small)
     head, _, baseline = file.read_text().partition("baseline:")
     file.write_text(head + "baseline:" + baseline.replace("d_model: 16", f"d_model: {width}"))
