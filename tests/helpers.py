@@ -150,7 +150,7 @@ def end_all(driver: Any, loss: Callable[[Any], float] = lambda record: float(rec
 
     while (spec := driver.next_trial()) is not None:
         record = driver.record(spec.number)
-        full = spec.training.get("flops") or 1.0
+        full = spec.training.flops or 1.0
         told = {"bits_per_byte": loss(record) / math.log(2), "loss": loss(record)}
         rungs = tuple(Rung(flops=share * full, tokens=1, score=told["loss"], metrics=told) for share in spec.rungs)
         driver.report(spec.number, Report(kind="done", attempt=1, rungs=rungs))

@@ -19,7 +19,7 @@ from builder.lowering import build_model
 from searchspace.disk import parse_json, probe_folder
 from searchspace.errors import SpecError, show
 from searchspace.tables import complete, table
-from studies.config import StudyConfig
+from studies.config import StudyConfig, check_training
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
 from studies.data.dataset import Dataset
 from studies.records.folder import EXPORTS, check_links
@@ -65,7 +65,7 @@ def export_trial(
         out = study_folder / EXPORTS / f"trial-{record.number}"
     attempts = attempts_in(trial_store(trials_store(settings, study_folder.absolute()), record.number))
     identity = identity_of(
-        record.arch_id, record.seed, record.training, rungs_of(record, settings), corpus.facts.content
+        record.arch_id, record.seed, check_training(record.training), rungs_of(record, settings), corpus.facts.content
     )
     state = load_checkpoint(attempts, identity, record.steps)
     if state is None:

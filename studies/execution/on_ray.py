@@ -230,7 +230,7 @@ class DrivenSearcher(_Driven, Searcher):  # type: ignore[misc]
         if spec is None:
             return Searcher.FINISHED if self.driver.finished else None
         self._numbers[trial_id] = spec.number
-        return {"trial": spec.to_json(), "run": self._run}
+        return {"trial": spec.to_json(), "number": spec.number, "run": self._run}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._numbers.pop(trial_id)
@@ -261,8 +261,7 @@ class DrivenScheduler(_Driven, FIFOScheduler):  # type: ignore[misc]
         self.driver, self.watch = driver, watch
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        number = TrialSpec.from_json(trial.config["trial"]).number
-        goes_on = self.driver.report(number, Report.from_json(result["report"]))
+        goes_on = self.driver.report(trial.config["number"], Report.from_json(result["report"]))
         self.watch()
         decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
         return decision

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from builder.pricing.cost import Cost
 from searchspace.arch import ArchSpec
 from searchspace.choices import Scalar
-from searchspace.plain import decode
+from searchspace.plain import decode, encode
+from studies.config import TrainingConfig, check_training
 
 ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]
 
@@ -25,12 +26,12 @@ Purpose: TypeAlias = Literal["search", "baseline", "promotion"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialSpec:
-    """Everything a worker needs, as JSON-able values."""
+    """Everything a worker needs, decoded; it travels as JSON."""
 
     number: int
-    arch: dict[str, Any]
+    arch: ArchSpec
     arch_id: str
-    training: dict[str, Any]
+    training: TrainingConfig
     seed: int
     corpus: str
     """Folder of the prepared data."""
@@ -53,12 +54,14 @@ class TrialSpec:
         return identity_of(self.arch_id, self.seed, self.training, self.rungs, self.data)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.dumps({**plain, "arch": encode(self.arch), "training": encode(self.training)})
 
     @staticmethod
     def from_json(text: str) -> TrialSpec:
         data = json.loads(text)
-        return TrialSpec(**{**data, "rungs": tuple(data["rungs"])})
+        arch, training = decode(ArchSpec, data["arch"]), check_training(data["training"])
+        return TrialSpec(**{**data, "arch": arch, "training": training, "rungs": tuple(data["rungs"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +149,7 @@ class TrialRecord:
         return decode(ArchSpec, self.arch)
 
 
-def identity_of(arch_id: str, seed: int, training: Mapping[str, Any], rungs: Sequence[float], data: str) -> str:
+def identity_of(arch_id: str, seed: int, training: TrainingConfig, rungs: Sequence[float], data: str) -> str:
     """`TrialSpec.identity`."""
-    facts = [arch_id, seed, sorted(training.items()), list(rungs), data]
+    facts = [arch_id, seed, sorted(encode(training).items()), list(rungs), data]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -24,7 +24,7 @@ from searchspace.plain import encode
 from searchspace.space import Candidate
 from studies.candidates.drawing import HintedChooser, trial_key
 from studies.candidates.proposal import Proposal
-from studies.config import MiddleChooser, StudyConfig, decide_training
+from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
 from studies.data.corpus import find_path
 from studies.data.dataset import Dataset
 from studies.records.folder import TRIALS, mark_study, study_id
@@ -325,9 +325,9 @@ class StudyDriver:
     def _spec(self, record: TrialRecord) -> TrialSpec:
         return TrialSpec(
             number=record.number,
-            arch=record.arch,
+            arch=record.arch_spec(),
             arch_id=record.arch_id,
-            training=record.training,
+            training=check_training(record.training),
             seed=record.seed,
             corpus=self.corpus,
             data=self._data,

@@ -14,8 +14,6 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-from searchspace.arch import ArchSpec
-from searchspace.plain import decode
 from studies.records.trial import Report, ReportKind, Rung, TrialSpec
 
 _PROGRESS_S = 2.0  # a word to the driver this often, far within any timeout
@@ -29,7 +27,6 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
     """
     import torch
 
-    from studies.config import check_training
     from studies.training.checkpoint import (
         attempt_number,
         attempts_in,
@@ -49,8 +46,7 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
         earlier = attempts_in(place)
         own = claim_attempt(place, spec.study)
         attempt = attempt_number(own)
-        config = check_training(spec.training)
-        trainer = Trainer(decode(ArchSpec, spec.arch), config, _corpus(spec.corpus), seed=spec.seed, device=spec.device)
+        trainer = Trainer(spec.arch, spec.training, _corpus(spec.corpus), seed=spec.seed, device=spec.device)
 
         def report(kind: ReportKind, train_loss: float | None = None) -> Report:
             return Report(
@@ -79,7 +75,7 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
             until = trainer.plan.step_at(share)
             while trainer.step < until:
                 train_loss = trainer.train(until, time_limit_s=_PROGRESS_S)
-                if time.monotonic() - saved > config.checkpoint_every_s and trainer.step < until:
+                if time.monotonic() - saved > spec.training.checkpoint_every_s and trainer.step < until:
                     save()
                     saved = time.monotonic()
                 yield report("progress", train_loss)

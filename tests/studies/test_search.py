@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from helpers import make_driver, tiny_study
+from helpers import make_driver, tiny_arch, tiny_study
 
 from builder import compile_arch, estimate
 from searchspace import SpecError
@@ -12,7 +12,7 @@ from searchspace.choices import FixedChooser
 from searchspace.plain import decode
 from studies.candidates.feasibility import survey
 from studies.commands.export import export_trial
-from studies.config import MiddleChooser, StopperConfig, decide_training, load_study
+from studies.config import MiddleChooser, StopperConfig, TrainingConfig, decide_training, load_study
 from studies.data.corpus import Corpus
 from studies.execution.run import run_serial
 from studies.records.folder import JOURNAL, SUMS, StudyLockedError, exclusive
@@ -224,7 +224,7 @@ def test_candidates_that_can_not_run_are_passed_over(tmp_path):
     driver = make_driver(tmp_path, over, "search.num_trials=6", "budget={}")
     for _ in range(7):
         spec = driver.next_trial()
-        assert spec.arch.get("causal", True)
+        assert spec.arch.causal
         driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, score=1.0),)))
 
 
@@ -295,7 +295,7 @@ def test_open_choices_in_training_are_searched(tmp_path):
     rates = []
     for _ in range(4):
         spec = driver.next_trial()
-        rates.append(spec.training["lr"])
+        rates.append(spec.training.lr)
         driver.report(spec.number, Report(kind="done", attempt=1, rungs=(Rung(flops=1.0, tokens=1, score=1.0),)))
     assert rates[0] == middle  # the baseline
     assert len(set(rates)) == 4
@@ -388,9 +388,9 @@ def test_with_several_objectives_a_trial_ends_by_those_that_dominate_it():
 def test_specs_and_reports_travel_as_json():
     spec = TrialSpec(
         number=3,
-        arch={"a": 1},
+        arch=tiny_arch(),
         arch_id="0123",
-        training={"lr": 0.1},
+        training=TrainingConfig(flops=1e9, lr=0.1),
         seed=0,
         corpus="c",
         data="d",
