@@ -186,10 +186,9 @@ def model_code(graph: Graph, steps: Sequence[Step]) -> str:
 
     A graph with losses of its own has ``with_losses`` too.
     """
-    own = _own_losses(steps)
-    functions = [_with_losses(graph, steps)] if own else []
-    steps = [step for step in steps if step not in own]
-    functions.insert(0, _forward(graph, steps))
+    with_losses = [_with_losses(graph, steps)] if graph.losses else []
+    steps = [step for step in steps if step.row.gives is not Kind.LOSS]
+    functions = [_forward(graph, steps), *with_losses]
     if not why_undecodable(graph):
         functions += [_open(steps), _prefill(graph, steps), _decode(graph, steps)]
     return "\n\n".join(functions) + "\n"
@@ -199,10 +198,6 @@ def _result(graph: Graph, steps: Sequence[Step]) -> Step:
     return next(step for step in steps if step.node.name == graph.output)
 
 
-def _own_losses(steps: Sequence[Step]) -> list[Step]:
-    return [step for step in steps if step.row.gives is Kind.LOSS]
-
-
 def _forward(graph: Graph, steps: Sequence[Step]) -> str:
     lines = ["def forward(self, tokens, lengths=None):", '    """All positions at once."""']
     return "\n".join([*lines, *_parallel(graph, steps), f"    return {_result(graph, steps).label}"])
@@ -210,7 +205,7 @@ def _forward(graph: Graph, steps: Sequence[Step]) -> str:
 
 def _with_losses(graph: Graph, steps: Sequence[Step]) -> str:
     lines = ["def with_losses(self, tokens, lengths=None):", '    """The logits, and losses of the model\'s own."""']
-    losses = ", ".join(f'"{step.node.name}": {step.label}' for step in _own_losses(steps))
+    losses = ", ".join(f'"{step.node.name}": {step.label}' for step in steps if step.row.gives is Kind.LOSS)
     return "\n".join([*lines, *_parallel(graph, steps), f"    return {_result(graph, steps).label}, {{{losses}}}"])
 
 

@@ -15,15 +15,12 @@ class ZLoss(nn.Module):
         weight: of the loss.
 
     Shape:
-        (B, L, V) -> a scalar; visible (B, L): positions that count.
+        (B, L, V) -> a scalar.
     """
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
 
-    def forward(self, logits_BLV: Tensor, *, visible: Tensor | None = None) -> Tensor:
-        squares_BL = logits_BLV.float().logsumexp(dim=-1).square()
-        if visible is None:
-            return self.weight * squares_BL.mean()
-        return self.weight * (squares_BL * visible).sum() / visible.sum()
+    def forward(self, logits_BLV: Tensor) -> Tensor:
+        return self.weight * logits_BLV.float().logsumexp(dim=-1).square().mean()

@@ -511,7 +511,6 @@ _ROWS = (
         BOX,
         gives=Kind.LOSS,
         attrs={"weight": float},
-        sees="own",
     ),
 )
 

@@ -40,20 +40,19 @@ def read_runs(file: Path) -> list[Run]:
     except UnicodeDecodeError as error:
         raise SpecError("", f"is not UTF-8 text (byte {error.start})", "save it as UTF-8", file=str(file)) from error
     rows = csv.DictReader(io.StringIO(text))
-    names = [name.strip() for name in rows.fieldnames or ()]
-    rows.fieldnames = names
+    try:
+        names = [name.strip() for name in rows.fieldnames or ()]
+        rows.fieldnames = names
+        lines = [(row, rows.line_num) for row in rows]
+    except csv.Error as error:
+        raise SpecError("", f"is no CSV: {error}", "separate values by commas", str(file), rows.line_num) from error
     for name in _NEEDED:
         if name not in names:
             raise SpecError(name, "is no column", f"give {', '.join(_NEEDED)} in its first line", file=str(file))
     for name in names:
         if name not in (*_NEEDED, *_OPTIONAL):
             raise SpecError(name, "unknown column", one_of((*_NEEDED, *_OPTIONAL), name), file=str(file))
-    runs = []
-    try:
-        for row in rows:
-            runs.append(_run(row, rows.line_num, file))
-    except csv.Error as error:
-        raise SpecError("", f"is no CSV: {error}", "separate values by commas", str(file), rows.line_num) from error
+    runs = [_run(row, line, file) for row, line in lines]
     if not runs:
         raise SpecError("", "holds no runs", "give one line for each", file=str(file))
     return runs

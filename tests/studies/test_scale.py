@@ -51,18 +51,35 @@ def test_a_law_is_found(horizons):
     assert law.loss("x", 1e7, 60e7) < min(run.loss for run in runs if run.candidate == "x")
 
 
-def test_intervals_cover_as_often_as_they_say_and_err_less_than_the_largest_size():
+def rated_against_truth(seeds, draws, **world):
+    """Of many ladders: whether a difference is in its interval, its error, and that of the largest size alone."""
     inside, errors, at_top = [], [], []
-    for seed in range(12):
-        runs, truth = made_ladder(seed)
-        for rated in rate(runs, "c0", 1e6, 6e7, draws=120).rated:
+    for seed in seeds:
+        runs, truth = made_ladder(seed, **world)
+        for rated in rate(runs, "c0", 1e6, 6e7, draws=draws).rated:
             if rated.candidate != "c0":
                 low, high = rated.interval
                 inside.append(low <= truth[rated.candidate] <= high)
                 errors.append(rated.difference - truth[rated.candidate])
                 at_top.append(rated.at_top - truth[rated.candidate])
+    return inside, errors, at_top
+
+
+def test_intervals_cover_as_often_as_they_say_and_err_less_than_the_largest_size():
+    inside, errors, at_top = rated_against_truth(range(12), 120)
     assert 0.7 <= np.mean(inside) <= 0.95
     assert np.std(errors) < 0.8 * np.sqrt(np.mean(np.square(at_top)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [{}, {"drift": 0.0}, {"form": 0.0}, {"drift": 0.1}], ids=str)
+def test_coverage_over_many_ladders(world):
+    """`-s` prints the figures of docs/results.md."""
+    inside, errors, at_top = rated_against_truth(range(100, 125), 200, **world)
+    top = np.sqrt(np.mean(np.square(at_top)))
+    print(f"\n{world or 'as they are'}: {np.mean(inside):.0%} inside, error {np.std(errors):.4f}, at the top {top:.4f}")
+    assert 0.65 <= np.mean(inside) <= 1
+    assert np.std(errors) < (1.3 if world.get("drift") == 0.1 else 0.8) * top  # what drifts far can't be followed
 
 
 def test_the_answer_adds_up():
@@ -149,6 +166,8 @@ HEAD = "candidate,size,tokens,loss,seed\n"
         ("candidate,size,tokens\nx,1,1\n", "loss: is no column"),
         ("candidate,size,tokens,loss,sede\nx,1,1,1,0\n", "did you mean 'seed'"),
         (HEAD, "holds no runs"),
+        ("[" * 200_000, "is no CSV"),
+        (HEAD + "x,1e6," + "1" * 200_000 + ",2.0,0\n", "is no CSV"),
         (HEAD + "x,1e6,1e8,nan,0\n", ":2: loss: 'nan' is no positive number"),
         (HEAD + "x,1e6,1e8,2.0,0\nx,,1e8,2.0,0\n", ":3: size: '' is no positive number"),
         (HEAD + "x,-1,1e8,2.0,0\n", "is no positive number"),
