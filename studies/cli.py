@@ -389,7 +389,9 @@ def predict(
 
 @_command
 def scale(
-    ladder: Annotated[Path, typer.Argument(help="CSV: candidate, size, tokens, loss, perhaps seed and rung.")],
+    ladder: Annotated[
+        Path, typer.Argument(help="Folder of a study with scale; or CSV: candidate, size, tokens, loss, seed, rung.")
+    ],
     baseline: Annotated[str | None, typer.Option(help="Held against the others; default: the first.")] = None,
     size: Annotated[
         float | None, typer.Option(min=1, help="Parameters of the target; default: 10x the largest.")

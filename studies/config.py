@@ -135,13 +135,80 @@ class SearchConfig:
 
     sampler: SamplerName = key("Who proposes.", default="tpe")
     predictor: LearnerName = key("Of the sampler predictor: what it learns with.", default="tabular")
-    num_trials: int = key("Trials to launch, baselines not counted.", default=16, low=1, high=1_000_000)
+    num_trials: int = key(
+        "Trials to launch, baselines not counted; 0 with scale: the baselines go up the ladder at once.",
+        default=16,
+        low=0,
+        high=1_000_000,
+    )
     stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(kind="asha"))
     seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)
     narrow: bool = key("Steer proposals into the budget while they are decided.", default=True)
     promote: PromoteConfig = key("What is trained again after the search.", default=PromoteConfig())
     from_: str | None = key("Folder of an earlier study to learn from.", default=None, name="from")
     max_failures: int = key("Failed trials in a row that end the study.", default=5, low=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeConfig:
+    """A size of a ladder: a width, or a width and how many times deeper: ``{d_model: 64, depth: 2}``."""
+
+    d_model: int = key("Width; heads keep theirs, feed-forward layers grow along.", low=2, high=1 << 17)
+    depth: int = key("Layers of every block, as a multiple of the candidate's.", default=1, low=1, high=512)
+
+    @property
+    def label(self) -> str:
+        """Short and unique: ``64``, ``64x2``."""
+        return f"{self.d_model}" if self.depth == 1 else f"{self.d_model}x{self.depth}"
+
+    @staticmethod
+    def __decode__(data: object, path: str) -> SizeConfig:
+        if not isinstance(data, int | dict) or isinstance(data, bool):
+            raise SpecError(path, f"can't read {show(data)}", "write a width, e.g. 64, or {d_model: 64, depth: 2}")
+        decoded: SizeConfig = _decode_size({"d_model": data} if isinstance(data, int) else data, path)
+        return decoded
+
+    def __encode__(self) -> object:
+        return self.d_model if self.depth == 1 else {"d_model": self.d_model, "depth": self.depth}
+
+
+_decode_size = dataclass_decoder(SizeConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleConfig:
+    """After the search, the best and the baselines are trained at several sizes, to tell who wins at a larger one."""
+
+    sizes: tuple[SizeConfig, ...] = key("Three or more, from small to large.")
+    horizons: tuple[float, ...] = key(
+        "Lengths of training, 1 for 60 bytes per parameter (20 tokens where bytes are unknown); all off one run.",
+        default=(0.5, 1.0),
+    )
+    seeds: int = key("Runs of each candidate at each size.", default=2, low=1, high=100)
+    candidates: int = key("How many of the best that were found.", default=5, low=0, high=1000)
+    target: float | None = key(
+        "Parameters of the size that the answer is about; default: ten times the largest.", default=None, low=1.0
+    )
+    allot: bool = key(
+        "Train first what decides the order soonest, and leave out what can't change it; false: everything.",
+        default=True,
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) < LEAST_SIZES:
+            what = f"{len(self.sizes)} are too few for a law"
+            raise SpecError("scale.sizes", what, f"give {LEAST_SIZES} or more, each about three times the parameters")
+        order = [(size.d_model, size.depth) for size in self.sizes]
+        if len(set(order)) < len(order) or order != sorted(order, key=lambda at: at[0] ** 2 * at[1]):
+            raise SpecError("scale.sizes", "are not in order, from small to large", "sort them, each once")
+        wrong = [horizon for horizon in self.horizons if not 0.01 <= horizon <= 1000]
+        if not self.horizons or wrong or list(self.horizons) != sorted(set(self.horizons)):
+            what = f"{[*self.horizons]} are no lengths of training in order"
+            raise SpecError("scale.horizons", what, "give numbers from 0.01 to 1000, from short to long, e.g. [0.5, 1]")
+
+
+LEAST_SIZES = 3
+"""With two, one curve of any exponent goes through both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +236,7 @@ class StudyConfig:
     baselines: tuple[ArchSpec, ...]
     objectives: tuple[str, ...]
     search: SearchConfig
+    scale: ScaleConfig | None
     resources: ResourcesConfig
     tracking: tuple[TrackerName, ...]
     plain: dict[str, Any] = field(repr=False)
@@ -203,6 +271,9 @@ class StudyKeys:
         default=("loss",),
     )
     search: SearchConfig = key("How to propose.", default=SearchConfig())
+    scale: ScaleConfig | None = key(
+        "A ladder of sizes that the best go up after the search; default: none.", default=None
+    )
     resources: ResourcesConfig = key("What a trial occupies.", default=ResourcesConfig())
     tracking: TrackerName | tuple[TrackerName, ...] = key(
         "Experiment trackers that are told of every trial.", default=("tensorboard",)
@@ -212,6 +283,7 @@ class StudyKeys:
 _SECTIONS = {
     "training": {f.name for f in fields(TrainingConfig)},
     "search": {f.name for f in fields(SearchConfig)},
+    "scale": {f.name for f in fields(ScaleConfig)},
     "data": {f.name for task in TASKS.values() for f in fields(task.config)},
     "resources": {f.name for f in fields(ResourcesConfig)},
 }
@@ -260,6 +332,10 @@ def find_study(path: str | Path) -> Path:
 def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     """Build a study from inlined plain data. Raises `SpecError`."""
     open_parts = ("space", "training", "baseline")
+    search = data.get("search")
+    ladder_alone = isinstance(search, dict) and search.get("num_trials") == 0 and data.get("scale") is not None
+    if "space" not in data and ladder_alone and isinstance(data.get("baseline"), list) and data["baseline"]:
+        data = {**data, "space": data["baseline"][0]}
     if "space" not in data:
         raise SpecError("", "the key 'space' is missing", "add 'space: FILE'")
     known = [*open_parts, *(f.name for f in fields(StudyKeys))]
@@ -271,6 +347,8 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     if not NAME.fullmatch(keys.name):
         raise SpecError("name", f"{show(keys.name)} can't be used as a name", "use letters, digits, '_', '-' and '.'")
     _check_resources(keys.resources)
+    if not keys.search.num_trials and keys.scale is None:
+        raise SpecError("search.num_trials", "is 0, and there is no ladder", "give 1 or more, or a section scale")
     objectives = _check_objectives(keys.objectives, task_of(keys.data))
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
     listed = data.get("baseline", [])
@@ -286,6 +364,7 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         baselines=baselines,
         objectives=objectives,
         search=keys.search,
+        scale=keys.scale,
         resources=keys.resources,
         tracking=(keys.tracking,) if isinstance(keys.tracking, str) else tuple(dict.fromkeys(keys.tracking)),
         plain=dict(data),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,9 @@ from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from studies.commands.preflight import check_resources, device_of, preflight
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.data.dataset import Dataset
 from studies.records.resume import check_settings
+from studies.scale.ladder import LadderCandidate, ladder_of
 from studies.search.stopper import expected_work, rung_shares
 from studies.show.summary import short
 from studies.show.terminal import say
@@ -45,14 +48,19 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     if settings.search.promote.trials:
         what += f"; the best {settings.search.promote.trials} again, {settings.search.promote.seeds} times each"
     say(console, what)
+    ladder_flops, rungs_said = _ladder(settings, corpus)
+    if rungs_said:
+        say(console, rungs_said)
     arch = settings.baselines[0] if settings.baselines else settings.space.sample(0).arch
     cost = estimate(compile_arch(arch))
     per_trial = training.flops or (training.tokens or 0.0) * cost.training_flops_per_token
     promote, rungs = settings.search.promote, len(rung_shares(settings.search.stopper))
     again = promote.seeds * (promote.trials + bool(baselines)) if promote.trials else 0
     share, evaluations = expected_work(settings.search.stopper)
+    if settings.scale is not None and not trials:
+        baselines = 0  # they go up the ladder at once
     full = baselines + again * promote.factor
-    expected, most = per_trial * (trials * share + full), per_trial * (trials + full)
+    expected, most = (per_trial * (n + full) + ladder_flops for n in (trials * share, trials))
     evaluated = min(training.eval_tokens, corpus.facts.val_tokens)  # no more is held out
     if evaluated < training.eval_tokens:
         asked, there = short(training.eval_tokens), short(corpus.facts.val_tokens)
@@ -80,6 +88,26 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
             "tokens): give more data, or train less, lest memory be what is ranked",
             highlight=False,
         )
+
+
+def _ladder(settings: StudyConfig, corpus: Dataset) -> tuple[float, str]:
+    """Training FLOPs of the whole ladder, and what it is made of; the found are taken to cost what a baseline does."""
+    scale = settings.scale
+    if scale is None:
+        return 0.0, ""
+    ladder = ladder_of(settings, [], corpus.facts)
+    if not ladder.candidates:
+        arch = settings.space.sample(0).arch
+        ladder = replace(ladder, candidates=(LadderCandidate("", arch, is_baseline=False),))
+    known, there = len(ladder.candidates), len(settings.baselines)
+    wanted = there + min(scale.candidates, settings.search.num_trials)
+    flops = sum(ladder.flops(cell) for cell in ladder.cells) * wanted / known
+    sizes = [short(ladder.size(cell)) for cell in ladder.cells[:: known * scale.seeds]]
+    allotted = ", fewer where the order is clear sooner" if scale.allot else ""
+    return flops, (
+        f"ladder: {wanted} candidates at {', '.join(sizes)} parameters of blocks and head, {scale.seeds} "
+        f"run{'s' if scale.seeds != 1 else ''} each, {short(flops)} FLOPs at most{allotted}"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -64,8 +64,9 @@ def export_trial(
         check_links(study_folder)
         out = study_folder / EXPORTS / f"trial-{record.number}"
     attempts = attempts_in(trial_store(trials_store(settings, study_folder.absolute()), record.number))
+    training, rungs = check_training(record.training), rungs_of(record, settings)
     identity = identity_of(
-        record.arch_id, record.seed, check_training(record.training), rungs_of(record, settings), corpus.facts.content
+        record.arch_id, record.seed, training, rungs, corpus.facts.content, decayed=record.purpose == "ladder"
     )
     state = load_checkpoint(attempts, identity, record.steps)
     if state is None:

@@ -97,7 +97,7 @@ class StudyView:
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
     def _line(self, record: TrialRecord) -> str:
-        who = {"baseline": "baseline", "search": "trial", "promotion": "again"}[record.purpose]
+        who = {"baseline": "baseline", "search": "trial", "promotion": "again", "ladder": "ladder"}[record.purpose]
         if record.state == "failed" and record.reason not in self._reasons:  # once for each reason
             self._reasons.add(record.reason)
             return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<31} failed: {failure_of(record)}"
@@ -108,6 +108,9 @@ class StudyView:
             "failed": f"failed: {record.reason}",
         }[record.state]
         what = summarize(record.arch_spec())
-        what = f"{record.name}: {what}" if record.purpose == "baseline" else what
-        what = f"{what}, seed {record.seed}" if record.purpose == "promotion" else what
+        baselines = {arch.name for arch in self._driver.study.baselines}
+        is_baseline = record.purpose == "baseline" or (record.purpose == "ladder" and record.name in baselines)
+        what = f"{record.name}: {what}" if is_baseline else what
+        what = f"{what}, size {record.size}" if record.purpose == "ladder" else what
+        what = what if record.ranks else f"{what}, seed {record.seed}"
         return f"{who:>8} {record.number:>4}  {what:<31} {end}"

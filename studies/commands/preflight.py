@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import Cost, estimate
@@ -22,6 +22,7 @@ from studies.data.corpus import find_path
 from studies.data.dataset import DataFacts
 from studies.records.folder import read_settings
 from studies.report.tracking import check_trackers
+from studies.scale.ladder import LadderCandidate, ladder_of
 from studies.search.proposer import list_candidates
 from studies.search.stopper import rung_shares
 from studies.search.surrogate import Surrogate
@@ -30,6 +31,8 @@ from studies.training.plan import FEW_STEPS, make_plan
 from studies.training.recipe import BYTES_PER_PARAMETER, horizon_of
 
 _TRIES = 16  # draws of open training settings for one candidate
+_FEWEST = 2  # candidates of a ladder
+_MOST_EPOCHS = 4  # arXiv 2305.16264
 _STARVED = 6  # times short of it: where plain models of 57K parameters changed places with what had won
 
 
@@ -113,12 +116,36 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
             f"{study.search.stopper.kind} stops by loss alone, so a trial that is good in {study.objectives[-1]} may "
             "not reach the front; with several objectives use search.stopper: none"
         )
+    if study.scale is not None:
+        notes += _check_ladder(study, facts, found)
     recipe, note = "differs by trial", list[str]()
     first = study.baselines[0] if study.baselines else found.example.arch if found.example is not None else None
     with suppress(SpecError):  # the middle of what is open need not suit the first that is feasible
         if first is not None:
             recipe, note = _tell_recipe(check_training(middle), first, facts)
     return Preflight(found, tuple(dict.fromkeys([*notes, *note])), recipe, (fewest, most))
+
+
+def _check_ladder(study: StudyConfig, facts: DataFacts, found: Survey) -> list[str]:
+    """What to know of a study's ladder. Raises `SpecError` if what is known of it can't be trained."""
+    ladder = ladder_of(study, [], facts)
+    if not study.search.num_trials and len(ladder.candidates) < _FEWEST:
+        what = f"there are {len(ladder.candidates)} to go up the ladder, and nothing is searched"
+        raise SpecError("baseline", what, "list two architectures or more, or give search.num_trials")
+    if not ladder.candidates and found.example is not None:
+        ladder = replace(ladder, candidates=(LadderCandidate("", found.example.arch, is_baseline=False),))
+    seed = study.search.seed
+    for cell in ladder.cells:
+        if cell.seed == seed:
+            ladder.flops(cell)
+    longest = max((ladder.training(cell)["tokens"] for cell in ladder.cells), default=0.0)
+    epochs = longest / max(1, facts.train_tokens)
+    if epochs <= _MOST_EPOCHS:
+        return []
+    return [
+        f"the ladder's largest size sees the text {epochs:.1f} times ({short(longest)} tokens): beyond about "
+        f"{_MOST_EPOCHS} repeated text teaches little, so give more of it, or lower scale.sizes"
+    ]
 
 
 def _tell_recipe(config: TrainingConfig, arch: ArchSpec, facts: DataFacts) -> tuple[str, list[str]]:

@@ -14,6 +14,7 @@ from studies.data.dataset import Dataset
 from studies.records.folder import REPORT, check_links
 from studies.records.trial import TrialRecord
 from studies.report.ranking import notes, promotion_table, ranking_table
+from studies.report.scaling import Told, answer_lines, ladder_answer, scale_table
 from studies.show.terminal import say
 
 
@@ -31,11 +32,16 @@ def show_results(
     from studies.report.page import write_html  # a second of imports that nothing else needs
 
     check_links(folder)
-    console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
+    if settings.scale is None or any(record.ranks for record in records):
+        console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
     if (table := promotion_table(records, corpus)) is not None:
         console.print(table)
     for line in notes(records, corpus, driven=driven):
         say(console, line)
+    with console.status("fitting the ladder"):
+        told = ladder_answer(records, settings, corpus)
+    if told is not None:
+        show_answer(told, console)
     with console.status("writing the report"):
         file = write_html(records, settings, corpus, folder / REPORT, driven=driven)
     say(console, f"wrote {file}")
@@ -71,3 +77,10 @@ def print_sample(
     )
     console.print(f"a sample at temperature {temperature}:", highlight=False)
     say(console, codec.decode(out[0].tolist()))
+
+
+def show_answer(told: Told, console: Console) -> None:
+    """What a ladder says: a table, and in words."""
+    console.print(scale_table(told))
+    for line in answer_lines(told):
+        say(console, line)

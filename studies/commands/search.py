@@ -79,7 +79,8 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         if note := driver.progress().note:
             say(console, note)
         _farewell(driver, folder, corpus, console)
-        if not any(record.purpose == "search" and record.state == "complete" for record in driver.records):
+        sought = "search" if settings.search.num_trials else "ladder"
+        if not any(record.purpose == sought and record.state == "complete" for record in driver.records):
             raise NothingCompleteError(_why_nothing(driver))
 
 
@@ -95,7 +96,8 @@ def train_one(arch: ArchSpec, settings: StudyConfig, out: Path, device: str, con
     from studies.commands.export import export_trial
 
     plain = {**settings.plain, "baseline": [encode(arch)]}
-    settings = replace(settings, baselines=(arch,), search=replace(settings.search, num_trials=0), plain=plain)
+    search = replace(settings.search, num_trials=0)
+    settings = replace(settings, baselines=(arch,), search=search, scale=None, plain=plain)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
     check_fit(arch, look_at_data(settings, prepare=False))
     make_plan(training, arch, estimate(compile_arch(arch)))

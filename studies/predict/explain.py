@@ -52,7 +52,7 @@ def representative(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
     What was trained again after the search stays out.
     """
-    told = [record for record in records if record.purpose != "promotion" and record.rungs]
+    told = [record for record in records if record.ranks and record.rungs]
     if len(told) <= MOST_TRIALS:
         return told
     best = sorted(told, key=lambda record: (-len(record.rungs), record.rungs[-1].score))[: MOST_TRIALS // 10]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -266,7 +266,7 @@ class Journal:
         self._path = Path(JOURNAL) if folder is None else folder / JOURNAL
         self._file = None if folder is None else _JournalFile(folder)
         self._distributions: dict[str, BaseDistribution] = {}
-        purposes: tuple[Purpose, ...] = ("search", "baseline", "promotion")
+        purposes: tuple[Purpose, ...] = get_args(Purpose)
         self.studies: dict[Purpose, optuna.Study] = {}
         try:
             if self._file is not None:

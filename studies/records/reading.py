@@ -25,7 +25,7 @@ from studies.records.folder import DATA, JOURNAL, read_settings
 from studies.records.trial import Purpose, Rung, TrialRecord, TrialState
 from studies.tasks.table import open_data
 
-FORMAT = 3
+FORMAT = 4
 """Of launches, rungs and results; stands in the journal under `FORMAT_KEY`."""
 FORMAT_KEY = "spiralformer_journal"
 
@@ -43,7 +43,7 @@ _BEGUN = re.compile(rb'\{"op_code":4,"study_id":(\d{1,9}),"state":(\d),"params":
 _RESULT = {"tokens": int, "steps": int, "seconds": float, "reason": str, "error": str}
 _LAUNCH = {
     "number": int, "name": str, "arch": dict, "arch_id": str, "choices": dict, "training": dict, "seed": int,
-    "cost": dict,
+    "cost": dict, "origin": str, "size": str,
 }  # fmt: skip
 _RUNG = {"flops": float, "tokens": int, "score": float, "metrics": dict}
 _COST = {f.name: f.type for f in fields(Cost)}

@@ -21,7 +21,7 @@ ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]
 TrialState: TypeAlias = Literal["running", "complete", "stopped", "failed"]
 
 
-Purpose: TypeAlias = Literal["search", "baseline", "promotion"]
+Purpose: TypeAlias = Literal["search", "baseline", "promotion", "ladder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +43,8 @@ class TrialSpec:
     """The study's mark, which its attempts bear."""
     rungs: tuple[float, ...]
     """Shares of the budget at which it is evaluated; the last is 1."""
+    decayed: bool = False
+    """Each rung is the end of a decay of its own, off one trunk (``lr_schedule: wsd``)."""
     device: str
     threads: int
     timeout_s: float = 1800.0
@@ -51,7 +53,7 @@ class TrialSpec:
     @property
     def identity(self) -> str:
         """Digest of all that decides its losses; a checkpoint of another identity is another trial's."""
-        return identity_of(self.arch_id, self.seed, self.training, self.rungs, self.data)
+        return identity_of(self.arch_id, self.seed, self.training, self.rungs, self.data, decayed=self.decayed)
 
     def to_json(self) -> str:
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -119,12 +121,21 @@ class TrialRecord:
     training: dict[str, Any]
     seed: int
     cost: Cost
+    origin: str = ""
+    """Of a ladder's runs: the candidate's architecture, as it stands in the study, by its id."""
+    size: str = ""
+    """Of a ladder's runs: its `studies.config.SizeConfig`, by its label."""
     rungs: tuple[Rung, ...] = ()
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
     reason: str = ""
     error: str = field(default="", repr=False)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it is ranked with others at the search's own budget."""
+        return self.purpose in ("search", "baseline")
 
     @property
     def score(self) -> float | None:
@@ -149,7 +160,9 @@ class TrialRecord:
         return decode(ArchSpec, self.arch)
 
 
-def identity_of(arch_id: str, seed: int, training: TrainingConfig, rungs: Sequence[float], data: str) -> str:
+def identity_of(
+    arch_id: str, seed: int, training: TrainingConfig, rungs: Sequence[float], data: str, *, decayed: bool = False
+) -> str:
     """`TrialSpec.identity`."""
-    facts = [arch_id, seed, sorted(encode(training).items()), list(rungs), data]
+    facts = [arch_id, seed, sorted(encode(training).items()), list(rungs), data, *(["decayed"] if decayed else [])]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -24,6 +24,7 @@ from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.report.figures import Figures, figures_of
 from studies.report.ranking import best_of, counts_of, front, labels_of, notes, other_objectives, promotions, ranked
+from studies.report.scaling import answer_lines, ladder_answer, scale_figure, scale_rows, target_of
 from studies.show.summary import cost_lines, cost_rows, short, summarize
 from studies.show.svg import draw_svg
 
@@ -57,8 +58,14 @@ def write_html(
         driven: whether a process drives the study now.
     """
     figures = figures_of(records, settings, corpus, file.parent)
+    told = ladder_answer(records, settings, corpus)
+    if told is not None:
+        figures["scale"] = scale_figure(told)
     page = _template().render(
         name=settings.name,
+        answer=[] if told is None else answer_lines(told),
+        scale=[] if told is None else scale_rows(told),
+        target="" if told is None else target_of(told),
         headline=_headline(records, corpus),
         facts=_facts(records, settings, corpus, driven=driven),
         notes=notes(records, corpus, driven=driven),

@@ -27,7 +27,7 @@ _FAR_MORE = 1.5  # a ratio of tokens that can explain a gap by itself
 
 def ranked(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Complete trials by loss, then stopped ones by how far they came and their last loss; promotions stand apart."""
-    records = [record for record in records if record.purpose != "promotion"]
+    records = [record for record in records if record.ranks]
     complete = sorted((r for r in records if r.state == "complete"), key=lambda r: r.rungs[-1].score)
     stopped = sorted((r for r in records if r.state == "stopped"), key=lambda r: (-len(r.rungs), r.rungs[-1].score))
     return [*complete, *stopped]
@@ -208,7 +208,7 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
     lines = []
     spent = sum(record.flops for record in records)
     lines.append(f"{len(records)} trials: {counts_of(records, driven=driven)}; {short(spent)} training FLOPs spent.")
-    if steps := [record.steps for record in records if record.state == "complete" and record.purpose != "promotion"]:
+    if steps := [record.steps for record in records if record.state == "complete" and record.ranks]:
         lines.append(f"A full training took {min(steps):,} to {max(steps):,} steps.")
     for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
         lines.append(f"{count} failed: {reason or 'unknown reason'}.")

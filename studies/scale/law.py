@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchspace.errors import SpecError
+from studies.config import LEAST_SIZES
 
 Array = NDArray[np.float64]
 
 _EXPONENTS = np.geomspace(0.03, 1.2, 48)  # published ones lie between 0.05 and 0.75
 _EVEN = 1.5  # tokens per parameter that differ by less can't tell the two terms apart
-_LEAST = 3  # sizes: with two, one curve of any exponent goes through both
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Run:
     rung: str = ""
     """Size and horizon; runs of one rung and seed saw the same batches and are compared in pairs."""
     seed: int = 0
-    repeats: int = 0
-    """Tells reruns apart."""
+    flops: float | None = None
+    """Of training; None: in proportion to size and tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ def check_sizes(runs: Sequence[Run]) -> None:
     sizes: dict[str, set[float]] = {}
     for run in runs:
         sizes.setdefault(run.candidate, set()).add(run.size)
-    if (found := max(map(len, sizes.values()), default=0)) < _LEAST:
-        raise SpecError("scale.sizes", f"{found} are too few for a law", f"give {_LEAST} or more")
+    if (found := max(map(len, sizes.values()), default=0)) < LEAST_SIZES:
+        raise SpecError("scale.sizes", f"{found} are too few for a law", f"give {LEAST_SIZES} or more")
 
 
 def fit_law(runs: Sequence[Run]) -> Law:

@@ -24,6 +24,9 @@ _NEAR = np.log(10.0)  # sizes a factor of ten apart share 37 % of an error of fo
 _SHARED = 0.7  # of an error of form, by horizons of one size
 FARTHEST = 100.0
 """Compute multipliers beyond it, or below its inverse, are told as that."""
+_FARTHEST_SOUGHT = 1e6  # beyond what is told, so that candidates there still have an order
+_LEAST_NOISE = 1e-3  # nats
+_POINTS = 24  # of a curve
 _REACH = 100.0  # times the largest size: crossings beyond it are not told
 
 
@@ -35,15 +38,22 @@ class Rated:
     difference: float
     """To the baseline's loss; negative is better."""
     interval: tuple[float, float]
+    cost: float
+    """Training FLOPs for a token, relative to the baseline's, at the largest size."""
     multiplier: float
-    """The baseline needs so many times the compute for the same loss, at one ratio of tokens to parameters."""
+    """The baseline needs so many times the candidate's compute for the same loss, at one ratio of tokens to
+    parameters."""
     multiplier_interval: tuple[float, float]
     best: float
-    """Probability of being the best of all."""
+    """Probability of having the highest multiplier of all."""
     at_top: float
     """Measured difference at the largest size, its longest horizon."""
     crosses: float | None
     """Size at which it passes the baseline, if it does within reach."""
+    curve: tuple[tuple[float, float], ...] = ()
+    """Fitted multiplier by size, from the smallest to the target."""
+    points: tuple[tuple[float, float], ...] = ()
+    """Measured multipliers by size, the mean over seeds at each size's longest horizon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class Answer:
     tokens: float
     confidence: float
     rated: tuple[Rated, ...]
-    """By difference; the baseline among them, at 0."""
+    """By multiplier; the baseline among them, at 1."""
     law: Law
     seed_spread: float
     """Standard deviation of a difference between two seeds."""
@@ -66,9 +76,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prior:
+class Prior:
+    """How far candidates are thought to lie from one law."""
+
     drift: float
+    """Standard deviation of a share's drift, for each unit of ln N."""
     form: float
+    """Of what the form gets wrong of a difference."""
 
 
 def rate(
@@ -80,7 +94,7 @@ def rate(
     confidence: float = 0.8,
     draws: int = 400,
     seed: int = 0,
-    least_noise: float = 1e-3,
+    least_noise: float = _LEAST_NOISE,
 ) -> Answer:
     """Differences of all candidates to a baseline at a target.
 
@@ -97,8 +111,7 @@ def rate(
     Raises:
         SpecError: if there are too few sizes, or a candidate shares no rung with the baseline.
     """
-    law = fit_law(runs)
-    pairs = _pair(runs, baseline)
+    fit, pairs, measured = start(runs, baseline, least_noise)
     names = [name for name in dict.fromkeys(run.candidate for run in runs) if name != baseline]
     if not names:
         raise SpecError("scale", f"{baseline} is the only candidate", "give others to hold against it")
@@ -108,12 +121,10 @@ def rate(
             what = f"shares no rung with {baseline}"
             remedy = "give runs of one horizon the same rung, where their sizes are not equal"
             raise SpecError(f"scale.{name}", what, remedy)
-    measured = _seed_spread(pairs)
-    noise = max(measured or 0.0, least_noise)
-    fit = _Fit(law, baseline, noise, top=max(run.size for run in runs))
     priors, weights = fit.priors(pairs)
     likeliest = priors[int(weights.argmax())]
     random = np.random.default_rng(seed)
+    costs = np.array([1.0, *(_cost(pairs[name]) for name in names)])
     drawn = np.zeros((draws, len(names) + 1))  # the baseline's first
     rungs = sorted({run.rung for run in runs})
     for i, one in enumerate(random.choice(len(priors), draws, p=weights)):
@@ -121,67 +132,97 @@ def rate(
         for j, name in enumerate(names, start=1):
             mean, variance = fit.at(again[name] or pairs[name], priors[one], size)
             drawn[i, j] = random.normal(mean, np.sqrt(variance))
-    best = np.bincount(drawn.argmin(1), minlength=len(names) + 1) / draws
+    worth = fit.multipliers(size, tokens, drawn) / costs
+    best = np.bincount(worth.argmax(1), minlength=len(costs)) / draws
     tail = 50 * (1 - confidence)
     low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
-    rated = [Rated(baseline, 0.0, (0.0, 0.0), 1.0, (1.0, 1.0), float(best[0]), 0.0, None)]
+    least, most = np.percentile(worth, [tail, 100 - tail], axis=0).clip(1 / FARTHEST, FARTHEST)
+    rated = [Rated(baseline, 0.0, (0.0, 0.0), 1.0, 1.0, (1.0, 1.0), float(best[0]), 0.0, None)]
     for j, name in enumerate(names, start=1):
         own = pairs[name]
-        means = [fit.at(own, prior, size)[0] for prior in priors]
-        difference = float(np.dot(weights, means))
-        worth, least, most = (fit.multiplier(size, tokens, d) for d in (difference, high[j], low[j]))
+        difference = float(np.dot(weights, [fit.at(own, prior, size)[0] for prior in priors]))
+        middle = fit.multipliers(size, tokens, np.array(difference)) / costs[j]
         rated.append(
             Rated(
                 candidate=name,
                 difference=difference,
                 interval=(float(low[j]), float(high[j])),
-                multiplier=worth,
-                multiplier_interval=(least, most),
+                cost=float(costs[j]),
+                multiplier=float(middle.clip(1 / FARTHEST, FARTHEST)),
+                multiplier_interval=(float(least[j]), float(most[j])),
                 best=float(best[j]),
-                at_top=_at_top(own),
+                at_top=_longest(own)[-1].difference,
                 crosses=fit.crossing(own, likeliest),
+                curve=tuple(
+                    (n, fit.worth(n, tokens / size * n, fit.at(own, likeliest, n)[0]) / costs[j])
+                    for n in _between(runs, size)
+                ),
+                points=tuple((p.size, fit.worth(p.size, p.tokens, p.difference) / p.cost) for p in _longest(own)),
             )
         )
-    order = sorted(range(len(rated)), key=lambda j: rated[j].difference)
+    order = sorted(range(len(rated)), key=lambda j: (-rated[j].multiplier, rated[j].difference))
     return Answer(
         baseline=baseline,
         size=size,
         tokens=tokens,
         confidence=confidence,
         rated=tuple(rated[j] for j in order),
-        law=law,
-        seed_spread=noise,
+        law=fit.law,
+        seed_spread=fit.noise,
         seeds=measured is not None,
         form=float(np.dot(weights, [prior.form for prior in priors])),
     )
+
+
+def start(
+    runs: Sequence[Run], baseline: str, least_noise: float = _LEAST_NOISE
+) -> tuple[Fit, dict[str, list[Pair]], float | None]:
+    """What all candidates share, each one's pairs, and the measured spread between seeds, if there are two.
+
+    Arguments and errors are those of `rate`.
+    """
+    law, pairs = fit_law(runs), pairs_of(runs, baseline)
+    measured = _seed_spread(pairs)
+    noise = max(measured or 0.0, least_noise)
+    return Fit(law, baseline, noise, top=max(run.size for run in runs)), pairs, measured
 
 
 # -- pairs -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
+    """A candidate and the baseline on the same batches."""
+
     rung: str
     size: float
     tokens: float
     difference: float
+    cost: float
+    """FLOPs, relative to the baseline's."""
 
 
-def _pair(runs: Sequence[Run], baseline: str) -> dict[str, list[_Pair]]:
+def pairs_of(runs: Sequence[Run], baseline: str) -> dict[str, list[Pair]]:
     """Differences to the baseline of the same rung and seed; reruns are averaged."""
     losses: dict[tuple[str, int, str], list[Run]] = defaultdict(list)
     for run in runs:
         losses[run.rung, run.seed, run.candidate].append(run)
-    pairs: dict[str, list[_Pair]] = defaultdict(list)
+    pairs: dict[str, list[Pair]] = defaultdict(list)
     for (rung, seed, candidate), own in losses.items():
         other = losses.get((rung, seed, baseline))
         if candidate != baseline and other:
             gap = float(np.mean([run.loss for run in own]) - np.mean([run.loss for run in other]))
-            pairs[candidate].append(_Pair(rung, own[0].size, own[0].tokens, gap))
+            known = own[0].flops is not None and other[0].flops is not None
+            cost = (own[0].flops or 1.0) / (other[0].flops or 1.0) if known else 1.0
+            pairs[candidate].append(Pair(rung, own[0].size, own[0].tokens, gap, cost))
     return dict(pairs)
 
 
-def _seed_spread(pairs: Mapping[str, Sequence[_Pair]]) -> float | None:
+def _cost(own: Sequence[Pair]) -> float:
+    return max(own, key=lambda pair: pair.size).cost
+
+
+def _seed_spread(pairs: Mapping[str, Sequence[Pair]]) -> float | None:
     """Standard deviation of a difference over seeds, pooled over candidates and rungs; None with one seed."""
     squares, freedom = 0.0, 0
     for own in pairs.values():
@@ -193,11 +234,11 @@ def _seed_spread(pairs: Mapping[str, Sequence[_Pair]]) -> float | None:
 
 
 def _resample(
-    pairs: Mapping[str, Sequence[_Pair]], rungs: Sequence[str], random: np.random.Generator
-) -> dict[str, list[_Pair]]:
+    pairs: Mapping[str, Sequence[Pair]], rungs: Sequence[str], random: np.random.Generator
+) -> dict[str, list[Pair]]:
     """Rungs drawn with replacement, the same for all candidates, and seeds within each."""
     chosen = [rungs[i] for i in random.integers(0, len(rungs), len(rungs))]
-    found: dict[str, list[_Pair]] = {name: [] for name in pairs}
+    found: dict[str, list[Pair]] = {name: [] for name in pairs}
     for rung in chosen:
         shared = random.random(64)  # one draw of seeds for all candidates: they share the baseline's runs
         for name, own in pairs.items():
@@ -206,11 +247,16 @@ def _resample(
     return found
 
 
+def _between(runs: Sequence[Run], size: float) -> list[float]:
+    sizes = [run.size for run in runs]
+    return [float(n) for n in np.geomspace(min(sizes), max(size, *sizes), _POINTS)]
+
+
 # -- the fit ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
+class Fit:
     """What all candidates share: the law, the baseline, the noise of a pair, the largest size."""
 
     law: Law
@@ -218,7 +264,7 @@ class _Fit:
     noise: float
     top: float
 
-    def at(self, own: Sequence[_Pair], prior: _Prior, size: float) -> tuple[float, float]:
+    def at(self, own: Sequence[Pair], prior: Prior, size: float) -> tuple[float, float]:
         """Mean and variance of a candidate's difference at a size, from its pairs."""
         sizes = np.array([pair.size for pair in own])
         spread = np.diag([_WIDE**2, prior.drift**2])
@@ -236,17 +282,17 @@ class _Fit:
         scale = self.law.factors[self.baseline] * sizes**-self.law.size_exponent
         return np.column_stack([scale, scale * np.log(sizes / self.top)])
 
-    def priors(self, pairs: Mapping[str, Sequence[_Pair]]) -> tuple[list[_Prior], Array]:
+    def priors(self, pairs: Mapping[str, Sequence[Pair]]) -> tuple[list[Prior], Array]:
         """How far shares drift and how wrong the form is, with how likely each makes the rungs that are there.
 
         Each candidate's larger sizes are predicted from its smaller ones: that is what the answer will be asked to do.
         """
-        tried = [_Prior(drift, float(form)) for drift in _DRIFTS for form in _FORMS]
+        tried = [Prior(drift, float(form)) for drift in _DRIFTS for form in _FORMS]
         likely = np.array([sum(self._left_out(own, prior) for own in pairs.values()) for prior in tried])
         weights = np.exp(likely - likely.max())
         return tried, weights / weights.sum()
 
-    def _left_out(self, own: Sequence[_Pair], prior: _Prior) -> float:
+    def _left_out(self, own: Sequence[Pair], prior: Prior) -> float:
         """Log likelihood of each size given the smaller ones."""
         total = 0.0
         for above in sorted({pair.size for pair in own})[1:]:
@@ -258,14 +304,19 @@ class _Fit:
                 total -= 0.5 * (np.log(spread) + (float(np.mean(found)) - mean) ** 2 / spread)
         return total
 
-    def multiplier(self, size: float, tokens: float, difference: float) -> float:
-        """Compute of the baseline at the other's loss, over that at the target; compute is size times tokens."""
-        worth = np.geomspace(1 / FARTHEST, FARTHEST, 4001)
+    def multipliers(self, size: float, tokens: float, differences: Array) -> Array:
+        """Compute of the baseline at losses that differ so, over that at the target; compute is size times tokens."""
+        worth = np.geomspace(_FARTHEST_SOUGHT, 1 / _FARTHEST_SOUGHT, 8001)
         losses = self.law.loss(self.baseline, size * np.sqrt(worth), tokens * np.sqrt(worth))
-        wanted = float(self.law.loss(self.baseline, size, tokens)) + difference
-        return float(np.clip(np.exp(np.interp(-wanted, -losses, np.log(worth))), 1 / FARTHEST, FARTHEST))
+        wanted = self.law.loss(self.baseline, size, tokens) + differences
+        found: Array = np.exp(np.interp(wanted, losses, np.log(worth)))
+        return found
 
-    def crossing(self, own: Sequence[_Pair], prior: _Prior) -> float | None:
+    def worth(self, size: float, tokens: float, difference: float) -> float:
+        """`multipliers` of one difference."""
+        return float(self.multipliers(size, tokens, np.array(difference)))
+
+    def crossing(self, own: Sequence[Pair], prior: Prior) -> float | None:
         """The last size within reach at which the fitted difference changes its sign."""
         sizes = np.geomspace(min(pair.size for pair in own), self.top * _REACH, 200)
         signs = np.sign([self.at(own, prior, float(size))[0] for size in sizes])
@@ -279,7 +330,12 @@ def _nearness(first: Array, second: Array) -> Array:
     return correlation
 
 
-def _at_top(own: Sequence[_Pair]) -> float:
-    largest = max(pair.size for pair in own)
-    longest = max(pair.tokens for pair in own if pair.size == largest)
-    return float(np.mean([p.difference for p in own if (p.size, p.tokens) == (largest, longest)]))
+def _longest(own: Sequence[Pair]) -> list[Pair]:
+    """The mean over seeds at each size's longest horizon, by size."""
+    found = []
+    for size in sorted({pair.size for pair in own}):
+        there = [pair for pair in own if pair.size == size]
+        longest = max(pair.tokens for pair in there)
+        there = [pair for pair in there if pair.tokens == longest]
+        found.append(replace(there[0], difference=float(np.mean([pair.difference for pair in there]))))
+    return found

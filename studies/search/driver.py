@@ -31,6 +31,8 @@ from studies.records.folder import TRIALS, mark_study, study_id
 from studies.records.journal import Journal, revive
 from studies.records.reading import STATES
 from studies.records.trial import Purpose, Report, TrialRecord, TrialSpec
+from studies.scale.allot import next_cell
+from studies.scale.ladder import Cell, Ladder, ladder_of, shares_of
 from studies.search.proposer import Proposer
 from studies.search.stopper import rung_shares, should_stop
 from studies.search.warm_start import warm_start
@@ -134,6 +136,10 @@ class StudyDriver:
         self._events: list[TrialRecord] = []
         self._failures = 0
         """Failed trials in a row."""
+        self._facts = corpus.facts
+        self._ladder: Ladder | None = None
+        """Known once the search is done."""
+        self._asked: tuple[tuple[int, int], Cell | None] | None = None
         self._adopt()
         self.warm_start_note = self._warm_start(corpus)
 
@@ -190,7 +196,7 @@ class StudyDriver:
         events, self._events = self._events, []
         return Progress(
             launched=len(self._records),
-            total=self.study.search.num_trials + len(self._baselines) + self._num_promotions(),
+            total=self._num_trials(),
             complete=self._ended["complete"],
             stopped=self._ended["stopped"],
             failed=self._ended["failed"],
@@ -229,28 +235,66 @@ class StudyDriver:
         """Whether nothing will be launched any more."""
         if self.halted:
             return True
-        return not self._waiting and self._searched() and not self._running and self._next_promotion() is None
+        if self._waiting or self._running or not self._searched():
+            return False
+        return self._next_promotion() is None and self._next_cell() is None
 
     def _searched(self) -> bool:
         """Whether the search itself has launched all it will."""
-        return self._launched["baseline"] == len(self._baselines) and (
+        return self._launched["baseline"] >= self._num_baselines() and (
             bool(self._proposer.exhausted) or self._launched["search"] >= self.study.search.num_trials
         )
+
+    def _num_baselines(self) -> int:
+        """Baselines trained at the search's budget: none where there is a ladder alone."""
+        return 0 if self.study.scale is not None and not self.study.search.num_trials else len(self._baselines)
+
+    def _num_trials(self) -> int:
+        """How many trials there will be, as far as that is known."""
+        scale = self.study.scale
+        rungs = 0 if scale is None else len(scale.sizes) * scale.seeds
+        runs = rungs * (len(self._baselines) + min(scale.candidates, self.study.search.num_trials)) if scale else 0
+        if self._ladder is not None:
+            runs = self._launched["ladder"] if self.finished else len(self._ladder.cells)
+        return self.study.search.num_trials + self._num_baselines() + self._num_promotions() + runs
 
     def _next_trial(self) -> TrialSpec | None:
         if self._waiting:
             return self._spec(self._running[self._waiting.popleft()].record)
         number = len(self._records)
-        if (done := self._launched["baseline"]) < len(self._baselines):
+        if (done := self._launched["baseline"]) < self._num_baselines():
             return self._launch_baseline(number, *self._baselines[done])
         if not self._searched():
             found = self._proposer.propose(self.journal.studies["search"], number, self._launched["search"])
             if found is not None:
                 return self._launch(number, "search", *found)
-        if any(running.record.purpose != "promotion" for running in self._running.values()):
+        if any(running.record.ranks for running in self._running.values()):
             return None  # who is best is not known yet
-        promoted = self._next_promotion()
-        return None if promoted is None else self._launch_promotion(number, *promoted)
+        if (promoted := self._next_promotion()) is not None:
+            return self._launch_promotion(number, *promoted)
+        if any(running.record.purpose == "promotion" for running in self._running.values()):
+            return None
+        cell = self._next_cell()
+        return None if cell is None else self._launch_cell(number, cell)
+
+    def _next_cell(self) -> Cell | None:
+        """The ladder's next run; None where there is no ladder, or nothing left that could change its answer."""
+        if self.study.scale is None:
+            return None
+        if self._ladder is None:
+            self._ladder = ladder_of(self.study, self.records, self._facts)
+        state = (self._launched["ladder"], len(self._running))
+        if self._asked is None or self._asked[0] != state:  # a fit each time that something is new
+            self._asked = state, next_cell(self._ladder, self.records)
+        return self._asked[1]
+
+    def _launch_cell(self, number: int, cell: Cell) -> TrialSpec:
+        assert self._ladder is not None
+        arch = self._ladder.arch(cell)
+        training = self._ladder.training(cell)
+        proposal = Proposal(Candidate(arch, {}), compile_arch(arch), self._ladder.cost(cell), training, {})
+        trial = self.journal.studies["ladder"].ask()
+        return self._launch(number, "ladder", trial, proposal, cell.seed, cell)
 
     def _num_promotions(self) -> int:
         promote = self.study.search.promote
@@ -300,7 +344,13 @@ class StudyDriver:
         return self._launch(number, "baseline", trial, proposal)
 
     def _launch(
-        self, number: int, purpose: Purpose, trial: optuna.Trial, proposal: Proposal, seed: int | None = None
+        self,
+        number: int,
+        purpose: Purpose,
+        trial: optuna.Trial,
+        proposal: Proposal,
+        seed: int | None = None,
+        cell: Cell | None = None,
     ) -> TrialSpec:
         arch = proposal.candidate.arch
         record = TrialRecord(
@@ -314,6 +364,8 @@ class StudyDriver:
             training=proposal.training,
             seed=self.study.search.seed if seed is None else seed,
             cost=proposal.cost,
+            origin=cell.origin if cell else "",
+            size=cell.size.label if cell else "",
         )
         shown = {"trial": number, "architecture": summarize(arch)}
         shown |= {name: getattr(record.cost, name) for name in ("params", "flops_per_token")}
@@ -334,6 +386,7 @@ class StudyDriver:
             folder=trial_store(self.trials, record.number).location,
             study=self.id,
             rungs=rungs_of(record, self.study),
+            decayed=record.purpose == "ladder",
             device=self.device,
             threads=self.study.resources.cpus_per_trial,
             timeout_s=self.study.resources.trial_timeout_s,
@@ -435,7 +488,9 @@ class StudyDriver:
 
 def rungs_of(record: TrialRecord, study: StudyConfig) -> tuple[float, ...]:
     """Shares of its budget at which a trial is evaluated."""
-    return (1.0,) if record.purpose == "promotion" else rung_shares(study.search.stopper)
+    if record.purpose == "ladder" and study.scale is not None:
+        return shares_of(study.scale)
+    return rung_shares(study.search.stopper) if record.ranks else (1.0,)
 
 
 def trials_store(study: StudyConfig, folder: Path) -> Store:

@@ -21,6 +21,7 @@ from searchspace.topologies import TOPOLOGIES, TopologySpec
 from studies.config import (
     COST_OBJECTIVES,
     PromoteConfig,
+    SizeConfig,
     StopperConfig,
     StopperName,
     StudyKeys,
@@ -107,7 +108,7 @@ class _Writer:
                 "extends": {"type": "string", "description": "A file this one is laid over."},
             }
         )
-        return {**root, "if": {"required": ["extends"]}, "else": {"required": ["space"]}}
+        return {**root, "if": {"required": ["extends"]}, "else": {"anyOf": [{"required": ["space"]}, _LADDER_ALONE]}}
 
     # -- types -----------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class _Writer:
             return {"anyOf": [{"enum": list(kinds)}, *(_only(kind, settings_) for kind in kinds)]}
         if cls is DataConfig:
             return {"anyOf": [self._source(kind) for kind in SOURCES]}
-        if cls is PromoteConfig:
+        if cls in (PromoteConfig, SizeConfig):
             return {"anyOf": [{"type": "integer", "minimum": 0}, self._definition(cls)]}
         band = {"type": "object", "properties": {"min": _AMOUNT, "max": _AMOUNT}, "additionalProperties": False}
         limits = {
@@ -196,7 +197,8 @@ class _Writer:
         return {"anyOf": [schema, {"type": "null"}]}
 
 
-_SPECIAL = (LevelUse, TopologySpec, StopperConfig, PromoteConfig, BudgetSpec, DataConfig)
+_LADDER_ALONE = {"required": ["scale", "baseline"]}
+_SPECIAL = (LevelUse, TopologySpec, StopperConfig, PromoteConfig, SizeConfig, BudgetSpec, DataConfig)
 
 
 def _or_reference(schema: Schema) -> Schema:

@@ -28,6 +28,10 @@ class Plan:
         """The step by which ``share`` of the budget is spent."""
         return max(1, min(self.num_steps, round(self.num_steps * share)))
 
+    def branch_at(self, share: float, decay: float) -> int:
+        """The step at which a decay that ends with ``share`` of the budget leaves the trunk."""
+        return self.step_at(share) - max(1, round(decay * self.step_at(share)))
+
 
 def make_plan(config: TrainingConfig, shape: Shape, cost: Cost) -> Plan:
     """Decide what is left open by size, and divide the budget into steps.

@@ -74,13 +74,17 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
         for share in spec.rungs[len(rungs) :]:
             until = trainer.plan.step_at(share)
             while trainer.step < until:
-                train_loss = trainer.train(until, time_limit_s=_PROGRESS_S)
+                leaves = trainer.plan.branch_at(share, spec.training.decay) if spec.decayed and share < 1 else until
+                if trainer.step == leaves:
+                    trainer.branch(until)
+                train_loss = trainer.train(leaves if trainer.step < leaves else until, time_limit_s=_PROGRESS_S)
                 if time.monotonic() - saved > spec.training.checkpoint_every_s and trainer.step < until:
                     save()
                     saved = time.monotonic()
                 yield report("progress", train_loss)
             score, metrics = trainer.evaluate()
             rungs.append(Rung(flops=trainer.flops, tokens=trainer.tokens, score=score, metrics=metrics))
+            trainer.rejoin()
             save()
             saved = time.monotonic()
             if len(rungs) < len(spec.rungs):

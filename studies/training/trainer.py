@@ -5,6 +5,7 @@ Shape legend: B batch, L tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from studies.tasks.table import check_fit
 from studies.training.plan import make_plan, rate_at
 from studies.training.recipe import Recipe
 
+_EVAL_BATCH = 8192  # tokens at least
 _CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
 
@@ -58,10 +60,13 @@ class Trainer:
         self.arch, self.config, self.corpus, self.seed, self.device = arch, config, corpus, seed, device
         torch.manual_seed(seed)
         self.model = build_model(graph, seed=seed, device=device)
-        self.optimizers = _make_optimizers(self.model, config, self.plan.recipe, fused=device != "cpu")
+        self.optimizers = _make_optimizers(self.model, config, self.plan.recipe)
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device != "cpu")
         self.step = 0
         self.seconds = 0.0
+        self._ends = self.plan.num_steps
+        """The step at which the schedule of the rate ends."""
+        self._trunk: dict[str, Any] | None = None
         uses = Counter(node.attr("block", str) for node in graph.nodes if node.op == "block")
         for name, module in self.model.named_modules():
             if isinstance(module, Block):
@@ -73,7 +78,7 @@ class Trainer:
 
     @property
     def flops(self) -> float:
-        """Training FLOPs spent."""
+        """Training FLOPs of the way to here, other branches left out."""
         return self.step * self.plan.flops_per_step
 
     @property
@@ -107,8 +112,20 @@ class Trainer:
         self.seconds += time.perf_counter() - start
         return total.item() / max(1, steps)
 
+    def branch(self, ends: int) -> None:
+        """Leave the trunk here: the rate decays from now on, to step ``ends`` (WSD; arXiv 2405.18392)."""
+        self._trunk, self._ends = copy.deepcopy(self.state()), ends
+
+    def rejoin(self) -> None:
+        """Go back to where the trunk was left; without a branch, nothing."""
+        if self._trunk is None:
+            return
+        spent = self.seconds
+        self.restore(self._trunk)
+        self.seconds = spent
+
     def _train_step(self) -> torch.Tensor:
-        share = rate_at(self.config, self.step, self.plan.num_steps)
+        share = rate_at(self.config, self.step, self._ends)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
@@ -141,7 +158,8 @@ class Trainer:
     def evaluate(self) -> tuple[float, dict[str, float]]:
         """Score and metrics on held-out data. Raises `DivergedError` when a mean is not finite."""
         self.model.eval()
-        batches = self.corpus.eval_batches(self.config.eval_tokens, self.plan.batch_size, self.arch.seq_len)
+        size = max(self.plan.batch_size, _EVAL_BATCH // self.arch.seq_len)  # small steps would take their time here too
+        batches = self.corpus.eval_batches(self.config.eval_tokens, size, self.arch.seq_len)
         found = [self.corpus.measure(*self._run(inputs_BL, targets_BL)[:2]) for inputs_BL, targets_BL in batches]
         means = {name: torch.stack([each[name] for each in found]).mean().item() for name in found[0]}
         for name, value in means.items():
@@ -158,6 +176,8 @@ class Trainer:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "ends": self._ends,
+            "trunk": self._trunk,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(),
@@ -170,6 +190,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
+        self._ends, self._trunk = state["ends"], state["trunk"]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.device != "cpu":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
@@ -216,9 +237,7 @@ def _compile_blocks(model: nn.Module, graph: Graph) -> None:
             module.compile(dynamic=False)
 
 
-def _make_optimizers(
-    model: nn.Module, config: TrainingConfig, recipe: Recipe, *, fused: bool
-) -> list[torch.optim.Optimizer]:
+def _make_optimizers(model: nn.Module, config: TrainingConfig, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon for the matrices of blocks beside it; weight decay on matrices only."""
     named = list(model.named_parameters())
     by_muon = {name for name, p in named if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2}
@@ -226,7 +245,7 @@ def _make_optimizers(
     vectors = [p for name, p in named if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=fused)
+        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)
     ]
     if by_muon:
         muon = torch.optim.Muon(

@@ -195,7 +195,7 @@ def test_the_command(tmp_path):
             lines.writerow([run.candidate, run.size, run.tokens, run.loss, run.seed])
     told = run_cli("scale", file)
     assert "At 3M parameters and 180M tokens, against c0" in told
-    assert "42 runs at 3 sizes" in told.replace("\n", " ")
+    assert "42 losses at 3 sizes" in told.replace("\n", " ")
     marked = file.read_text().replace("c1,", "[/b],").replace("candidate,", " candidate , ", 1)
     (tmp_path / "marked.csv").write_text(marked)
     assert "[/b]" in run_cli("scale", tmp_path / "marked.csv")

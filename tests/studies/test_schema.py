@@ -53,7 +53,7 @@ MEANING = {
     "unknown block", "unknown level", "unknown level in a schedule", "empty schedule", "join of one", "cycle", "two heads", "no head",
     "no embed", "10 kB name", "nan", "infinite option", "min over max", "log from zero", "log and step", "infinite bound",
     "unused var", "sequence length", "misspelt level in a sequence", "impossible constraints", "space not there", "both budgets",
-    "no budget", "bad option inside", "no operation", "baseline not there", "step below twelve digits", "step of no size",
+    "no budget", "bad option inside", "no operation", "baseline not there", "no trials", "two sizes", "size of no width", "sizes out of order", "horizons out of order", "step below twelve digits", "step of no size",
 }  # fmt: skip
 
 
