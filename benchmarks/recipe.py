@@ -15,7 +15,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,26 @@ def show(rows: list[dict[str, Any]]) -> None:
             print(f"| {batch} | " + " | ".join(shown) + " |")
 
 
+def resume(jobs: list[Any], run: Callable[[Any], dict[str, Any]], out: Path, *, workers: int, minutes: float) -> None:
+    """Run jobs side by side until the time is up; each row is appended as it comes."""
+    end = time.monotonic() + 60 * minutes
+    with multiprocessing.get_context("spawn").Pool(workers) as pool, out.open("a") as file:
+        pending: list[Any] = []
+        while jobs or pending:
+            while jobs and len(pending) < workers and time.monotonic() < end:
+                pending.append(pool.apply_async(run, (jobs.pop(0),)))
+            if not pending:
+                break
+            ready = [job for job in pending if job.ready()]
+            for job in ready:
+                pending.remove(job)
+                row = job.get()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                print(f"{len(jobs) + len(pending)} to go: {row}", flush=True)
+            time.sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=SIZES, default="30k")
@@ -133,22 +153,7 @@ def main() -> None:
     done = {tuple(row[name] for name in FIELDS) for row in rows}
     grid = cells(options)
     jobs = [(cell, str(options.data)) for cell in grid if cell not in done]
-    end = time.monotonic() + 60 * options.minutes
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool, options.out.open("a") as file:
-        pending: list[Any] = []
-        while jobs or pending:
-            while jobs and len(pending) < options.workers and time.monotonic() < end:
-                pending.append(pool.apply_async(run, (jobs.pop(0),)))
-            if not pending:
-                break
-            ready = [job for job in pending if job.ready()]
-            for job in ready:
-                pending.remove(job)
-                row = job.get()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(f"{len(jobs) + len(pending)} to go: {row}", flush=True)
-            time.sleep(0.2)
+    resume(jobs, run, options.out, workers=options.workers, minutes=options.minutes)
 
 
 if __name__ == "__main__":

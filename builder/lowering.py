@@ -20,6 +20,7 @@ from torch import nn
 from builder.graph.ir import TOKEN_LEVEL, Graph, Level, Node
 from builder.graph.ops import OPS
 from builder.graph.row import Kind, Operation, PartCall, PartName
+from builder.parametrization import factors_of
 from spiralformer.init import init_weights
 from spiralformer.joins import WeightedJoin
 from spiralformer.model import SpiralFormer
@@ -49,14 +50,16 @@ def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.devic
             module.reset()
     if seed is None:
         return model
-    init_weights(model, seed=seed, **init_settings(graph))
+    stretched = {name: factors.init for name, factors in factors_of(model, graph).items() if factors.init != 1.0}
+    init_weights(model, seed=seed, stretched=stretched, **init_settings(graph))
     return model
 
 
 def init_settings(graph: Graph) -> dict[str, Any]:
     """What initial weights depend on beside the parts (`spiralformer.init`)."""
     scaled = graph.residual_scale != "none"
-    return {"d_model": graph.d_model, "num_layers": graph.num_layers, "scaled_branches": scaled}
+    layers = graph.num_layers if graph.base is None or graph.base.layers is None else graph.base.layers
+    return {"d_model": graph.d_model, "num_layers": layers, "scaled_branches": scaled}
 
 
 # -- parts -----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from searchspace.nodes import (
     NormKind,
     NormNode,
     NormPlace,
+    Parametrization,
     PoolKind,
     PoolNode,
     Positions,
@@ -118,6 +119,16 @@ class BlockSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BaseSpec:
+    """The model whose settings are carried over (``parametrization``): at its width and depth nothing changes."""
+
+    d_model: int = key("Its width.", low=2, high=1 << 17)
+    layers: int | None = key(
+        "completep: its unrolled layers, every use of a shared layer counted.", default=None, low=1, high=1 << 20
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ArchSpec:
     """One concrete architecture. Raises `SpecError` when its parts do not fit together."""
 
@@ -131,6 +142,12 @@ class ArchSpec:
     residual_scale: ResidualScale = key(
         "Factor on every residual branch: 1, 1/N or 1/sqrt(N) for N unrolled layers.", default="none"
     )
+    parametrization: Parametrization = key(
+        "How initial weights, rates, decay and residual branches go with size: standard, or so that the base's "
+        "settings carry over widths (mup, arXiv 2203.03466), and depths and uses too (completep, arXiv 2505.01618).",
+        default="standard",
+    )
+    base: BaseSpec | None = key("The size at which mup and completep change nothing.", default=None)
     levels: Mapping[str, LevelSpec] = key("Resolution levels by name.", default=dict)
     blocks: Mapping[str, BlockSpec] = key("Owners of parameters by name.", default=dict)
     graph: Mapping[str, NodeSpec] = key("Named nodes.", decoder=decode_graph)
@@ -139,6 +156,7 @@ class ArchSpec:
         _check_names(self)
         if len(self.levels) > _MOST_LEVELS:
             raise SpecError("levels", f"there are {len(self.levels)} of them", f"use at most {_MOST_LEVELS}")
+        _check_parametrization(self)
         for name, level in self.levels.items():
             if isinstance(level.offset, int) and not 0 <= level.offset < level.chunk:
                 raise SpecError(
@@ -176,6 +194,24 @@ def _check_names(arch: ArchSpec) -> None:
                     "can't be used as a name",
                     "start with a letter, then letters, digits and '_', not last; at most 64",
                 )
+
+
+def _check_parametrization(arch: ArchSpec) -> None:
+    kind, base = arch.parametrization, arch.base
+    if (kind == "standard") != (base is None):
+        what = "is missing" if base is None else "has no meaning with parametrization: standard"
+        remedy = (
+            f"give {kind} a base, e.g. {{d_model: 64}}" if base is None else "leave it out, or choose mup or completep"
+        )
+        raise SpecError("base", what, remedy)
+    if base is None:
+        return
+    if (kind == "completep") != (base.layers is not None):
+        what = "is missing" if base.layers is None else "has no meaning with mup, which is about width"
+        raise SpecError("base.layers", what, "give it for completep, and for completep alone")
+    if arch.tie_embeddings:
+        what = f"a head that is the embedding can't have a rate of its own, as {kind} needs"
+        raise SpecError("tie_embeddings", what, "set it to false, or parametrization: standard")
 
 
 def _check_block(block: BlockSpec, d_model: int, path: str) -> None:

@@ -25,6 +25,7 @@ RecallKind: TypeAlias = Literal["add", "linear", "concat"]
 LossKind: TypeAlias = Literal["z"]
 ReadRule: TypeAlias = Literal["auto", "closed", "own_chunk"]
 ResidualScale: TypeAlias = Literal["none", "inverse_depth", "inverse_sqrt_depth"]
+Parametrization: TypeAlias = Literal["standard", "mup", "completep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,15 @@ def _starts(module: nn.Module, scales: Scales) -> dict[str, Start]:
     return {"weight": ("fill", 1.0)} if isinstance(module, nn.RMSNorm | nn.LayerNorm) else {}
 
 
-def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, scaled_branches: bool) -> None:
+def init_weights(
+    model: nn.Module,
+    *,
+    seed: int,
+    d_model: int,
+    num_layers: int,
+    scaled_branches: bool,
+    stretched: Mapping[str, float] | None = None,
+) -> None:
     """Draw every parameter in place, as `initial_values` says; those on the meta device are left alone.
 
     Args:
@@ -63,8 +72,12 @@ def init_weights(model: nn.Module, *, seed: int, d_model: int, num_layers: int, 
         d_model: width D of the stream.
         num_layers: unrolled layers N, each use of a shared layer counted.
         scaled_branches: whether the residual branches are scaled already; else their output maps are.
+        stretched: factors on standard deviations, by parameter.
     """
     found = initial_values(model, d_model=d_model, num_layers=num_layers, scaled_branches=scaled_branches)
+    for name, factor in (stretched or {}).items():
+        draw, value = found[name]
+        found[name] = (draw, value * factor) if draw == "normal" else found[name]
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, (draw, value) in found.items():

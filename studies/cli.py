@@ -406,6 +406,22 @@ def scale(
 
 
 @_command
+def coordinates(
+    arch: Arch,
+    overrides: Overrides = None,
+    widths: Annotated[str | None, typer.Option(help="Widths, as 32,64,128.")] = None,
+    uses: Annotated[str | None, typer.Option(help="Runs of each loop's schedule, as 1,2,4.")] = None,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Rate of AdamW: at least what training would use.")] = 0.01,
+    seeds: Annotated[int, typer.Option(min=1, help="Averaged over.")] = 3,
+) -> None:
+    """Check that activations keep their size as a model grows wider, or its loops longer: that settings carry over."""
+    from searchspace import load_arch
+    from studies.commands.coordinates import check_coordinates
+
+    check_coordinates(load_arch(arch, overrides or ()), console, widths=widths, uses=uses, lr=lr, seeds=seeds)
+
+
+@_command
 def eval(
     bundle: Annotated[Path, typer.Argument(help="Folder that export made.")],
     data: Annotated[

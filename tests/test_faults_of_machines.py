@@ -72,6 +72,7 @@ def commands(world, out):
         "predict": ["predict", run, "--learner", "cost", "--candidates", "8", "-o", out / "y"],
         "predict --save": ["predict", run, "--learner", "cost", "--candidates", "8", "--save", out / "s"],
         "eval": ["eval", bundle, "--data", text],
+        "coordinates": ["coordinates", "three_layers", "seq_len=16", "--widths", "8,16", "--seeds", "1"],
         "scale": ["scale", world / "ladder.csv"],
         "tokenize": ["tokenize", text, "-o", out / "k"],
         "import-hf": ["import-hf", world / "hf", "-o", out / "i"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from builder.graph.blocks import RESIDUAL_SCALES, ffn_dim
-from searchspace.arch import BlockSpec, head_dim, rotary_dim
+from searchspace.arch import BaseSpec, BlockSpec, head_dim, rotary_dim
 from searchspace.plain import encode
 
 Attr: TypeAlias = int | bool | str | float | tuple[float, ...]
@@ -123,6 +123,8 @@ class Graph:
     tie_embeddings: bool
     norm_eps: float
     residual_scale: str
+    parametrization: str = "standard"
+    base: BaseSpec | None = None
     losses: tuple[str, ...] = ()
     """Nodes that give losses of its own, for training alone."""
     _arch_id: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
@@ -150,8 +152,21 @@ class Graph:
 
     @property
     def branch_scale(self) -> float:
-        """Factor on every residual branch (``residual_scale``)."""
-        return float(max(self.num_layers, 1) ** -RESIDUAL_SCALES[self.residual_scale].power)
+        """Factor on every residual branch: ``residual_scale``; by completep the base's, over the depth's ratio."""
+        layers, power = max(self.num_layers, 1), RESIDUAL_SCALES[self.residual_scale].power
+        if self.base is None or self.base.layers is None:
+            return float(layers**-power)
+        return float(self.base.layers**-power) * (self.base.layers / layers)
+
+    @property
+    def width_ratio(self) -> float:
+        """Width over the base's; 1 in the standard parametrization."""
+        return 1.0 if self.base is None else self.d_model / self.base.d_model
+
+    @property
+    def depth_ratio(self) -> float:
+        """Unrolled layers over the base's, where the parametrization goes by them."""
+        return 1.0 if self.base is None or self.base.layers is None else max(self.num_layers, 1) / self.base.layers
 
     @property
     def arch_id(self) -> str:
@@ -203,6 +218,7 @@ class Graph:
         lines.append(
             f"{self.vocab_size}|{self.seq_len}|{self.d_model}|{self.causal}|{self.tie_embeddings}|{self.norm_eps}"
             f"|{self.residual_scale}"
+            + ("" if self.base is None else f"|{self.parametrization} {self.base.d_model} {self.base.layers}")
         )
         return "\n".join(lines)
 

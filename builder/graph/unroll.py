@@ -52,6 +52,8 @@ def lower_arch(arch: ArchSpec) -> Graph:
         tie_embeddings=arch.tie_embeddings,
         norm_eps=arch.norm_eps,
         residual_scale=arch.residual_scale,
+        parametrization=arch.parametrization,
+        base=arch.base,
     )
     to = Emitter(empty, arch, _resolve_levels(arch, order))
     values: dict[str, Value] = {}

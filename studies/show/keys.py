@@ -10,13 +10,15 @@ from typing import Any, Literal, Union
 from builder.pricing.budget import BudgetSpec
 from builder.pricing.cost import COSTS
 from searchspace import nodes
-from searchspace.arch import ArchSpec, BlockSpec, LevelSpec
+from searchspace.arch import ArchSpec, BaseSpec, BlockSpec, LevelSpec
 from searchspace.plain import encode
 from searchspace.topologies import TOPOLOGIES
 from studies.config import (
     PromoteConfig,
     ResourcesConfig,
+    ScaleConfig,
     SearchConfig,
+    SizeConfig,
     StopperConfig,
     StudyKeys,
     TrainingConfig,
@@ -25,6 +27,7 @@ from studies.tasks.table import TASKS
 
 SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
     ("Architecture", "The keys of an architecture or space file. In a space, any value may be open.", (ArchSpec,)),
+    ("base", "The model whose settings `mup` and `completep` carry over.", (BaseSpec,)),
     ("levels.NAME", "A resolution level.", (LevelSpec,)),
     ("blocks.NAME", "A stack of layers; every use of its name shares its weights.", (BlockSpec,)),
     ("graph.NAME", "One node; the key that names the operation tells its kind.", tuple(nodes.NODE_TYPES.values())),
@@ -61,6 +64,11 @@ SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
         "How to propose, when to stop, what to train again; `stopper` is `none`, `asha`, `median`, or `{asha: {...}}`. "
         "See docs/search.md.",
         (SearchConfig, StopperConfig, PromoteConfig),
+    ),
+    (
+        "Study: scale",
+        "A ladder after the search; `sizes` lists widths, or widths and depths. See docs/scale.md.",
+        (ScaleConfig, SizeConfig),
     ),
     ("Study: resources", "What one trial occupies.", (ResourcesConfig,)),
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from builder.pricing.cost import Cost
+from searchspace.arch import BaseSpec
 from studies.config import TrainingConfig
 
 # Step Law's exponents of tokens; that of size makes N^-1/3 at one ratio, as in OLMo's ladder; factors of our grids.
@@ -39,6 +40,8 @@ class Shape(Protocol):
     def seq_len(self) -> int: ...
     @property
     def tie_embeddings(self) -> bool: ...
+    @property
+    def base(self) -> BaseSpec | None: ...
 
 
 def size_of(shape: Shape, cost: Cost) -> int:
@@ -75,7 +78,7 @@ def recipe_of(config: TrainingConfig, shape: Shape, cost: Cost) -> Recipe:
     batch = batch_tokens(tokens, shape.seq_len) if config.batch_tokens is None else config.batch_tokens
     return Recipe(
         batch_tokens=batch,
-        lr=peak_rate(size, tokens) if config.lr is None else config.lr,
+        lr=_carried_rate(shape, size, tokens) if config.lr is None else config.lr,
         beta2=(_BETA2_SMALL if batch < _SMALL_BATCH else _BETA2) if config.beta2 is None else config.beta2,
     )
 
@@ -90,6 +93,12 @@ def peak_rate(size: int, tokens: float) -> float:
     """Peak learning rate of AdamW, to two digits."""
     rate = _RATE * size**_RATE_SIZE * tokens**_RATE_TOKENS
     return float(f"{min(rate, _HIGHEST_RATE):.2g}")
+
+
+def _carried_rate(shape: Shape, size: int, tokens: float) -> float:
+    """The peak rate; where a parametrization carries rates over from a base, the base's at as many tokens for each."""
+    ratio = 1.0 if shape.base is None else (shape.base.d_model / shape.d_model) ** 2  # most parameters are matrices
+    return peak_rate(max(1, round(size * ratio)), tokens * ratio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
 from builder.lowering import build_model
+from builder.parametrization import Factors, factors_of
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
 from searchspace.tables import TableError
@@ -28,6 +30,7 @@ from studies.tasks.table import check_fit
 from studies.training.plan import make_plan, rate_at
 from studies.training.recipe import Recipe
 
+_EPS = 1e-8  # of AdamW, at the base
 _EVAL_BATCH = 8192  # tokens at least
 _CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
@@ -60,7 +63,7 @@ class Trainer:
         self.arch, self.config, self.corpus, self.seed, self.device = arch, config, corpus, seed, device
         torch.manual_seed(seed)
         self.model = build_model(graph, seed=seed, device=device)
-        self.optimizers = _make_optimizers(self.model, config, self.plan.recipe)
+        self.optimizers = make_optimizers(self.model, config, self.plan.recipe, factors_of(self.model, graph))
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device != "cpu")
         self.step = 0
         self.seconds = 0.0
@@ -237,21 +240,32 @@ def _compile_blocks(model: nn.Module, graph: Graph) -> None:
             module.compile(dynamic=False)
 
 
-def _make_optimizers(model: nn.Module, config: TrainingConfig, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: nn.Module, config: TrainingConfig, recipe: Recipe, factors: Mapping[str, Factors]
+) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon for the matrices of blocks beside it; weight decay on matrices only."""
     named = list(model.named_parameters())
     by_muon = {name for name, p in named if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2}
-    matrices = [p for name, p in named if p.dim() >= 2 and name not in by_muon]
-    vectors = [p for name, p in named if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+    for name, p in named:
+        if name not in by_muon:
+            own = factors[name]
+            decay = config.weight_decay * own.decay if p.dim() >= 2 else 0.0
+            groups.setdefault((recipe.lr * own.lr, decay, _EPS * own.eps), []).append(p)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)
+        torch.optim.AdamW(
+            [{"params": ps, "lr": lr, "weight_decay": decay, "eps": eps} for (lr, decay, eps), ps in groups.items()],
+            betas=(0.9, recipe.beta2),
+            fused=True,
+        )
     ]
     if by_muon:
+        # An update of AdamW's RMS that is orthogonal grows with sqrt(width) in spectral norm, AdamW's with width.
+        wide = next(factors[name].lr for name in by_muon) ** 0.5
         muon = torch.optim.Muon(
             [p for name, p in named if name in by_muon],
-            lr=config.muon_lr,
-            weight_decay=config.weight_decay,
+            lr=config.muon_lr * wide,
+            weight_decay=config.weight_decay / wide,
             adjust_lr_fn="match_rms_adamw",
         )
         optimizers.append(muon)
