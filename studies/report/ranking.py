@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
+from scipy.stats import t
 
 from builder.pricing.cost import COSTS
 from studies.data.dataset import Dataset
@@ -21,6 +23,7 @@ from studies.records.trial import TrialRecord
 from studies.show.summary import labels, short, summarize
 from studies.training.plan import FEW_STEPS
 
+_LEVEL = 0.1  # of a test
 _MIN_FOR_NOTE = 8  # trials: with fewer, a rank correlation is noise
 _FAR_MORE = 1.5  # a ratio of tokens that can explain a gap by itself
 
@@ -61,16 +64,95 @@ class Promotion:
         return stdev(run.rungs[-1].score for run in self.runs) if len(self.runs) > 1 else None
 
 
-def promotions(records: Sequence[TrialRecord]) -> list[Promotion]:
-    """What was trained again and finished, the best mean first."""
+def budget_of(record: TrialRecord) -> float:
+    """What its training was to spend: FLOPs, or tokens where training goes by them."""
+    return float(record.training.get("flops") or record.training.get("tokens") or 0.0)
+
+
+def promotions(records: Sequence[TrialRecord], budget: float | None = None) -> list[Promotion]:
+    """What was trained again and finished, the best mean first.
+
+    Args:
+        records: of a study.
+        budget: FLOPs, or tokens where training goes by them; None: the largest, where it was raised in between.
+    """
     baselines = {record.arch_id for record in records if record.purpose == "baseline"}
+    complete = [record for record in records if record.purpose == "promotion" and record.state == "complete"]
+    asked = {record.number: budget_of(record) for record in complete}
+    budget = budget or max(asked.values(), default=0.0)
     groups: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        if record.purpose == "promotion" and record.state == "complete":
+    for record in complete:
+        if asked[record.number] == budget:
             key = f"{record.arch_id} {sorted(record.training.items())}"
             groups.setdefault(key, []).append(record)
     found = [Promotion(tuple(runs), runs[0].arch_id in baselines) for runs in groups.values()]
     return sorted(found, key=lambda group: group.mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Finals:
+    """What was trained again, held against each other over the same seeds."""
+
+    groups: tuple[Promotion, ...]
+    """The best mean first."""
+    error: float | None
+    """Standard error of a difference of two means, what seeds share taken out; None with one seed or one group."""
+    freedom: int
+    """Degrees of freedom of that error."""
+
+    def decided(self, first: Promotion, second: Promotion) -> bool | None:
+        """Whether the gap of two is beyond what seeds explain (t-test at 10 %, two-sided); None: it can't be told."""
+        if self.error is None:
+            return None
+        return bool(abs(first.mean - second.mean) > t.ppf(1 - _LEVEL / 2, self.freedom) * self.error)
+
+
+def finals(records: Sequence[TrialRecord]) -> Finals:
+    """The promotions, and how far their means can be told apart.
+
+    Runs of one seed see the same batches, so what is left after each group's and each seed's mean is the noise.
+    """
+    groups = promotions(records)
+    seeds = set.intersection(*({run.seed for run in group.runs} for group in groups)) if groups else set()
+    free = (len(groups) - 1) * (len(seeds) - 1)
+    if free <= 0:
+        return Finals(tuple(groups), None, 0)
+    scores = np.array([[_score(group, seed) for seed in sorted(seeds)] for group in groups])
+    left = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+    return Finals(tuple(groups), float(np.sqrt(2 * (left**2).sum() / free / len(seeds))), free)
+
+
+def _score(group: Promotion, seed: int) -> float:
+    return next(run.rungs[-1].score for run in group.runs if run.seed == seed)
+
+
+def final_lines(records: Sequence[TrialRecord], corpus: Dataset) -> list[str]:
+    """What the promotions say: who leads, whether the baseline is beaten, and how many pairs can be told apart."""
+    found, headline = finals(records), corpus.headline
+    baseline = next((group for group in found.groups if group.is_baseline), None)
+    first = next((group for group in found.groups if not group.is_baseline), None)
+    if first is None:
+        return []
+    runs = len(first.runs)
+    name = summarize(first.runs[0].arch_spec())
+    lines = []
+    if baseline is not None:
+        verdict = headline.verdict(first.mean, baseline.mean)
+        told = found.decided(first, baseline)
+        error = "" if found.error is None else f" (standard error {headline.spread(found.error):.3f})"
+        sure = {True: ", beyond what seeds explain", False: ": cannot tell, seeds explain as much", None: ""}[told]
+        seeds = f"{runs} other seed{'s' if runs != 1 else ''}"
+        lines.append(
+            f"Trained again with {seeds}, the best found, {name}, is {verdict} than the baseline{error}{sure}."
+        )
+    pairs = list(combinations(found.groups, 2))
+    if found.error is not None and len(pairs) > 1:
+        decided = sum(bool(found.decided(*pair)) for pair in pairs)
+        lines.append(
+            f"Of the {len(pairs)} pairs of finalists {decided} are decided, for the others seeds explain as much as "
+            "schedules."
+        )
+    return lines
 
 
 def promotion_table(records: Sequence[TrialRecord], corpus: Dataset) -> Table | None:
@@ -213,14 +295,8 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
     for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
         lines.append(f"{count} failed: {reason or 'unknown reason'}.")
     best, baseline = best_of(records), best_of(records, purpose="baseline")
-    again = promotions(records)
-    first_again = next((group for group in again if not group.is_baseline), None)
-    baseline_again = next((group for group in again if group.is_baseline), None)
-    if first_again is not None and baseline_again is not None:
-        lines.append(
-            f"Trained again with {len(first_again.runs)} other seeds, the best found is "
-            f"{corpus.headline.verdict(first_again.mean, baseline_again.mean)} than the baseline on average."
-        )
+    if again := final_lines(records, corpus):
+        lines += again
     elif best is not None and baseline is not None:
         verdict = corpus.headline.verdict(best.rungs[-1].score, baseline.rungs[-1].score)
         lines.append(
