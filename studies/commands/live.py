@@ -109,7 +109,7 @@ class StudyView:
         }[record.state]
         what = summarize(record.arch_spec())
         baselines = {arch.name for arch in self._driver.study.baselines}
-        is_baseline = record.purpose == "baseline" or (record.purpose == "ladder" and record.name in baselines)
+        is_baseline = record.purpose != "search" and record.name in baselines
         what = f"{record.name}: {what}" if is_baseline else what
         what = f"{what}, size {record.size}" if record.purpose == "ladder" else what
         what = what if record.ranks else f"{what}, seed {record.seed}"

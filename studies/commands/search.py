@@ -25,7 +25,7 @@ from studies.execution.run import run_on_ray, run_serial
 from studies.records.folder import BEST, DATA, is_study, remove_study, study_folder
 from studies.records.journal import mend
 from studies.records.resume import check_settings, keep_settings
-from studies.report.ranking import best_of, ranked, rest_of_front
+from studies.report.ranking import baselines_of, best_of, leader, rest_of_front
 from studies.report.tracking import Tracking
 from studies.search.driver import StudyDriver, StudyHaltedError
 from studies.show.terminal import say
@@ -152,7 +152,7 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Conso
         number = read_manifest(bundle)["trial"]
         if others := rest_of_front(driver.records, driver.study.objectives, number):
             say(console, f"it is {others}")
-        if (first := ranked(driver.records)[0]).purpose == "baseline":
+        if (first := leader(driver.records)).purpose != "search" and first.arch_id in baselines_of(driver.records):
             say(console, f"the baseline {first.name} is better still: export it with --trial {first.number}")
         with _decorative("no sample", console):
             if (shown := corpus.show(load_bundle(bundle).model)) is not None:

@@ -46,6 +46,18 @@ def best_of(records: Sequence[TrialRecord], *, purpose: str = "search") -> Trial
     return next((r for r in ranked(records) if r.state == "complete" and r.purpose == purpose), None)
 
 
+def baselines_of(records: Sequence[TrialRecord]) -> set[str]:
+    """Their architectures, by id."""
+    return {record.arch_id for record in records if record.purpose == "baseline"}
+
+
+def leader(records: Sequence[TrialRecord]) -> TrialRecord:
+    """The best of all, baselines too: on average where the best were trained again, of what was searched else."""
+    if again := promotions(records):
+        return min(again[0].runs, key=lambda run: run.rungs[-1].score)
+    return ranked(records)[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Promotion:
     """Runs of one architecture after the search, over several seeds."""
@@ -76,7 +88,7 @@ def promotions(records: Sequence[TrialRecord], budget: float | None = None) -> l
         records: of a study.
         budget: FLOPs, or tokens where training goes by them; None: the largest, where it was raised in between.
     """
-    baselines = {record.arch_id for record in records if record.purpose == "baseline"}
+    baselines = baselines_of(records)
     complete = [record for record in records if record.purpose == "promotion" and record.state == "complete"]
     asked = {record.number: budget_of(record) for record in complete}
     budget = budget or max(asked.values(), default=0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from builder.graph.compiler import compile_arch
 from searchspace.errors import SpecError, one_of, show
 from studies.config import StudyConfig
 from studies.data.dataset import Dataset
@@ -20,6 +21,7 @@ from studies.report.ranking import labels_of
 from studies.scale.ladder import Ladder, ladder_of, runs_of
 from studies.scale.law import Run
 from studies.scale.pairs import FARTHEST, Answer, rate
+from studies.scale.recurrence import Point, phi_of, shared_of
 from studies.show.summary import short
 
 _FURTHER = 10.0  # times the largest size, where no target is given
@@ -107,7 +109,40 @@ def tell_study(
         confidence=confidence,
         unit=headline.label if lower else "loss",
     )
-    return replace(told, notes=tuple(_notes(ladder, records, {n for n in names.values() if n not in paired})))
+    notes = _notes(ladder, records, {name for name in names.values() if name not in paired})
+    return replace(told, notes=(*_recurrence(told, records, names), *notes))
+
+
+def points_of(
+    runs: Sequence[Run], records: Sequence[TrialRecord], names: Mapping[str, str], baseline: str, *, by_tokens: bool
+) -> dict[str, list[Point]]:
+    """Differences to the baseline, with what each model's parameters are used for, by candidate that shares weights."""
+    graphs = {
+        (names[record.origin], record.size): compile_arch(record.arch_spec())
+        for record in records
+        if record.purpose == "ladder" and record.origin in names
+    }
+    shared = {at: shared_of(graph, by_tokens=by_tokens) for at, graph in graphs.items()}
+    losses = {(run.candidate, run.rung, run.seed): run.loss for run in runs}
+    found: dict[str, list[Point]] = {}
+    for (name, rung, seed), loss in losses.items():
+        size, base = rung.partition(",")[0], losses.get((baseline, rung, seed))
+        if name != baseline and base is not None and shared[name, size].often:
+            point = Point(size, seed, shared[name, size], shared[baseline, size], loss - base)
+            found.setdefault(name, []).append(point)
+    return found
+
+
+def _recurrence(told: Told, records: Sequence[TrialRecord], names: Mapping[str, str]) -> list[str]:
+    """What further uses of a block were worth, by candidate."""
+    law, baseline = told.answer.law, told.answer.baseline
+    points = points_of(told.runs, records, names, baseline, by_tokens=False)
+    each = []
+    for name, own in points.items():
+        phi, low, high = phi_of(own, law, law.factors[baseline], confidence=told.answer.confidence)
+        each.append(f"{name} {phi:.2f} ({low:.2f} to {high:.2f})")
+    level = f"{told.answer.confidence:.0%} interval"
+    return [f"A block used r times was worth r^phi of its own, phi ({level}): {', '.join(each)}."] if each else []
 
 
 def _notes(ladder: Ladder, records: Sequence[TrialRecord], missing: set[str]) -> list[str]:

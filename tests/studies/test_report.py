@@ -1,11 +1,13 @@
 """The HTML report: whole, offline, and drawn by a real browser."""
 
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers import end_all, make_driver, run_cli, tiny_study
 
@@ -15,6 +17,7 @@ from studies.predict.explain import schedule_of
 from studies.records.folder import PREDICTED
 from studies.records.trial import Report, Rung
 from studies.report.page import write_html
+from studies.report.ranking import finals, promotions
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ORDER_ANY = {
@@ -187,3 +190,43 @@ def test_what_only_reads_leaves_torch_out(tmp_path, command):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout[-2000:]
+
+
+def again(number, arch_id, seed, score, *, flops=1e9, template=None):
+    """A promotion that has ended."""
+    rung = Rung(flops=flops, tokens=1, score=score, metrics={})
+    return dataclasses.replace(
+        template, number=number, purpose="promotion", state="complete", arch_id=arch_id, seed=seed, rungs=(rung,),
+        training={**template.training, "flops": flops},
+    )  # fmt: skip
+
+
+def test_finalists_are_told_apart_only_beyond_their_seeds(tmp_path):
+    driver = end_all(make_driver(tmp_path, None, "search.num_trials=1"))
+    template = driver.records[0]
+    means, order = {"a": 1.0, "b": 1.004, "c": 1.1, "d": 1.2}, {1: 0.05, 2: -0.05, 3: 0.0}
+    noise = dict(
+        zip(
+            [(arch, seed) for arch in means for seed in order],
+            np.random.default_rng(0).normal(0, 0.01, 12),
+            strict=True,
+        )
+    )
+    records = [
+        again(i, arch, seed, means[arch] + order[seed] + noise[arch, seed], template=template)
+        for i, (arch, seed) in enumerate(noise)
+    ]
+    found = finals(records)
+    by_name = {group.runs[0].arch_id: group for group in found.groups}
+    assert found.freedom == 6
+    assert 0.003 < found.error < 0.016  # what seeds share, ten times as large, is taken out
+    assert not found.decided(by_name["a"], by_name["b"])
+    assert found.decided(by_name["a"], by_name["c"])
+    assert found.decided(by_name["d"], by_name["c"])
+    alone = finals([record for record in records if record.seed == 1])
+    assert alone.error is None
+    assert alone.decided(*alone.groups[:2]) is None
+    longer = [again(50 + i, arch, 1, 0.5, flops=1e10, template=template) for i, arch in enumerate(means)]
+    assert {group.runs[0].seed for group in promotions([*records, *longer])} == {1}
+    assert all(group.mean == 0.5 for group in promotions([*records, *longer]))
+    assert finals([]).groups == ()

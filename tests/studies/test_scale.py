@@ -1,15 +1,22 @@
 """Ladders: laws that are there are found, differences are told with intervals that cover, and bad files are refused."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
 from helpers import run_cli
 
-from searchspace import SpecError
+from builder import compile_arch, estimate
+from searchspace import SpecError, load_arch
+from studies.commands.coordinates import repeated
 from studies.commands.scale import read_runs
-from studies.scale.law import Run, fit_law, forecast
+from studies.config import SizeConfig
+from studies.scale.law import Law, Run, fit_law, forecast
 from studies.scale.pairs import FARTHEST, rate
+from studies.scale.recurrence import Point, phi_of, shared_of
+from studies.scale.sizes import scaled
+from studies.training.recipe import size_of
 
 SIZES = (3e4, 1e5, 3e5)
 
@@ -204,3 +211,32 @@ def test_the_command(tmp_path):
     assert "no candidate" in run_cli("scale", file, "--baseline", "c9", code=2)
     file.write_bytes(b"\xff\xfe")
     assert "is not UTF-8" in run_cli("scale", file, code=2)
+
+
+@pytest.mark.parametrize("phi", [-0.2, 0.3, 0.65, 1.0])
+def test_the_worth_of_a_further_use_is_found(phi):
+    arch = load_arch("three_layers")
+    law = Law(0.8, {"plain": 20.0}, 0.0, 0.35, 0.0, 0.0)
+    draw = np.random.default_rng(3)
+    points = []
+    for width in (32, 64, 128):
+        for times, seed in itertools.product((2, 4), range(3)):
+            grown = scaled(arch, SizeConfig(d_model=width))
+            base, loop = (shared_of(compile_arch(repeated(grown, n))) for n in (1, times))
+            assert base.often == ()
+            assert base.once == size_of(grown, estimate(compile_arch(grown)))
+            assert [uses for _, uses in loop.often] == [times]
+            assert loop.effective(0.0) == pytest.approx(base.once)
+            gap = 20 * (loop.effective(phi) ** -0.35 - base.once**-0.35)
+            points.append(Point(f"{width}", seed, loop, base, gap + draw.normal(0, 1e-3)))
+    found, low, high = phi_of(points, law, 20.0)
+    assert found == pytest.approx(phi, abs=0.05)
+    assert low - 0.02 <= phi <= high + 0.02
+
+
+def test_coarse_uses_count_whole_or_by_their_tokens():
+    arch = load_arch("three_layers", ["graph.h.schedule=[phrase,word,token]"])
+    ((_, whole),) = shared_of(compile_arch(arch)).often
+    ((_, share),) = shared_of(compile_arch(arch), by_tokens=True).often
+    assert whole == 3
+    assert share == pytest.approx(1 / 8 + 1 / 4 + 1)
