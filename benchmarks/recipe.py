@@ -37,7 +37,7 @@ FAMILIES = {
     "mesh": ([1, 1], "mesh"),
     "spiral": ([4, 2, 1], "mesh"),
 }
-FIELDS = ("size", "horizon", "family", "rate", "batch", "beta2", "seed")
+FIELDS = ("size", "horizon", "family", "rate", "batch", "beta2", "schedule", "seed")
 
 
 def architecture_of(size: str, family: str) -> Any:
@@ -56,17 +56,19 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
     near = sorted(steps, key=lambda at: abs(at[0]) + abs(at[1]))
     for (r, b), seed, family in itertools.product(near, range(options.seeds), options.families):
         at = (float(f"{rate * 2 ** (r / 2):.2g}"), int(batch * 2.0**b))
-        yield options.size, options.horizon, family, *at, options.beta2, seed
+        yield options.size, options.horizon, family, *at, options.beta2, options.schedule, seed
 
 
 def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    (size, horizon, family, rate, batch, beta2, seed), data = job
+    (size, horizon, family, rate, batch, beta2, schedule, seed), data = job
     corpus = prepare_corpus(TextData(), data)
     arch = architecture_of(size, family)
     plain = architecture_of(size, "plain")
     tokens = horizon * size_of(plain, estimate(compile_arch(plain)))
-    config = TrainingConfig(tokens=tokens, batch_tokens=batch, lr=rate, beta2=beta2, eval_tokens=1 << 18)
+    config = TrainingConfig(
+        tokens=tokens, batch_tokens=batch, lr=rate, beta2=beta2, lr_schedule=schedule, eval_tokens=1 << 18
+    )
     start = time.perf_counter()
     trainer = Trainer(arch, config, corpus, seed=seed)
     try:
@@ -86,13 +88,14 @@ def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    grids = ("size", "horizon", "family", "beta2")
+    grids = ("size", "horizon", "family", "beta2", "schedule")
     for grid in sorted({tuple(row[name] for name in grids) for row in rows}):
-        size, horizon, family, beta2 = grid
+        size, horizon, family, beta2, schedule = grid
         here = [row for row in rows if tuple(row[name] for name in grids) == grid]
         batches, rates = (sorted({row[name] for row in here}) for name in ("batch", "rate"))
         print(
-            f"\n{size} {family}, {horizon:g} bytes per parameter, beta2 {beta2}: bits per byte, mean over seeds (seeds)"
+            f"\n{size} {family}, {horizon:g} bytes per parameter, beta2 {beta2}, {schedule}: "
+            "bits per byte, mean over seeds (seeds)"
         )
         print("| batch \\ rate | " + " | ".join(f"{rate:.4g}" for rate in rates) + " |")
         print("|---" * (len(rates) + 1) + "|")
@@ -136,6 +139,7 @@ def main() -> None:
     parser.add_argument("--rates", type=int, default=2, help="steps of sqrt(2) to each side of the centre")
     parser.add_argument("--batches", type=int, default=1, help="steps of 2 to each side")
     parser.add_argument("--beta2", type=float, default=0.99)
+    parser.add_argument("--schedule", choices=["cosine", "wsd"], default="cosine")
     parser.add_argument("--minutes", type=float, default=18)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "spiralformer-recipe-data")
@@ -143,8 +147,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, and stop")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
-    for row in rows:  # the first had no horizon, and rates of more digits
+    for row in rows:  # the first had no horizon or schedule, and rates of more digits
         row.setdefault("horizon", 60)
+        row.setdefault("schedule", "cosine")
         row["rate"] = float(f"{row['rate']:.2g}")
     if options.table:
         show(rows)

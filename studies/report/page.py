@@ -105,7 +105,10 @@ def _json(figures: Figures) -> str:
 def _headline(records: Sequence[TrialRecord], corpus: Dataset) -> str:
     best, baseline = best_of(records), best_of(records, purpose="baseline")
     if best is None:
-        return "No searched trial has spent its full budget yet."
+        alone = records and all(record.purpose == "ladder" for record in records)
+        return (
+            "The baselines went up the ladder at once." if alone else "No searched trial has spent its full budget yet."
+        )
     told = corpus.headline.text(best.rungs[-1].score)
     text = f"Best: {summarize(best.arch_spec())}, {told} at {short(best.flops)} training FLOPs"
     if baseline is not None:
@@ -126,13 +129,23 @@ def _facts(
     ]
     decided = {**(records[0].training if records else {}), **training}  # what the size decides differs by trial
     given = {name: decided[name] for name in ("flops", "tokens", "batch_tokens", "lr", "beta2") if name in decided}
-    return [
+    searched = [
         ("space", f"{settings.space.count()} candidates, {len(settings.space.decisions)} decisions"),
         ("budget", "; ".join(limits) or "none"),
         ("training", ", ".join(f"{name} {_plain(value)}" for name, value in given.items())),
-        ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
         ("search", f"{search.sampler}, stopper {search.stopper.kind}, seed {search.seed}"),
         ("objectives", ", ".join([corpus.headline.metric.name, *settings.objectives[1:]])),
+    ]
+    ladder = []
+    if (scale := settings.scale) is not None:
+        sizes, horizons = (", ".join(each) for each in ([s.label for s in scale.sizes], map(show, scale.horizons)))
+        ladder = [
+            ("ladder", f"widths {sizes}; horizons {horizons}; {scale.seeds} seed{'s' if scale.seeds > 1 else ''}")
+        ]
+    return [
+        *(searched if search.num_trials else []),
+        *ladder,
+        ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
         ("trials", counts_of(records, driven=driven)),
         ("training FLOPs spent", short(spent)),
     ]

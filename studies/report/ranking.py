@@ -127,7 +127,7 @@ def finals(records: Sequence[TrialRecord]) -> Finals:
     groups = promotions(records)
     seeds = set.intersection(*({run.seed for run in group.runs} for group in groups)) if groups else set()
     free = (len(groups) - 1) * (len(seeds) - 1)
-    if free <= 0:
+    if min(len(groups), len(seeds)) < 2:
         return Finals(tuple(groups), None, 0)
     scores = np.array([[_score(group, seed) for seed in sorted(seeds)] for group in groups])
     left = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()

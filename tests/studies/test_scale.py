@@ -235,7 +235,7 @@ def test_the_worth_of_a_further_use_is_found(phi):
 
 
 def test_coarse_uses_count_whole_or_by_their_tokens():
-    arch = load_arch("three_layers", ["graph.h.schedule=[phrase,word,token]"])
+    arch = load_arch("three_layers", ["graph.h.schedule=[phrase,word,token]", "graph.h.topology=mesh"])
     ((_, whole),) = shared_of(compile_arch(arch)).often
     ((_, share),) = shared_of(compile_arch(arch), by_tokens=True).often
     assert whole == 3
