@@ -31,7 +31,7 @@ from studies.records.reading import open_study
 from studies.records.trial import TrialRecord
 from studies.report.scaling import names_of, points_of, tell_study
 from studies.scale.allot import next_cell
-from studies.scale.ladder import ladder_of, runs_of
+from studies.scale.ladder import key_of, ladder_of, runs_of
 from studies.scale.law import Run, fit_law
 from studies.scale.pairs import rate
 from studies.scale.recurrence import phi_of
@@ -45,7 +45,10 @@ def read(folder: Path) -> tuple[list[TrialRecord], Dataset, StudyConfig, list[Ru
     records, corpus, settings = open_study(folder)
     records = [record for record in records if record.state == "complete"]
     names = names_of(records)
-    runs = [replace(r, candidate=names[r.candidate], loss=corpus.headline.value(r.loss)) for r in runs_of(records)]
+    runs = [
+        replace(r, candidate=names[r.candidate], loss=corpus.headline.value(r.loss))
+        for r in runs_of(records, settings.task)
+    ]
     return records, corpus, settings, runs
 
 
@@ -129,12 +132,12 @@ def allotted(records: Sequence[TrialRecord], corpus: Dataset, settings: StudyCon
     assert settings.scale is not None
     settings = replace(settings, scale=replace(settings.scale, allot=True))
     ladder = ladder_of(settings, records, corpus.facts)
-    known = {(r.origin, r.size, r.seed): r for r in records if r.purpose == "ladder"}
+    known = {key_of(record): record for record in records if record.purpose == "ladder"}
     got: list[TrialRecord] = []
     rows: list[dict[str, Any]] = []
     spent = 0.0
-    while (cell := next_cell(ladder, got)) is not None and cell.key in known:
-        got.append(known[cell.key])
+    while (cell := next_cell(ladder, got)) is not None and ladder.key(cell) in known:
+        got.append(known[ladder.key(cell)])
         spent += ladder.flops(cell)
         try:
             told = tell_study(got, settings, corpus)
@@ -178,8 +181,7 @@ def main() -> None:
     facts["allotted"] = allotted(records, corpus, settings)
     for row in facts["allotted"][-1:]:
         print(f"allotted: {row}")
-    ladder = ladder_of(settings, records, corpus.facts)
-    facts["cost"] = {size: sum(ladder.spent(r) for r in records if r.size == size) for size in sizes}
+    facts["cost"] = {size: sum(r.flops for r in records if r.size == size) for size in sizes}
     print("FLOPs by size: " + ", ".join(f"{size} {flops:.3g}" for size, flops in facts["cost"].items()))
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
 

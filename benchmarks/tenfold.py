@@ -17,7 +17,8 @@ from pathlib import Path
 from scipy.stats import kendalltau
 
 from studies.records.reading import open_study
-from studies.report.ranking import budget_of, finals, promotions
+from studies.records.trial import budget_of
+from studies.report.ranking import finals, promotions
 from studies.show.summary import summarize
 
 

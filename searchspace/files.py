@@ -77,8 +77,13 @@ def read_data(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return merge(data, parse_overrides(overrides)) if overrides else data
 
 
+def is_of_study(data: Mapping[str, Any]) -> bool:
+    """Whether plain data are a study's, not an architecture's or a space's."""
+    return "space" in data or ("graph" not in data and ("training" in data or "scale" in data))
+
+
 def _expect_architecture(data: Mapping[str, Any]) -> None:
-    if "graph" not in data and ("space" in data or "training" in data):
+    if "graph" not in data and is_of_study(data):
         raise SpecError("", "is a study, not an architecture or a space", "give search or check the study")
 
 

@@ -289,6 +289,16 @@ _SECTIONS = {
 }
 
 
+def most_trials(study: StudyConfig) -> int:
+    """How many trials a study has at most: search, baselines, promotions, and its ladder's runs."""
+    search, scale, baselines = study.search, study.scale, len(study.baselines)
+    again = search.promote.seeds * (search.promote.trials + bool(baselines)) if search.promote.trials else 0
+    alone = scale is not None and not search.num_trials
+    runs = 0 if scale is None else len(scale.sizes) * scale.seeds
+    runs *= baselines + (0 if scale is None else min(scale.candidates, search.num_trials))
+    return runs if alone else search.num_trials + baselines + again + runs
+
+
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study file and the files it names.
 

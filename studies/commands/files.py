@@ -17,7 +17,16 @@ from builder.graph.ir import Graph
 from builder.pricing.budget import BudgetSpec
 from builder.pricing.cost import estimate
 from searchspace.errors import SpecError, printable, show
-from searchspace.files import PACKAGE, find_file, load_arch, load_space, parse_overrides, purpose_of, read_data
+from searchspace.files import (
+    PACKAGE,
+    find_file,
+    is_of_study,
+    load_arch,
+    load_space,
+    parse_overrides,
+    purpose_of,
+    read_data,
+)
 from searchspace.plain import decode
 from searchspace.space import SpaceSpec
 from studies.candidates.feasibility import count_feasible
@@ -63,7 +72,7 @@ def is_study(name: str, overrides: Sequence[str]) -> bool:
             find_file(name, folder="spaces")
             return False
     with suppress(SpecError):
-        return "space" in read_data(find_study(name), overrides)
+        return is_of_study(read_data(find_study(name), overrides))
     return False
 
 
@@ -82,7 +91,7 @@ def check_files(name: str, overrides: Sequence[str], console: Console) -> None:
         with suppress(SpecError):
             found.append(find_study(name))
     for file in dict.fromkeys(found or [find_study(name)]):
-        if "space" in read_data(file, overrides):
+        if is_of_study(read_data(file, overrides)):
             _check_study(file, overrides, console)
         else:
             _check_space(file, overrides)

@@ -128,19 +128,29 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
 
 def _check_ladder(study: StudyConfig, facts: DataFacts, found: Survey) -> list[str]:
     """What to know of a study's ladder. Raises `SpecError` if what is known of it can't be trained."""
+    if study.task.headline.better != "lower" and "loss" not in study.task.metrics:
+        what = f"this task measures {study.task.headline.words} and no loss, which alone follows a law"
+        raise SpecError("scale", what, "leave it out")
     ladder = ladder_of(study, [], facts)
-    if not study.search.num_trials and len(ladder.candidates) < _FEWEST:
-        what = f"there are {len(ladder.candidates)} to go up the ladder, and nothing is searched"
-        raise SpecError("baseline", what, "list two architectures or more, or give search.num_trials")
+    if ladder.left_out:
+        raise SpecError("baseline", ladder.left_out[0].rstrip("."), "leave it out, or give scale.sizes that fit")
+    climbing = len(ladder.candidates) + min(study.scale.candidates if study.scale else 0, study.search.num_trials)
+    if climbing < _FEWEST:
+        what = f"there are {climbing} candidates to go up the ladder, which says nothing"
+        raise SpecError("scale", what, "list two baselines or more, or give search.num_trials and scale.candidates")
     if not ladder.candidates and found.example is not None:
         ladder = replace(ladder, candidates=(LadderCandidate("", found.example.arch, is_baseline=False),))
     seed = study.search.seed
     for cell in ladder.cells:
         if cell.seed == seed:
             ladder.flops(cell)
+    config = check_training(ladder.training(ladder.cells[0]))
+    if ladder.shares[0] * (1 - config.decay) < config.warmup:
+        what = f"the shortest would branch off while the rate still warms up (training.warmup {config.warmup:g})"
+        raise SpecError("scale.horizons", what, "give horizons closer to each other, or a shorter warm-up")
     longest = max((ladder.training(cell)["tokens"] for cell in ladder.cells), default=0.0)
     epochs = longest / max(1, facts.train_tokens)
-    if epochs <= _MOST_EPOCHS:
+    if epochs <= _MOST_EPOCHS or facts.task != "text_lm":
         return []
     return [
         f"the ladder's largest size sees the text {epochs:.1f} times ({short(longest)} tokens): beyond about "

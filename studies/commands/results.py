@@ -39,9 +39,11 @@ def show_results(
     for line in notes(records, corpus, driven=driven):
         say(console, line)
     with console.status("fitting the ladder"):
-        told = ladder_answer(records, settings, corpus)
+        told, missing = ladder_answer(records, settings, corpus)
     if told is not None:
         show_answer(told, console)
+    elif missing and any(record.purpose == "ladder" for record in records):
+        say(console, missing)
     with console.status("writing the report"):
         file = write_html(records, settings, corpus, folder / REPORT, driven=driven)
     say(console, f"wrote {file}")

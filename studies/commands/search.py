@@ -70,7 +70,7 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         ended = now.complete + now.stopped + now.failed
         if now.launched:
             say(console, f"going on: {ended} trials ended before")
-        if ended < now.total:
+        if not driver.finished:
             if not serial:
                 say(console, "starting workers")
             _run_trials(driver, corpus, console, serial=serial, address=address)
@@ -170,11 +170,12 @@ def _decorative(what: str, console: Console, remedy: str = "") -> Iterator[None]
 
 
 def _why_nothing(driver: StudyDriver) -> str:
-    failed = [record for record in driver.records if record.purpose == "search" and record.state == "failed"]
+    sought = "search" if driver.study.search.num_trials else "ladder"
+    failed = [record for record in driver.records if record.purpose == sought and record.state == "failed"]
     if failed:
         first = failed[0]
         return f"{len(failed)} failed, the first, trial {first.number}, with {failure_of(first)}"
-    stopped = sum(record.purpose == "search" for record in driver.records)
+    stopped = sum(record.purpose == sought for record in driver.records)
     return (
         f"{stopped} were launched and all of them stopped early" if stopped else driver.progress().note or "none fits"
     )

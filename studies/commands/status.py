@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from studies.config import most_trials
 from studies.records.folder import is_driven
 from studies.records.reading import open_study
 from studies.report.ranking import best_of, notes, ranking_table
@@ -50,9 +51,7 @@ def watch_report(folder: Path, console: Console) -> None:
 def _status(folder: Path, *, table: bool) -> RenderableType:
     records, corpus, settings = open_study(folder)
     driven = is_driven(folder)
-    promote = settings.search.promote
-    again = promote.seeds * (promote.trials + bool(settings.baselines)) if promote.trials else 0
-    total = max(settings.search.num_trials + len(settings.baselines) + again, len(records))
+    total = max(most_trials(settings), len(records))
     ended = sum(record.state != "running" for record in records)
     lines: list[RenderableType] = [Text.from_markup(f"[bold]{settings.name}[/]: {ended} of {total} trials ended")]
     if table:
@@ -63,6 +62,8 @@ def _status(folder: Path, *, table: bool) -> RenderableType:
             label = "best" if purpose == "search" else f"baseline {best.name}"
             lines.append(Text(f"{label}: trial {best.number}, {summarize(best.arch_spec())}, {told}"))
     lines.append(Text(notes(records, corpus, driven=driven)[0]))
+    if settings.scale is not None and settings.scale.allot:
+        lines.append(Text("its ladder may need fewer runs: what can't change the answer is left out"))
     if ended < total and not driven:
         lines.append(Text("nobody drives it now; the same search command goes on"))
     if table and ended:

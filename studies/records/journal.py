@@ -273,6 +273,10 @@ class Journal:
                 with reading(self._path):
                     storage = JournalStorage(self._file)
             known = {study.study_name for study in storage.get_all_studies()}
+            if "search" in known:  # before anything is written
+                before = optuna.load_study(study_name="search", storage=storage)
+                if FORMAT_KEY in before.user_attrs:
+                    check_format(before.user_attrs[FORMAT_KEY], self._path)
             with self.batch():
                 for purpose in purposes:
                     if purpose not in known:  # `load_if_exists` would write even when it only loads

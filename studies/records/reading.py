@@ -43,7 +43,7 @@ _BEGUN = re.compile(rb'\{"op_code":4,"study_id":(\d{1,9}),"state":(\d),"params":
 _RESULT = {"tokens": int, "steps": int, "seconds": float, "reason": str, "error": str}
 _LAUNCH = {
     "number": int, "name": str, "arch": dict, "arch_id": str, "choices": dict, "training": dict, "seed": int,
-    "cost": dict, "origin": str, "size": str,
+    "cost": dict, "origin": str, "size": str, "shares": list,
 }  # fmt: skip
 _RUNG = {"flops": float, "tokens": int, "score": float, "metrics": dict}
 _COST = {f.name: f.type for f in fields(Cost)}

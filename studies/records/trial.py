@@ -125,6 +125,8 @@ class TrialRecord:
     """Of a ladder's runs: the candidate's architecture, as it stands in the study, by its id."""
     size: str = ""
     """Of a ladder's runs: its `studies.config.SizeConfig`, by its label."""
+    shares: Sequence[float] = ()
+    """Of a ladder's runs: its horizons, as shares of the longest."""
     rungs: tuple[Rung, ...] = ()
     tokens: int = 0
     steps: int = 0
@@ -144,8 +146,11 @@ class TrialRecord:
 
     @property
     def flops(self) -> float:
-        """Training FLOPs at its last rung."""
-        return self.rungs[-1].flops if self.rungs else 0.0
+        """Training FLOPs at its last rung, and of the branches that a ladder's run left for its decays."""
+        if not self.rungs:
+            return 0.0
+        branches = sum(rung.flops for rung in self.rungs[:-1]) if self.purpose == "ladder" else 0.0
+        return self.rungs[-1].flops + (check_training(self.training).decay * branches if branches else 0.0)
 
     def objective(self, name: str) -> float:
         """The value of one objective: the last score, or a cost."""
@@ -158,6 +163,11 @@ class TrialRecord:
     @cached_property
     def _decoded(self) -> ArchSpec:
         return decode(ArchSpec, self.arch)
+
+
+def budget_of(record: TrialRecord) -> float:
+    """What its training was to spend: FLOPs, or tokens where training goes by them."""
+    return float(record.training.get("flops") or record.training.get("tokens") or 0.0)
 
 
 def identity_of(

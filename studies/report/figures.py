@@ -48,7 +48,7 @@ _COSTS = {
 def figures_of(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Dataset, folder: Path) -> Figures:
     """Curves, the front, schedules, and what matters: those for which there are trials enough."""
     figures: Figures = {}
-    shown = [record for record in records if record.rungs]
+    shown = [record for record in records if record.rungs and record.purpose != "ladder"]
     complete = [record for record in ranked(records) if record.state == "complete"]
     figures["learning"] = _learning(shown, corpus)
     if complete:

@@ -23,7 +23,17 @@ from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.report.figures import Figures, figures_of
-from studies.report.ranking import best_of, counts_of, front, labels_of, notes, other_objectives, promotions, ranked
+from studies.report.ranking import (
+    baseline_beside,
+    best_of,
+    counts_of,
+    front,
+    labels_of,
+    notes,
+    other_objectives,
+    promotions,
+    ranked,
+)
 from studies.report.scaling import answer_lines, ladder_answer, scale_figure, scale_rows, target_of
 from studies.show.summary import cost_lines, cost_rows, short, summarize
 from studies.show.svg import draw_svg
@@ -58,7 +68,7 @@ def write_html(
         driven: whether a process drives the study now.
     """
     figures = figures_of(records, settings, corpus, file.parent)
-    told = ladder_answer(records, settings, corpus)
+    told, _missing = ladder_answer(records, settings, corpus)
     if told is not None:
         figures["scale"] = scale_figure(told)
     page = _template().render(
@@ -103,7 +113,8 @@ def _json(figures: Figures) -> str:
 
 
 def _headline(records: Sequence[TrialRecord], corpus: Dataset) -> str:
-    best, baseline = best_of(records), best_of(records, purpose="baseline")
+    best = best_of(records)
+    baseline = baseline_beside(best, records)
     if best is None:
         alone = records and all(record.purpose == "ladder" for record in records)
         return (

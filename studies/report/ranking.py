@@ -19,7 +19,7 @@ from scipy.stats import t
 
 from builder.pricing.cost import COSTS
 from studies.data.dataset import Dataset
-from studies.records.trial import TrialRecord
+from studies.records.trial import TrialRecord, budget_of
 from studies.show.summary import labels, short, summarize
 from studies.training.plan import FEW_STEPS
 
@@ -76,11 +76,6 @@ class Promotion:
         return stdev(run.rungs[-1].score for run in self.runs) if len(self.runs) > 1 else None
 
 
-def budget_of(record: TrialRecord) -> float:
-    """What its training was to spend: FLOPs, or tokens where training goes by them."""
-    return float(record.training.get("flops") or record.training.get("tokens") or 0.0)
-
-
 def promotions(records: Sequence[TrialRecord], budget: float | None = None) -> list[Promotion]:
     """What was trained again and finished, the best mean first.
 
@@ -107,31 +102,47 @@ class Finals:
 
     groups: tuple[Promotion, ...]
     """The best mean first."""
-    error: float | None
-    """Standard error of a difference of two means, what seeds share taken out; None with one seed or one group."""
+    noise: float | None
+    """Standard deviation of one run, what runs of one seed share taken out; None with one seed or one group."""
     freedom: int
-    """Degrees of freedom of that error."""
+    """Degrees of freedom of that."""
 
-    def decided(self, first: Promotion, second: Promotion) -> bool | None:
-        """Whether the gap of two is beyond what seeds explain (t-test at 10 %, two-sided); None: it can't be told."""
-        if self.error is None:
-            return None
-        return bool(abs(first.mean - second.mean) > t.ppf(1 - _LEVEL / 2, self.freedom) * self.error)
+    def gap(self, first: Promotion, second: Promotion) -> tuple[float, float, float | None]:
+        """Means of two over the seeds that both ended, and the standard error of their difference, if it is known."""
+        a, b = ({run.seed: run.rungs[-1].score for run in group.runs} for group in (first, second))
+        seeds = a.keys() & b.keys()
+        if not seeds:
+            return first.mean, second.mean, None
+        error = None if self.noise is None else self.noise * math.sqrt(2 / len(seeds))
+        return mean(a[seed] for seed in seeds), mean(b[seed] for seed in seeds), error
+
+    def decided(self, first: Promotion, second: Promotion, *, among: int = 1) -> bool | None:
+        """Whether the gap of two is beyond what seeds explain (t-test at 10 %, two-sided); None: it can't be told.
+
+        Args:
+            first: one of the groups.
+            second: another.
+            among: how many such gaps the one that is asked about was chosen from (Bonferroni).
+        """
+        a, b, error = self.gap(first, second)
+        return None if error is None else bool(abs(a - b) > t.ppf(1 - _LEVEL / among / 2, self.freedom) * error)
 
 
 def finals(records: Sequence[TrialRecord]) -> Finals:
     """The promotions, and how far their means can be told apart.
 
-    Runs of one seed see the same batches, so what is left after each group's and each seed's mean is the noise.
+    Runs of one seed see the same batches, so what is left after each group's and each seed's mean is the noise. Groups
+    that lack a seed say nothing of it.
     """
     groups = promotions(records)
-    seeds = set.intersection(*({run.seed for run in group.runs} for group in groups)) if groups else set()
-    free = (len(groups) - 1) * (len(seeds) - 1)
-    if min(len(groups), len(seeds)) < 2:
+    every = {run.seed for group in groups for run in group.runs}
+    whole = [group for group in groups if {run.seed for run in group.runs} == every]
+    free = (len(whole) - 1) * (len(every) - 1)
+    if not whole or not free:
         return Finals(tuple(groups), None, 0)
-    scores = np.array([[_score(group, seed) for seed in sorted(seeds)] for group in groups])
+    scores = np.array([[_score(group, seed) for seed in sorted(every)] for group in whole])
     left = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
-    return Finals(tuple(groups), float(np.sqrt(2 * (left**2).sum() / free / len(seeds))), free)
+    return Finals(tuple(groups), float(np.sqrt((left**2).sum() / free)), free)
 
 
 def _score(group: Promotion, seed: int) -> float:
@@ -142,29 +153,41 @@ def final_lines(records: Sequence[TrialRecord], corpus: Dataset) -> list[str]:
     """What the promotions say: who leads, whether the baseline is beaten, and how many pairs can be told apart."""
     found, headline = finals(records), corpus.headline
     baseline = next((group for group in found.groups if group.is_baseline), None)
-    first = next((group for group in found.groups if not group.is_baseline), None)
-    if first is None:
+    others = [group for group in found.groups if not group.is_baseline]
+    if not others:
         return []
-    runs = len(first.runs)
-    name = summarize(first.runs[0].arch_spec())
+    first = others[0]
+    runs, name = len(first.runs), summarize(first.runs[0].arch_spec())
     lines = []
     if baseline is not None:
-        verdict = headline.verdict(first.mean, baseline.mean)
-        told = found.decided(first, baseline)
-        error = "" if found.error is None else f" (standard error {headline.spread(found.error):.3f})"
-        sure = {True: ", beyond what seeds explain", False: ": cannot tell, seeds explain as much", None: ""}[told]
+        a, b, error = found.gap(first, baseline)
+        sure = {
+            True: f" (standard error {headline.spread(error or 0.0):.3f}), beyond what seeds explain of the best of "
+            f"{len(others)}",
+            False: f" (standard error {headline.spread(error or 0.0):.3f}): cannot tell, the best of {len(others)} may "
+            "lie as far off by its seeds alone",
+            None: ": cannot tell, as too few seeds ended to know what they explain",
+        }[found.decided(first, baseline, among=len(others))]
         seeds = f"{runs} other seed{'s' if runs != 1 else ''}"
         lines.append(
-            f"Trained again with {seeds}, the best found, {name}, is {verdict} than the baseline{error}{sure}."
+            f"Trained again with {seeds}, the best found, {name}, is {headline.verdict(a, b)} than the baseline{sure}."
         )
     pairs = list(combinations(found.groups, 2))
-    if found.error is not None and len(pairs) > 1:
+    if found.noise is not None and len(pairs) > 1:
         decided = sum(bool(found.decided(*pair)) for pair in pairs)
         lines.append(
-            f"Of the {len(pairs)} pairs of finalists {decided} are decided, for the others seeds explain as much as "
-            "schedules."
+            f"Of the {len(pairs)} pairs of finalists {decided} are decided (at 10 % each); for the others seeds "
+            "explain as much as schedules."
         )
     return lines
+
+
+def baseline_beside(best: TrialRecord | None, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The baseline's run that a result is held against: at the same budget, so trained again if the result was."""
+    if best is not None and best.purpose == "promotion":
+        again = next((group for group in promotions(records) if group.is_baseline), None)
+        return None if again is None else min(again.runs, key=lambda run: run.rungs[-1].score)
+    return best_of(records, purpose="baseline")
 
 
 def promotion_table(records: Sequence[TrialRecord], corpus: Dataset) -> Table | None:
@@ -306,7 +329,8 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
         lines.append(f"A full training took {min(steps):,} to {max(steps):,} steps.")
     for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
         lines.append(f"{count} failed: {reason or 'unknown reason'}.")
-    best, baseline = best_of(records), best_of(records, purpose="baseline")
+    best = best_of(records)
+    baseline = baseline_beside(best, records)
     if again := final_lines(records, corpus):
         lines += again
     elif best is not None and baseline is not None:
@@ -336,7 +360,7 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
             lines.append("The baseline takes the middle of every open training choice: the gap may be partly tuning.")
     if best is not None and best.rungs[-1].metrics.get("loss", 0.0) > math.log(best.arch_spec().vocab_size):
         lines.append("The best is worse than guessing evenly: lower the learning rate, or train longer.")
-    first = [record for record in records if record.rungs]
+    first = [record for record in records if record.rungs and record.ranks]
     if len(first) >= _MIN_FOR_NOTE:
         rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].score for r in first])
         if rho > 0.6:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
@@ -18,10 +17,10 @@ from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.report.ranking import labels_of
-from studies.scale.ladder import Ladder, ladder_of, runs_of
+from studies.scale.ladder import Ladder, key_of, ladder_of, runs_of
 from studies.scale.law import Run
 from studies.scale.pairs import FARTHEST, Answer, rate
-from studies.scale.recurrence import Point, phi_of, shared_of
+from studies.scale.recurrence import Point, exponent, phi_of, shared_of
 from studies.show.summary import short
 
 _FURTHER = 10.0  # times the largest size, where no target is given
@@ -92,22 +91,29 @@ def tell_study(
     lower = headline.metric.better == "lower"
     runs = [
         replace(run, candidate=names[run.candidate], loss=headline.value(run.loss) if lower else run.loss)
-        for run in runs_of(records)
+        for run in runs_of(records, settings.task)
     ]
     ladder = ladder_of(settings, records, corpus.facts)
     first = names.get(ladder.candidates[0].origin) if ladder.candidates else None
+    known = list(names.values())
+    if baseline is not None and baseline not in known:
+        raise SpecError("--baseline", f"{show(baseline)} is no candidate of this ladder", one_of(known, baseline))
     baseline = first if baseline is None else baseline
     there = {(run.rung, run.seed) for run in runs if run.candidate == baseline}
     paired = {run.candidate for run in runs if (run.rung, run.seed) in there}
+    failed = {r.reason for r in records if r.purpose == "ladder" and names[r.origin] == baseline and r.reason}
+    if failed and not there:
+        what = f"no run of {baseline} has ended ({', '.join(sorted(failed))}), and all are held against it"
+        raise SpecError("scale", what, "list another baseline first, or change what makes it fail")
     if not paired - {baseline}:
-        raise SpecError("scale", "no two runs of the ladder can be compared yet", "search again to go on")
+        raise SpecError("scale", "no two of its runs can be compared yet", "search again to go on")
     told = tell(
         [run for run in runs if run.candidate in paired],
         baseline=baseline,
         size=size or settings.scale.target,
         tokens=tokens,
         confidence=confidence,
-        unit=headline.label if lower else "loss",
+        unit=headline.label if lower else "nats",
     )
     notes = _notes(ladder, records, {name for name in names.values() if name not in paired})
     return replace(told, notes=(*_recurrence(told, records, names), *notes))
@@ -140,7 +146,7 @@ def _recurrence(told: Told, records: Sequence[TrialRecord], names: Mapping[str, 
     each = []
     for name, own in points.items():
         phi, low, high = phi_of(own, law, law.factors[baseline], confidence=told.answer.confidence)
-        each.append(f"{name} {phi:.2f} ({low:.2f} to {high:.2f})")
+        each.append(f"{name} {exponent(phi)} ({exponent(low)} to {exponent(high)})")
     level = f"{told.answer.confidence:.0%} interval"
     return [f"A block used r times was worth r^phi of its own, phi ({level}): {', '.join(each)}."] if each else []
 
@@ -148,16 +154,16 @@ def _recurrence(told: Told, records: Sequence[TrialRecord], names: Mapping[str, 
 def _notes(ladder: Ladder, records: Sequence[TrialRecord], missing: set[str]) -> list[str]:
     """What a ladder cost, and whom its answer leaves out."""
     own = [record for record in records if record.purpose == "ladder"]
-    spent = sum(ladder.spent(record) for record in own)
+    spent = sum(record.flops for record in own)
     searched = sum(record.flops for record in records if record.purpose != "ladder")
-    begun = {(record.origin, record.size, record.seed) for record in own}
-    skipped = [cell for cell in ladder.cells if cell.key not in begun]
+    begun = {key_of(record) for record in own}
+    skipped = [cell for cell in ladder.cells if ladder.key(cell) not in begun]
     lines = [f"The ladder took {short(spent)} training FLOPs" + (f", the search {short(searched)}" if searched else "")]
     if skipped:
         saved = sum(ladder.flops(cell) for cell in skipped)
         lines[0] += f"; {len(skipped)} of its {len(ladder.cells)} runs, {short(saved)}, were left out or are to come"
     lines[0] += "."
-    lines += [f"{name} is not in the answer: none of its runs ended." for name in sorted(missing)]
+    lines += [f"{name} is not in the answer: no run of it ended beside the baseline's." for name in sorted(missing)]
     return [*lines, *ladder.left_out]
 
 
@@ -178,13 +184,14 @@ def names_of(records: Sequence[TrialRecord]) -> dict[str, str]:
     return taken
 
 
-def ladder_answer(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Dataset) -> Told | None:
-    """The answer of a study's ladder; None where there is none, or it has not come far enough."""
+def ladder_answer(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Dataset) -> tuple[Told | None, str]:
+    """The answer of a study's ladder, or why there is none yet; neither where nobody asked for one."""
     if settings.scale is None:
-        return None
-    with suppress(SpecError):
-        return tell_study(records, settings, corpus)
-    return None
+        return None, ""
+    try:
+        return tell_study(records, settings, corpus), ""
+    except SpecError as error:
+        return None, f"no answer from the ladder: {error.problem}; {error.remedy}"
 
 
 def scale_rows(told: Told) -> list[list[str]]:
@@ -207,7 +214,7 @@ def scale_rows(told: Told) -> list[list[str]]:
                 times(rated.multiplier),
                 f"{times(less)} {times(more)}",
                 f"{rated.best:.0%}",
-                f"{rated.at_top:+.{digits}f}",
+                "" if rated.at_top is None else f"{rated.at_top:+.{digits}f}",
             ]
         )
     if all(rated.cost == 1.0 for rated in answer.rated):
@@ -227,7 +234,7 @@ def scale_table(told: Told) -> Table:
     table = Table(title=escape(target_of(told)), title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold", min_width=12)
     for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(header, justify="right", overflow="fold")
     for name, *values in rows:
         table.add_row(escape(name), *values, style="bold" if name == told.answer.baseline else "")
     return table
@@ -254,8 +261,8 @@ def answer_lines(told: Told) -> list[str]:
     if best.candidate != answer.baseline:
         low, high = best.multiplier_interval
         lines.append(
-            f"{best.candidate} is worth {times(best.multiplier)} its compute: {answer.baseline} needs so much more for "
-            f"the same loss ({answer.confidence:.0%} interval {times(low)} to {times(high)})."
+            f"{best.candidate} is worth {times(best.multiplier)} its compute ({answer.confidence:.0%} interval "
+            f"{times(low)} to {times(high)}): so much would {answer.baseline} need for the same loss."
         )
     crossing = [f"{r.candidate} at {short(r.crosses)} parameters" for r in answer.rated if r.crosses is not None]
     if crossing:

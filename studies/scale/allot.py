@@ -15,7 +15,7 @@ from scipy.stats import norm
 from searchspace.errors import SpecError
 from studies.config import LEAST_SIZES
 from studies.records.trial import TrialRecord
-from studies.scale.ladder import Cell, Ladder, runs_of
+from studies.scale.ladder import Cell, Ladder, key_of, runs_of
 from studies.scale.law import Array, Run
 from studies.scale.pairs import Pair, Prior, start
 
@@ -28,20 +28,25 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 def next_cell(ladder: Ladder, records: Sequence[TrialRecord]) -> Cell | None:
     """The next run of a ladder; None when nothing is left that could change its answer."""
     own = [record for record in records if record.purpose == "ladder"]
-    begun = {(record.origin, record.size, record.seed) for record in own}
-    running = {(record.origin, record.size, record.seed) for record in own if record.state == "running"}
-    left = [cell for cell in ladder.cells if cell.key not in begun]
-    if not left or not ladder.config.allot:
-        return left[0] if left else None
+    begun = {key_of(record): record for record in own}
+    left = [cell for cell in ladder.cells if ladder.key(cell) not in begun]
+    if not ladder.config.allot:
+        return next(iter(left), None)
+    baseline = ladder.candidates[0].origin
+    unpaired = {(r.size, r.seed) for r in own if r.state == "failed" and r.origin == baseline}
+    lost = {r.origin for r in own if r.state == "failed"} - {r.origin for r in own if r.rungs} - {baseline}
+    left = [cell for cell in left if cell.origin not in lost and (cell.size.label, cell.seed) not in unpaired]
     low = {size.label for size in ladder.config.sizes[:LEAST_SIZES]}
     first = ladder.cells[0].seed
     if opening := [cell for cell in left if cell.seed == first and cell.size.label in low]:
         return opening[0]
     try:
-        standing = Standing(ladder, runs_of(own), [cell for cell in ladder.cells if cell.key in running])
+        known = {cell: begun.get(ladder.key(cell)) for cell in ladder.cells}
+        pending = [cell for cell, record in known.items() if record is not None and record.state == "running"]
+        standing = Standing(ladder, runs_of(own, ladder.study.task), pending)
     except SpecError:  # too little has ended yet, or losses don't fall
-        return left[0]
-    return standing.choose(left)
+        return next(iter(left), None)
+    return standing.choose(left) if left else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class Standing:
         top = ladder.size(Cell(self._baseline, ladder.config.sizes[-1], 0))
         self._target = ladder.config.target or 10.0 * top
         self._tokens = largest.tokens / largest.size * self._target
-        self._begun = {cell.key for cell in pending}
+        self._begun = {(cell.origin, cell.size.label, cell.seed) for cell in pending}
         self._begun |= {(run.candidate, run.rung.partition(",")[0], run.seed) for run in runs}
         self._rivals: dict[str, _Rival] = {self._baseline: _Rival([], 0.0, 0.0)}
         for candidate in ladder.candidates[1:]:
@@ -102,7 +107,8 @@ class Standing:
 
     def _price(self, cell: Cell) -> float:
         base = Cell(self._baseline, cell.size, cell.seed)
-        return self._ladder.flops(cell) + (0.0 if base.key in self._begun else self._ladder.flops(base))
+        there = (base.origin, base.size.label, base.seed) in self._begun
+        return self._ladder.flops(cell) + (0.0 if there else self._ladder.flops(base))
 
     def _gain(self, cell: Cell) -> float:
         """How much less likely the wrong candidate is taken for the best after this run."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import mean
-from typing import Any
+from typing import Any, TypeAlias
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import Cost, estimate
@@ -19,9 +19,11 @@ from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from studies.config import MiddleChooser, ScaleConfig, SizeConfig, StudyConfig, check_training, decide_training
 from studies.data.dataset import DataFacts
-from studies.records.trial import TrialRecord
+from studies.records.trial import TrialRecord, budget_of
 from studies.scale.law import Run
 from studies.scale.sizes import scaled
+from studies.show.summary import summarize
+from studies.tasks.table import Task
 from studies.training.plan import make_plan
 from studies.training.recipe import BYTES_PER_PARAMETER, batch_tokens, recipe_of, size_of
 
@@ -38,10 +40,14 @@ class Cell:
     size: SizeConfig
     seed: int
 
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """As a record says it: origin, size, seed."""
-        return self.origin, self.size.label, self.seed
+
+Key: TypeAlias = tuple[str, str, int, float, tuple[float, ...]]
+"""Origin, size, seed, tokens, and the horizons as shares of them."""
+
+
+def key_of(record: TrialRecord) -> Key:
+    """Which run of a ladder a record is."""
+    return record.origin, record.size, record.seed, float(record.training["tokens"]), tuple(record.shares)
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,10 @@ class Ladder:
         )
         return steps * plan.flops_per_step
 
-    def spent(self, record: TrialRecord) -> float:
-        """Training FLOPs that one of its runs has spent, branches and all."""
-        decay = check_training(record.training).decay
-        return record.flops + sum(decay * rung.flops for rung in record.rungs if rung.tokens < record.tokens)
+    def key(self, cell: Cell) -> Key:
+        """By which a record is known to be this run, at these horizons (`key_of`)."""
+        tokens = self._tokens(size_of(*self._built(self.candidates[0].origin, cell.size)))
+        return cell.origin, cell.size.label, cell.seed, float(tokens), self.shares
 
     def training(self, cell: Cell) -> dict[str, Any]:
         """Its settings, all decided. The rate and the batch that the study's file gives are for its own size."""
@@ -157,10 +163,12 @@ def ladder_of(study: StudyConfig, records: Sequence[TrialRecord], facts: DataFac
         facts: of its data.
     """
     assert study.scale is not None
-    again: dict[str, list[float]] = {}
     complete = [record for record in records if record.state == "complete"]
-    for record in complete:
-        if record.purpose == "promotion":
+    promoted = [record for record in complete if record.purpose == "promotion"]
+    longest = max((budget_of(record) for record in promoted), default=0.0)
+    again: dict[str, list[float]] = {}
+    for record in promoted:
+        if budget_of(record) == longest:
             again.setdefault(record.arch_id, []).append(record.rungs[-1].score)
 
     def place(record: TrialRecord) -> tuple[bool, float]:
@@ -168,24 +176,47 @@ def ladder_of(study: StudyConfig, records: Sequence[TrialRecord], facts: DataFac
         return scores is None, mean(scores) if scores else record.rungs[-1].score
 
     found = sorted((record for record in complete if record.purpose == "search"), key=place)
-    baselines = [LadderCandidate(compile_arch(arch).arch_id, arch, is_baseline=True) for arch in study.baselines]
-    taken = {candidate.origin: candidate for candidate in baselines}
-    left_out: list[str] = []
-    for record in found:
-        if record.arch_id in taken or len(taken) >= len(baselines) + study.scale.candidates:
+    if not study.baselines and (first := next((r.origin for r in records if r.purpose == "ladder"), None)):
+        found.sort(key=lambda record: record.arch_id != first)  # what it began with goes on deciding texts and batches
+    offered = [LadderCandidate(compile_arch(arch).arch_id, arch, is_baseline=True) for arch in study.baselines]
+    offered += [LadderCandidate(record.arch_id, record.arch_spec(), is_baseline=False) for record in found]
+    taken: dict[str, LadderCandidate] = {}
+    left_out: dict[str, str] = {}
+    searched = 0
+    for one in offered:
+        if (
+            one.origin in taken
+            or one.origin in left_out
+            or (not one.is_baseline and searched >= study.scale.candidates)
+        ):
             continue
-        try:
-            for size in study.scale.sizes:
-                compile_arch(scaled(record.arch_spec(), size))
-        except SpecError as error:
-            left_out.append(f"trial {record.number} can't go up the ladder: {error.path} {error.problem}")
+        if reason := _unfit(one.arch, study.scale, next(iter(taken.values()), one).arch):
+            left_out[one.origin] = f"{summarize(one.arch)} can't go up the ladder: {reason}."
             continue
-        taken[record.arch_id] = LadderCandidate(record.arch_id, record.arch_spec(), is_baseline=False)
-    return Ladder(study, tuple(taken.values()), facts, tuple(dict.fromkeys(left_out)))
+        taken[one.origin] = one
+        searched += not one.is_baseline
+    return Ladder(study, tuple(taken.values()), facts, tuple(left_out.values()))
 
 
-def runs_of(records: Sequence[TrialRecord]) -> list[Run]:
-    """The measured points of a ladder, one for each horizon of each run that has come so far."""
+def _unfit(arch: ArchSpec, scale: ScaleConfig, first: ArchSpec) -> str:
+    """Why an architecture can't be held against the first at every size; empty if it can."""
+    if arch.seq_len != first.seq_len:
+        return f"it reads {arch.seq_len} tokens at once, the first {first.seq_len}, so they can't see the same batches"
+    try:
+        for size in scale.sizes:
+            compile_arch(scaled(arch, size))
+    except SpecError as error:
+        return f"{error.path} {error.problem}"
+    return ""
+
+
+def runs_of(records: Sequence[TrialRecord], task: Task) -> list[Run]:
+    """The measured points of a ladder, one for each horizon of each run that has come so far.
+
+    Losses are the task's scores where its headline is a loss, else the loss that it measures beside it: what is right
+    or wrong follows no power of the size.
+    """
+    by_score = task.headline.better == "lower"
     runs = []
     for record in records:
         if record.purpose != "ladder":
@@ -193,5 +224,6 @@ def runs_of(records: Sequence[TrialRecord]) -> list[Run]:
         size = size_of(record.arch_spec(), record.cost)
         for rung in record.rungs:
             where = f"{record.size}, {rung.tokens}"
-            runs.append(Run(record.origin, size, rung.tokens, rung.score, where, record.seed, flops=rung.flops))
+            loss = rung.score if by_score else rung.metrics["loss"]
+            runs.append(Run(record.origin, size, rung.tokens, loss, where, record.seed, flops=rung.flops))
     return runs

@@ -46,8 +46,8 @@ class Rated:
     multiplier_interval: tuple[float, float]
     best: float
     """Probability of having the highest multiplier of all."""
-    at_top: float
-    """Measured difference at the largest size, its longest horizon."""
+    at_top: float | None
+    """Measured difference at the largest size, its longest horizon; None where it was not trained there."""
     crosses: float | None
     """Size at which it passes the baseline, if it does within reach."""
     curve: tuple[tuple[float, float], ...] = ()
@@ -133,6 +133,8 @@ def rate(
             mean, variance = fit.at(again[name] or pairs[name], priors[one], size)
             drawn[i, j] = random.normal(mean, np.sqrt(variance))
     worth = fit.multipliers(size, tokens, drawn) / costs
+    largest = max(run.size for run in runs if run.candidate == baseline)
+    top = {run.rung for run in runs if run.candidate == baseline and run.size == largest}
     best = np.bincount(worth.argmax(1), minlength=len(costs)) / draws
     tail = 50 * (1 - confidence)
     low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
@@ -151,7 +153,7 @@ def rate(
                 multiplier=float(middle.clip(1 / FARTHEST, FARTHEST)),
                 multiplier_interval=(float(least[j]), float(most[j])),
                 best=float(best[j]),
-                at_top=_longest(own)[-1].difference,
+                at_top=_at_top(own, top),
                 crosses=fit.crossing(own, likeliest),
                 curve=tuple(
                     (n, fit.worth(n, tokens / size * n, fit.at(own, likeliest, n)[0]) / costs[j])
@@ -328,6 +330,11 @@ def _nearness(first: Array, second: Array) -> Array:
     """Correlation of errors of form by how far sizes lie apart."""
     correlation: Array = np.exp(-np.abs(np.log(first[:, None] / second[None])) / _NEAR)
     return correlation
+
+
+def _at_top(own: Sequence[Pair], top: set[str]) -> float | None:
+    there = [pair for pair in own if pair.rung in top]
+    return _longest(there)[-1].difference if there else None
 
 
 def _longest(own: Sequence[Pair]) -> list[Pair]:

@@ -83,6 +83,12 @@ def phi_of(
     return _best(predicted, measured, np.arange(len(points), dtype=np.int64)), float(low), float(high)
 
 
+def exponent(phi: float) -> str:
+    """As people are told it; at an end of what is tried, as beyond it."""
+    low, high = _PHIS[[0, -1]]
+    return f"<{low:.0f}" if phi <= low else f">{high:.0f}" if phi >= high - 1e-9 else f"{phi:.2f}"
+
+
 def _difference(point: Point, law: Law, factor: float, phi: float) -> float:
     a = law.size_exponent
     return float(factor * (point.shared.effective(phi) ** -a - point.base.effective(phi) ** -a))

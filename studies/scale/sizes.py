@@ -22,7 +22,7 @@ def scaled(arch: ArchSpec, size: SizeConfig) -> ArchSpec:
     try:
         return replace(arch, d_model=size.d_model, blocks=blocks)
     except SpecError as error:
-        error.path = f"scale.sizes: {size.label}: {error.path}"
+        error.path = f"at width {size.label}: {error.path}"
         raise
 
 

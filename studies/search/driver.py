@@ -32,7 +32,7 @@ from studies.records.journal import Journal, revive
 from studies.records.reading import STATES
 from studies.records.trial import Purpose, Report, TrialRecord, TrialSpec
 from studies.scale.allot import next_cell
-from studies.scale.ladder import Cell, Ladder, ladder_of, shares_of
+from studies.scale.ladder import Cell, Ladder, key_of, ladder_of
 from studies.search.proposer import Proposer
 from studies.search.stopper import rung_shares, should_stop
 from studies.search.warm_start import warm_start
@@ -255,7 +255,9 @@ class StudyDriver:
         rungs = 0 if scale is None else len(scale.sizes) * scale.seeds
         runs = rungs * (len(self._baselines) + min(scale.candidates, self.study.search.num_trials)) if scale else 0
         if self._ladder is not None:
-            runs = self._launched["ladder"] if self.finished else len(self._ladder.cells)
+            begun = {key_of(record) for record in self._records.values() if record.purpose == "ladder"}
+            left = sum(self._ladder.key(cell) not in begun for cell in self._ladder.cells)
+            runs = self._launched["ladder"] + (0 if self.finished else left)
         return self.study.search.num_trials + self._num_baselines() + self._num_promotions() + runs
 
     def _next_trial(self) -> TrialSpec | None:
@@ -366,6 +368,7 @@ class StudyDriver:
             cost=proposal.cost,
             origin=cell.origin if cell else "",
             size=cell.size.label if cell else "",
+            shares=list(self._ladder.shares) if cell and self._ladder else [],
         )
         shown = {"trial": number, "architecture": summarize(arch)}
         shown |= {name: getattr(record.cost, name) for name in ("params", "flops_per_token")}
@@ -488,8 +491,8 @@ class StudyDriver:
 
 def rungs_of(record: TrialRecord, study: StudyConfig) -> tuple[float, ...]:
     """Shares of its budget at which a trial is evaluated."""
-    if record.purpose == "ladder" and study.scale is not None:
-        return shares_of(study.scale)
+    if record.purpose == "ladder":
+        return tuple(record.shares)
     return rung_shares(study.search.stopper) if record.ranks else (1.0,)
 
 

@@ -23,6 +23,7 @@ from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from builder.parametrization import READOUTS, factors_of
 from searchspace.arch import ArchSpec
+from searchspace.errors import SpecError
 from studies.config import TrainingConfig
 from studies.training.recipe import Recipe
 from studies.training.trainer import make_optimizers
@@ -101,6 +102,9 @@ def slopes(archs: Mapping[float, ArchSpec], *, lr: float, seeds: int = 3, steps:
     for arch in archs.values():
         each = [sizes_of(arch, lr=lr, seed=seed, steps=steps) for seed in range(seeds)]
         means.append({at: float(np.mean([sizes[at] for sizes in each])) for at in each[0]})
+    if wrong := {at for each in means for at, size in each.items() if not math.isfinite(size)}:
+        what = f"{len(wrong)} activations are no longer finite"
+        raise SpecError("--lr", what, "lower it: training diverges within the check")
     x = np.log(list(archs))
     shared = [at for at in means[0] if all(sizes.get(at, 0.0) > _NOTHING for sizes in means)]
     found = []

@@ -26,7 +26,7 @@ BAND = {"params": {"min": "90% of baseline", "max": "110% of baseline"}, "flops_
 
 
 def test_every_feasible_candidate_of_a_listed_space_passes_unchanged():
-    space, budget = load_space("quickstart"), absolute(BAND, "plain_4")
+    space, budget = load_space("quickstart", ["d_model=64"]), absolute(BAND, "plain_4")
     narrower = Narrower(space, budget)
     fitting = [choices for choices in assignments(space.template) if feasible(space, budget, FixedChooser(choices))]
     assert len(fitting) == 193

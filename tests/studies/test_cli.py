@@ -84,7 +84,7 @@ def test_halted_studies_say_so_and_exit_with_3(tmp_path, monkeypatch):
 
 
 def test_count_within_a_budget():
-    exact = run("count", "quickstart", "--budget", "params=90% of baseline", "--baseline", "plain_4")
+    exact = run("count", "quickstart", "d_model=64", "--budget", "params=90% of baseline", "--baseline", "plain_4")
     assert re.fullmatch(r"2,340 candidates, \d+ within the budget \(\d+\.\d+%\)\n", exact), exact
     bounded = run("count", "families", "--budget", "params=60K", "--budget", "flops_per_token=200K")
     assert "95 % interval" in bounded

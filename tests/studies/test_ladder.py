@@ -8,12 +8,13 @@ from helpers import ARCHITECTURES, make_driver, run_cli, tiny_arch, tiny_data, t
 
 from builder import compile_arch, estimate
 from searchspace import SpecError, load_arch
+from searchspace.plain import dump_yaml, encode
 from studies.config import SizeConfig, TrainingConfig, load_study
 from studies.execution.run import run_serial
 from studies.records.reading import open_for_reading
 from studies.records.resume import keep_settings
 from studies.records.trial import Report, Rung
-from studies.scale.ladder import ladder_of, runs_of
+from studies.scale.ladder import runs_of
 from studies.scale.sizes import scaled
 from studies.tasks.table import open_data
 from studies.training.plan import make_plan
@@ -179,9 +180,8 @@ def test_what_cannot_change_the_answer_is_left_out(tmp_path):
         driver = ladder_driver(tmp_path / name, f"scale.allot={allot}", "scale.seeds=3", "scale.sizes=[8,16,24,40]")
         run_serial(driver, run=steep)
         rungs = [record for record in driver.records if record.purpose == "ladder"]
-        ladder = ladder_of(driver.study, driver.records, driver._facts)
-        spent[name] = sum(ladder.spent(record) for record in rungs), len(rungs)
-        runs = runs_of(driver.records)
+        spent[name] = sum(record.flops for record in rungs), len(rungs)
+        runs = runs_of(driver.records, driver.study.task)
         top = {run.candidate for run in runs if run.rung.startswith("40")}
         assert len(top) >= 2
     assert spent["some"][0] < 0.6 * spent["all"][0]
@@ -215,7 +215,7 @@ def test_a_candidate_that_diverges_is_named(tmp_path):
     assert driver.finished
     keep_settings(driver.study, driver.folder)
     text = " ".join(run_cli("scale", str(driver.folder)).split())
-    assert "none of its runs ended" in text
+    assert "no run of it ended beside the baseline" in text
 
 
 # -- from the command line ----------------------------------------------------------------------------
@@ -270,6 +270,25 @@ def test_a_rung_can_be_exported(climbed):
     run_cli("export", str(folder / "run"), "--trial", str(record.number), "-o", str(folder / "rung"))
 
 
+def test_a_task_that_counts_hits_climbs_by_its_loss(tmp_path):
+    run = (
+        "search.num_trials=0",
+        "scale.sizes=[8,16,24]",
+        "scale.horizons=[0.5,1]",
+        "scale.seeds=1",
+        "training.flops=1e9",
+    )
+    study = load_study("mazes")
+    listed = [encode(replace(study.baselines[0], name=name, d_model=d)) for name, d in (("a", 48), ("b", 32))]
+    file = tmp_path / "mazes.yaml"
+    file.write_text(dump_yaml({**study.plain, "baseline": listed}))
+    text = run_cli("search", str(file), *run, "training.eval_tokens=1000", "--serial", "--dir", str(tmp_path / "run"))
+    assert "nats" in text
+    records = open_for_reading(tmp_path / "run")
+    assert all(0 < run.loss == rung.metrics["loss"] for run, rung in zip(
+        runs_of(records, study.task), [rung for record in records for rung in record.rungs], strict=True))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("over", "says"),
     [
@@ -284,8 +303,8 @@ def test_a_rung_can_be_exported(climbed):
         ([LADDER[0], "scale.target=0"], "scale.target"),
         (["scale.sizes=[8,16,24]", "scale.sedes=2"], "did you mean 'seeds'"),
         (["search.num_trials=0"], "there is no ladder"),
-        ([*LADDER, "search.num_trials=0"], "list two architectures"),
-        ([LADDER[0], "scale.horizons=[1e-2]", "scale.sizes=[7,9,11]"], "scale.sizes: 7"),
+        ([*LADDER, "search.num_trials=0"], "list two baselines"),
+        ([LADDER[0], "scale.horizons=[1e-2]", "scale.sizes=[7,9,11]"], "at width 7"),
         (["sizes=[8,16,24]"], "did you mean scale.sizes"),
     ],
     ids=lambda value: str(value)[-40:],
@@ -311,5 +330,87 @@ def test_the_dry_run_counts_the_ladder(tmp_path):
 
 
 def test_error_of_size_names_it():
-    with pytest.raises(SpecError, match=r"scale\.sizes: 7"):
+    with pytest.raises(SpecError, match="at width 7"):
         scaled(tiny_arch(), SizeConfig(d_model=7))
+
+
+def test_a_ladder_may_change_and_goes_on(tmp_path):
+    """Other sizes, horizons and seeds are trained; what was trained keeps its own horizons."""
+    study, run = str(tiny_study(tmp_path)), ("--serial", "--dir", str(tmp_path / "run"))
+    over = ("search.num_trials=2", "scale.candidates=1", "scale.seeds=1", "scale.allot=false", LADDER[2])
+    steps = [
+        (["scale.sizes=[8,16,24]", "scale.horizons=[0.02,0.04]"], 6),
+        (["scale.sizes=[8,16,24]", "scale.horizons=[0.02,0.04]"], 6),
+        (["scale.sizes=[8,16,32]", "scale.horizons=[0.02,0.04]"], 8),
+        (["scale.sizes=[8,16,32]", "scale.horizons=[0.03,0.06]"], 14),
+        (["scale.sizes=[8,16,32]", "scale.horizons=[0.06]"], 20),
+    ]
+    for scale, count in steps:
+        run_cli("search", study, *over, *scale, *run)
+        rungs = [record for record in open_for_reading(tmp_path / "run") if record.purpose == "ladder"]
+        assert len(rungs) == count, scale
+        assert all(len(record.rungs) == len(record.shares) for record in rungs)
+        assert all(record.rungs[-1].tokens == record.tokens for record in rungs)
+    first = rungs[0]
+    run_cli("export", str(tmp_path / "run"), "--trial", str(first.number), "-o", str(tmp_path / "out"))
+    status = run_cli("status", str(tmp_path / "run"))
+    assert "its ladder" not in status  # allot is off
+
+
+def test_status_counts_what_is_to_come(tmp_path):
+    driver = ladder_driver(tmp_path, "scale.candidates=2")
+    for _ in range(5):
+        for report in pretend(by_loops)(spec := driver.next_trial()):
+            driver.report(spec.number, report)
+    keep_settings(driver.study, driver.folder)
+    text = run_cli("status", str(driver.folder))
+    assert "5 of 23 trials ended" in text
+    assert "the same search command goes on" in text
+    assert "may need fewer" in text
+
+
+def test_what_always_fails_is_not_tried_everywhere(tmp_path):
+    def run(spec):
+        if spec.decayed and spec.arch.graph == worst:
+            yield Report(kind="failed", attempt=1, reason="diverged", error="nan")
+        else:
+            yield from pretend(by_loops)(spec)
+
+    driver = ladder_driver(tmp_path, "scale.candidates=2", "scale.seeds=3", "scale.sizes=[8,24,32]")
+    worst = None
+    while (spec := driver.next_trial()) is not None:
+        if spec.decayed and worst is None:
+            worst = driver._ladder.candidates[1].arch.graph
+        for report in run(spec):
+            driver.report(spec.number, report)
+    failed = [record for record in driver.records if record.state == "failed"]
+    assert len(failed) == 1
+    assert not driver.halted
+
+
+def test_without_an_answer_the_reason_is_said(tmp_path):
+    def run(spec):
+        if spec.decayed and by_loops(spec) == 1.0:  # the plain baseline
+            yield Report(kind="failed", attempt=1, reason="diverged", error="nan")
+        else:
+            yield from pretend(by_loops)(spec)
+
+    driver = ladder_driver(tmp_path, "scale.candidates=2", "search.max_failures=50")
+    run_serial(driver, run=run)
+    keep_settings(driver.study, driver.folder)
+    assert "no run of plain has ended" in run_cli("scale", str(driver.folder), code=2)
+    assert "no answer from the ladder" in " ".join(run_cli("report", str(driver.folder)).split())
+    assert "is no candidate" in run_cli("scale", str(driver.folder), "--baseline", "plian", code=2)
+
+
+def test_architectures_of_another_length_stay_below(tmp_path):
+    long = tiny_data({"vocab_size": 256, "seq_len": 48, "name": "long"})
+    study = tiny_study(tmp_path, {"baseline": [tiny_data({"vocab_size": 256}), long]})
+    text = " ".join(run_cli("check", str(study), *LADDER, code=2).split())
+    assert "can't see the same batches" in text
+
+
+def test_a_horizon_within_the_warm_up_is_refused(tmp_path):
+    study = str(tiny_study(tmp_path))
+    text = run_cli("check", study, LADDER[0], "scale.horizons=[0.001,0.1]", "training.warmup=0.1", code=2)
+    assert "scale.horizons" in text

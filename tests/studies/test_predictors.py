@@ -261,6 +261,7 @@ def test_the_time_is_limited(tmp_path, corpus_facts):
 def drive(folder, num_trials, loss, stop=None):
     """A study whose losses are made up, by the sampler `predictor`; it may be broken off after some trials."""
     over = [f"search.num_trials={num_trials}", "search.sampler=predictor", "search.stopper=none"]
+    over += ["search.promote=0", "budget.flops_per_token=105% of baseline"]
     settings = load_study("quickstart", over)
     folder.mkdir(exist_ok=True)
     driver = StudyDriver(settings, folder, prepare_corpus(settings.data, folder / "data"))

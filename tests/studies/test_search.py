@@ -355,7 +355,7 @@ def test_journal_cut_anywhere_opens_and_goes_on(finished, tmp_path):
 
 
 def test_asha_keeps_the_best_share():
-    asha = load_study("quickstart").search.stopper
+    asha = decode(StopperConfig, {"asha": {"rungs": 3, "reduction": 3}})
     assert rung_shares(asha) == pytest.approx((1 / 9, 1 / 3, 1.0))
     assert rung_shares(decode(StopperConfig, "none")) == (1.0,)
 
