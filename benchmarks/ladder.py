@@ -158,7 +158,8 @@ def main() -> None:
     records, corpus, settings, runs = read(options.folder)
     sizes = list(dict.fromkeys(run.rung.partition(",")[0] for run in runs))
     facts: dict[str, Any] = {"runs": [vars_of(run) for run in runs]}
-    if len(sizes) > 3:
+    names = {run.candidate for run in runs}
+    if len(sizes) > 3 and all({r.candidate for r in runs if r.rung.startswith(f"{s},")} == names for s in sizes):
         facts["left out"] = [left_out(runs, size) for size in sizes]
         for row in facts["left out"]:
             shown = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))

@@ -64,6 +64,7 @@ def study_of(
         "seeds": seeds,
         "allot": True,
     }
+    data["training"] |= {"checkpoint_every_s": 15.0}  # a call may end at any time
     data["resources"] = {"gpus_per_trial": gpu, "cpus_per_trial": 1}
     return data
 
@@ -120,6 +121,7 @@ def main() -> None:
         return
     if options.text is None:
         parser.error("--text is missing")
+    torch.set_num_threads(1)  # as each trial has
     out: Path = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     text = out / "text.txt"
@@ -147,11 +149,11 @@ def main() -> None:
         while len(kept) > LEAST and sum(minutes[size.label][1] for size in kept[-MOST:]) / side > options.budget:
             kept.pop()
         kept = kept[-MOST:]
+        if len(kept) < LEAST:
+            sys.exit(f"{len(kept)} sizes fit, {LEAST} are needed: raise --budget, lower --horizons, or give more text")
         load(study_of(text, [(size.d_model, size.depth) for size in kept], **settings), out)
         told = ", ".join(size.label for size in kept)
         print(f"sizes {told}: {sum(minutes[size.label][1] for size in kept) / side:.0f} minutes", flush=True)
-        if len(kept) < LEAST:
-            sys.exit(f"{LEAST} sizes are needed: raise --budget or lower --horizons")
     if options.dry_run:
         return
     command = [sys.executable, "-m", "studies.cli", "search", str(out / "study.yaml"), "--dir", str(out / "run")]
