@@ -11,6 +11,7 @@ that the study called decided.
 from __future__ import annotations
 
 import argparse
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from studies.show.summary import summarize
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    records, corpus, _ = open_study(folder)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/tenfold.json")
+    options = parser.parse_args()
+    records, corpus, _ = open_study(options.folder)
     again = [record for record in records if record.purpose == "promotion" and record.state == "complete"]
     budgets = sorted({budget_of(record) for record in again})
     short, long = budgets[0], budgets[-1]
@@ -34,6 +36,11 @@ def main() -> None:
     told = finals([r for r in records if r not in again or budget_of(r) == short])
     print(f"| finalist | {corpus.headline.label} at {short:.3g} (runs) | at {long:.3g} (runs) |\n|---|---|---|")
     shared = [arch for arch in before if arch in after]
+    rows = [
+        [summarize(r.arch_spec()), budget_of(r), r.seed, round(corpus.headline.value(r.rungs[-1].score), 5)]
+        for r in again
+    ]
+    options.out.write_text(json.dumps(rows, indent=1) + "\n")
     for arch in shared:
         first, second = before[arch], after[arch]
         name = summarize(first.runs[0].arch_spec()) + (" (baseline)" if first.is_baseline else "")

@@ -77,7 +77,11 @@ def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Ru
                     failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1),
                 ),
             )
-            tuner.fit()
+            try:
+                tuner.fit()
+            except ray.exceptions.RayActorError as error:  # a machine that slept, for one
+                reason = str(error).strip().splitlines()[0]
+                driver.halted = driver.halted or f"Ray has lost a worker and gave up: {reason}"
         finally:
             ray.shutdown()
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import tiny_study
+from helpers import make_driver, tiny_study
 from processes import finish, kill, kill_all, launch, processes, read_until, search
 
 from studies.records.reading import open_for_reading
@@ -138,3 +138,25 @@ def test_resources_no_machine_has_are_refused(study):
     output = finish(process)
     assert process.returncode == 2, output
     assert "asks for 999, this machine has" in output
+
+
+def test_a_cluster_that_lost_its_workers_halts_the_study(tmp_path, monkeypatch):
+    """A machine that slept: Ray gives up; what is journaled stays."""
+    from studies.execution import on_ray
+    from studies.training.run_trial import run_trial
+
+    class Asleep:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def fit(self):
+            raise on_ray.ray.exceptions.ActorUnavailableError("keepalive watchdog timeout\nmore", b"\0" * 16)
+
+    driver = make_driver(tmp_path)
+    monkeypatch.setattr(on_ray, "_init", lambda *args: None)
+    monkeypatch.setattr(on_ray, "_check_resources", lambda resources: None)
+    monkeypatch.setattr(on_ray.tune, "Tuner", Asleep)
+    on_ray.run_ray(driver, lambda: None, address=None, run=run_trial)
+    assert "Ray has lost a worker and gave up" in driver.halted
+    assert "more" not in driver.halted
+    assert driver.finished
