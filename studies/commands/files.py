@@ -172,7 +172,8 @@ def describe(name: str, overrides: Sequence[str], console: Console) -> Graph | N
     if space is not None and space.decisions:
         _describe_space(space, console)
         return None
-    arch = load_arch(name, overrides)
+    of_study = space is not None and is_study(name, overrides)  # one that has a ladder alone
+    arch = space.sample(0).arch if space is not None and of_study else load_arch(name, overrides)
     graph = compile_arch(arch)
     console.print(f"[bold]{arch.name}[/]  {summarize(arch)}", highlight=False, soft_wrap=True)
     print(f"arch_id {graph.arch_id}\n\n{ladder_text(graph)}")

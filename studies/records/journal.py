@@ -291,6 +291,8 @@ class Journal:
                     study.get_trials(deepcopy=False) for study in self.studies.values()
                 ):
                     search.set_user_attr(FORMAT_KEY, {"format": FORMAT, "version": _version()})
+        except SpecError:
+            raise
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(self._path, error) from error
         check_format(self.studies["search"].user_attrs.get(FORMAT_KEY), self._path)
