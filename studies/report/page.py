@@ -27,6 +27,7 @@ from studies.report.ranking import (
     baseline_beside,
     best_of,
     counts_of,
+    final_lines,
     front,
     labels_of,
     notes,
@@ -71,14 +72,15 @@ def write_html(
     told, _missing = ladder_answer(records, settings, corpus)
     if told is not None:
         figures["scale"] = scale_figure(told)
+    headline = _headline(records, corpus)
     page = _template().render(
         name=settings.name,
         answer=[] if told is None else answer_lines(told),
         scale=[] if told is None else scale_rows(told),
         target="" if told is None else target_of(told),
-        headline=_headline(records, corpus),
+        headline=headline,
         facts=_facts(records, settings, corpus, driven=driven),
-        notes=notes(records, corpus, driven=driven),
+        notes=[note for note in notes(records, corpus, driven=driven) if note not in headline],
         figures=figures,
         metric=corpus.headline.label,
         figures_json=_json(figures),
@@ -120,6 +122,8 @@ def _headline(records: Sequence[TrialRecord], corpus: Dataset) -> str:
         return (
             "The baselines went up the ladder at once." if alone else "No searched trial has spent its full budget yet."
         )
+    if again := final_lines(records, corpus):
+        return " ".join(again)
     told = corpus.headline.text(best.rungs[-1].score)
     text = f"Best: {summarize(best.arch_spec())}, {told} at {short(best.flops)} training FLOPs"
     if baseline is not None:

@@ -243,3 +243,11 @@ def test_finalists_are_told_apart_only_beyond_their_seeds(tmp_path):
     assert {group.runs[0].seed for group in promotions([*records, *longer])} == {1}
     assert all(group.mean == 0.5 for group in promotions([*records, *longer]))
     assert finals([]).groups == ()
+
+
+def test_a_page_leads_with_what_other_seeds_say(tmp_path):
+    driver = end_all(make_driver(tmp_path, None, "search.num_trials=4", "search.stopper=none", "search.promote=2"))
+    file = write_html(driver.records, driver.study, Corpus(driver.corpus), tmp_path / "page.html")
+    page = file.read_text()
+    assert page.count("Trained again with 2 other seeds, the best found") == 1
+    assert page.index("Trained again with 2 other seeds") < page.index('class="facts"')
