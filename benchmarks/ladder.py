@@ -31,7 +31,7 @@ from studies.records.reading import open_study
 from studies.records.trial import TrialRecord
 from studies.report.scaling import names_of, points_of, tell_study
 from studies.scale.allot import next_cell
-from studies.scale.ladder import key_of, ladder_of, runs_of
+from studies.scale.ladder import key_of, ladder_of, runs_of, size_of_rung
 from studies.scale.law import Run, fit_law
 from studies.scale.pairs import rate
 from studies.scale.recurrence import phi_of
@@ -54,7 +54,7 @@ def read(folder: Path) -> tuple[list[TrialRecord], Dataset, StudyConfig, list[Ru
 
 def measured(runs: Sequence[Run], size: str) -> dict[tuple[str, str], tuple[float, int]]:
     """Difference of each pair of candidates at a size's longest horizon, and over how many seeds."""
-    own = [run for run in runs if run.rung.partition(",")[0] == size]
+    own = [run for run in runs if size_of_rung(run.rung) == size]
     longest = max(run.tokens for run in own)
     losses = {(run.candidate, run.seed): run.loss for run in own if run.tokens == longest}
     found = {}
@@ -68,8 +68,8 @@ def measured(runs: Sequence[Run], size: str) -> dict[tuple[str, str], tuple[floa
 
 def left_out(runs: Sequence[Run], size: str) -> dict[str, Any]:
     """A size predicted from the others."""
-    rest = [run for run in runs if run.rung.partition(",")[0] != size]
-    own = [run for run in runs if run.rung.partition(",")[0] == size]
+    rest = [run for run in runs if size_of_rung(run.rung) != size]
+    own = [run for run in runs if size_of_rung(run.rung) == size]
     truth = measured(runs, size)
     longest = max(run.tokens for run in own)
     errors, inside, with_noise, predicted = [], [], [], {}
@@ -113,7 +113,7 @@ def at_size(runs: Sequence[Run], size: str) -> dict[str, float]:
 def phis(records: Sequence[TrialRecord], runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     """Worth of a further use by family, in both ways to count coarse uses, and at the small and the large sizes."""
     law, base, names = fit_law(runs), runs[0].candidate, names_of(records)
-    sizes = list(dict.fromkeys(run.rung.partition(",")[0] for run in runs))
+    sizes = list(dict.fromkeys(size_of_rung(run.rung) for run in runs))
     found: dict[str, dict[str, list[float]]] = {}
     for way, by_tokens in (("whole", False), ("by tokens", True)):
         grouped = defaultdict(list)
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/ladder.json")
     options = parser.parse_args()
     records, corpus, settings, runs = read(options.folder)
-    sizes = list(dict.fromkeys(run.rung.partition(",")[0] for run in runs))
+    sizes = list(dict.fromkeys(size_of_rung(run.rung) for run in runs))
     facts: dict[str, Any] = {"runs": [vars_of(run) for run in runs]}
     names = {run.candidate for run in runs}
     if len(sizes) > 3 and all({r.candidate for r in runs if r.rung.startswith(f"{s},")} == names for s in sizes):

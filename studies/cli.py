@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -29,9 +29,6 @@ from studies.show.terminal import (
     told,
     unheard,
 )
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Compile, search and export multi-resolution looped Transformers.",

@@ -289,14 +289,28 @@ _SECTIONS = {
 }
 
 
+def num_baselines(study: StudyConfig) -> int:
+    """Baselines trained at the search's budget: none where there is a ladder alone, which they go up at once."""
+    return 0 if study.scale is not None and not study.search.num_trials else len(study.baselines)
+
+
+def num_promotions(study: StudyConfig) -> int:
+    """Runs of the best, and of a baseline, after the search; none where nothing is searched."""
+    promote = study.search.promote
+    wanted = promote.trials and study.search.num_trials
+    return promote.seeds * (promote.trials + bool(study.baselines)) if wanted else 0
+
+
+def num_climbers(study: StudyConfig) -> int:
+    """Candidates of its ladder, at most."""
+    found = 0 if study.scale is None else min(study.scale.candidates, study.search.num_trials)
+    return len(study.baselines) + found
+
+
 def most_trials(study: StudyConfig) -> int:
     """How many trials a study has at most: search, baselines, promotions, and its ladder's runs."""
-    search, scale, baselines = study.search, study.scale, len(study.baselines)
-    again = search.promote.seeds * (search.promote.trials + bool(baselines)) if search.promote.trials else 0
-    alone = scale is not None and not search.num_trials
-    runs = 0 if scale is None else len(scale.sizes) * scale.seeds
-    runs *= baselines + (0 if scale is None else min(scale.candidates, search.num_trials))
-    return runs if alone else search.num_trials + baselines + again + runs
+    rungs = 0 if study.scale is None else len(study.scale.sizes) * study.scale.seeds
+    return study.search.num_trials + num_baselines(study) + num_promotions(study) + rungs * num_climbers(study)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,10 +11,18 @@ from rich.console import Console
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from studies.commands.preflight import check_resources, device_of, preflight
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.config import (
+    MiddleChooser,
+    StudyConfig,
+    check_training,
+    decide_training,
+    num_baselines,
+    num_climbers,
+    num_promotions,
+)
 from studies.data.dataset import Dataset
 from studies.records.resume import check_settings
-from studies.scale.ladder import LadderCandidate, ladder_of
+from studies.scale.ladder import ladder_of
 from studies.search.stopper import expected_work, rung_shares
 from studies.show.summary import short
 from studies.show.terminal import say
@@ -30,7 +37,7 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     check_settings(settings, folder)
     check_resources(settings)
     training = check_training(decide_training(settings.training, MiddleChooser()).tree)
-    trials, baselines = settings.search.num_trials, len(settings.baselines)
+    trials, baselines = settings.search.num_trials, num_baselines(settings)
     with tempfile.TemporaryDirectory() as scratch:
         with console.status("preparing data"):
             corpus = prepare_data(settings.data, Path(scratch) / "data", settings.base)
@@ -55,10 +62,8 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     cost = estimate(compile_arch(arch))
     per_trial = training.flops or (training.tokens or 0.0) * cost.training_flops_per_token
     promote, rungs = settings.search.promote, len(rung_shares(settings.search.stopper))
-    again = promote.seeds * (promote.trials + bool(baselines)) if promote.trials else 0
+    again = num_promotions(settings)
     share, evaluations = expected_work(settings.search.stopper)
-    if settings.scale is not None and not trials:
-        baselines = 0  # they go up the ladder at once
     full = baselines + again * promote.factor
     expected, most = (per_trial * (n + full) + ladder_flops for n in (trials * share, trials))
     evaluated = min(training.eval_tokens, corpus.facts.val_tokens)  # no more is held out
@@ -95,12 +100,8 @@ def _ladder(settings: StudyConfig, corpus: Dataset) -> tuple[float, str]:
     scale = settings.scale
     if scale is None:
         return 0.0, ""
-    ladder = ladder_of(settings, [], corpus.facts)
-    if not ladder.candidates:
-        arch = settings.space.sample(0).arch
-        ladder = replace(ladder, candidates=(LadderCandidate("", arch, is_baseline=False),))
-    known, there = len(ladder.candidates), len(settings.baselines)
-    wanted = there + min(scale.candidates, settings.search.num_trials)
+    ladder = ladder_of(settings, [], corpus.facts).standing_in(settings.space.sample(0).arch)
+    known, wanted = len(ladder.candidates), num_climbers(settings)
     flops = sum(ladder.flops(cell) for cell in ladder.cells) * wanted / known
     sizes = [short(ladder.size(cell)) for cell in ladder.cells[:: known * scale.seeds]]
     allotted = ", fewer where the order is clear sooner" if scale.allot else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import Cost, estimate
@@ -17,12 +17,19 @@ from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
 from studies.candidates.drawing import Candidates
 from studies.candidates.feasibility import Survey, survey
-from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
+from studies.config import (
+    MiddleChooser,
+    StudyConfig,
+    TrainingConfig,
+    check_training,
+    decide_training,
+    num_climbers,
+)
 from studies.data.corpus import find_path
 from studies.data.dataset import DataFacts
 from studies.records.folder import read_settings
 from studies.report.tracking import check_trackers
-from studies.scale.ladder import LadderCandidate, ladder_of
+from studies.scale.ladder import ladder_of
 from studies.search.proposer import list_candidates
 from studies.search.stopper import rung_shares
 from studies.search.surrogate import Surrogate
@@ -134,12 +141,12 @@ def _check_ladder(study: StudyConfig, facts: DataFacts, found: Survey) -> list[s
     ladder = ladder_of(study, [], facts)
     if ladder.left_out:
         raise SpecError("baseline", ladder.left_out[0].rstrip("."), "leave it out, or give scale.sizes that fit")
-    climbing = len(ladder.candidates) + min(study.scale.candidates if study.scale else 0, study.search.num_trials)
+    climbing = len(ladder.candidates) + num_climbers(study) - len(study.baselines)
     if climbing < _FEWEST:
         what = f"there are {climbing} candidates to go up the ladder, which says nothing"
         raise SpecError("scale", what, "list two baselines or more, or give search.num_trials and scale.candidates")
-    if not ladder.candidates and found.example is not None:
-        ladder = replace(ladder, candidates=(LadderCandidate("", found.example.arch, is_baseline=False),))
+    if found.example is not None:
+        ladder = ladder.standing_in(found.example.arch)
     seed = study.search.seed
     for cell in ladder.cells:
         if cell.seed == seed:

@@ -17,13 +17,12 @@ from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.report.ranking import labels_of
-from studies.scale.ladder import Ladder, key_of, ladder_of, runs_of
+from studies.scale.ladder import Ladder, key_of, ladder_of, runs_of, size_of_rung
 from studies.scale.law import Run
-from studies.scale.pairs import FARTHEST, Answer, rate
+from studies.scale.pairs import FARTHEST, FURTHER, Answer, rate
 from studies.scale.recurrence import Point, exponent, phi_of, shared_of
 from studies.show.summary import short
 
-_FURTHER = 10.0  # times the largest size, where no target is given
 _LIKELY, _SURE = 0.5, 0.9
 _SMALL = 0.02  # differences that need a fourth digit
 _APART = 1.04  # intervals stand beside each other
@@ -68,7 +67,7 @@ def tell(
     if baseline not in names:
         raise SpecError("--baseline", f"{show(baseline)} is no candidate of this ladder", one_of(names, baseline))
     largest = max(runs, key=lambda run: (run.size, run.tokens))
-    size = size or _FURTHER * largest.size
+    size = size or FURTHER * largest.size
     tokens = tokens or largest.tokens / largest.size * size
     return Told(rate(runs, baseline, size, tokens, confidence=confidence), tuple(runs), unit)
 
@@ -132,7 +131,7 @@ def points_of(
     losses = {(run.candidate, run.rung, run.seed): run.loss for run in runs}
     found: dict[str, list[Point]] = {}
     for (name, rung, seed), loss in losses.items():
-        size, base = rung.partition(",")[0], losses.get((baseline, rung, seed))
+        size, base = size_of_rung(rung), losses.get((baseline, rung, seed))
         if name != baseline and base is not None and shared[name, size].often:
             point = Point(size, seed, shared[name, size], shared[baseline, size], loss - base)
             found.setdefault(name, []).append(point)

@@ -15,9 +15,9 @@ from scipy.stats import norm
 from searchspace.errors import SpecError
 from studies.config import LEAST_SIZES
 from studies.records.trial import TrialRecord
-from studies.scale.ladder import Cell, Ladder, key_of, runs_of
+from studies.scale.ladder import Cell, Ladder, key_of, runs_of, size_of_rung
 from studies.scale.law import Array, Run
-from studies.scale.pairs import Pair, Prior, start
+from studies.scale.pairs import FURTHER, Pair, Prior, start
 
 _HOPELESS = 0.02  # probability of being the best, below which a candidate is left out
 _DRAWS = 4096
@@ -81,10 +81,10 @@ class Standing:
         self._prior: Prior = priors[int(weights.argmax())]
         largest = max(runs, key=lambda run: (run.size, run.tokens))
         top = ladder.size(Cell(self._baseline, ladder.config.sizes[-1], 0))
-        self._target = ladder.config.target or 10.0 * top
+        self._target = ladder.config.target or FURTHER * top
         self._tokens = largest.tokens / largest.size * self._target
         self._begun = {(cell.origin, cell.size.label, cell.seed) for cell in pending}
-        self._begun |= {(run.candidate, run.rung.partition(",")[0], run.seed) for run in runs}
+        self._begun |= {(run.candidate, size_of_rung(run.rung), run.seed) for run in runs}
         self._rivals: dict[str, _Rival] = {self._baseline: _Rival([], 0.0, 0.0)}
         for candidate in ladder.candidates[1:]:
             if own := pairs.get(candidate.origin):

@@ -8,7 +8,7 @@ the horizons of one trunk: its rate stays up, and decays in a branch for each ho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import mean
 from typing import Any, TypeAlias
@@ -75,6 +75,10 @@ class Ladder:
     facts: DataFacts
     left_out: tuple[str, ...] = ()
     """What was found and can't be built at every size, and why."""
+
+    def standing_in(self, arch: ArchSpec) -> Ladder:
+        """This ladder, with one candidate where none is known yet: what can be told of it before the search."""
+        return self if self.candidates else replace(self, candidates=(LadderCandidate("", arch, is_baseline=False),))
 
     @property
     def config(self) -> ScaleConfig:
@@ -210,6 +214,14 @@ def _unfit(arch: ArchSpec, scale: ScaleConfig, first: ArchSpec) -> str:
     return ""
 
 
+_APART = ", "  # between size and tokens, in the name of a rung
+
+
+def size_of_rung(rung: str) -> str:
+    """The label of a rung's size, as `runs_of` names rungs."""
+    return rung.partition(_APART)[0]
+
+
 def runs_of(records: Sequence[TrialRecord], task: Task) -> list[Run]:
     """The measured points of a ladder, one for each horizon of each run that has come so far.
 
@@ -223,7 +235,7 @@ def runs_of(records: Sequence[TrialRecord], task: Task) -> list[Run]:
             continue
         size = size_of(record.arch_spec(), record.cost)
         for rung in record.rungs:
-            where = f"{record.size}, {rung.tokens}"
+            where = f"{record.size}{_APART}{rung.tokens}"
             loss = rung.score if by_score else rung.metrics["loss"]
             runs.append(Run(record.origin, size, rung.tokens, loss, where, record.seed, flops=rung.flops))
     return runs

@@ -22,6 +22,8 @@ _DRIFTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # prior spreads of drift that are 
 _FORMS = np.concatenate([[0.0], np.geomspace(1e-4, 0.1, 13)])  # errors of form that are tried, nats
 _NEAR = np.log(10.0)  # sizes a factor of ten apart share 37 % of an error of form
 _SHARED = 0.7  # of an error of form, by horizons of one size
+FURTHER = 10.0
+"""Times the largest size: the target where none is given."""
 FARTHEST = 100.0
 """Compute multipliers beyond it, or below its inverse, are told as that."""
 _FARTHEST_SOUGHT = 1e6  # beyond what is told, so that candidates there still have an order

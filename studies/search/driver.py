@@ -24,7 +24,15 @@ from searchspace.plain import encode
 from searchspace.space import Candidate
 from studies.candidates.drawing import HintedChooser, trial_key
 from studies.candidates.proposal import Proposal
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.config import (
+    MiddleChooser,
+    StudyConfig,
+    check_training,
+    decide_training,
+    most_trials,
+    num_baselines,
+    num_promotions,
+)
 from studies.data.corpus import find_path
 from studies.data.dataset import Dataset
 from studies.records.folder import TRIALS, mark_study, study_id
@@ -241,30 +249,24 @@ class StudyDriver:
 
     def _searched(self) -> bool:
         """Whether the search itself has launched all it will."""
-        return self._launched["baseline"] >= self._num_baselines() and (
+        return self._launched["baseline"] >= num_baselines(self.study) and (
             bool(self._proposer.exhausted) or self._launched["search"] >= self.study.search.num_trials
         )
 
-    def _num_baselines(self) -> int:
-        """Baselines trained at the search's budget: none where there is a ladder alone."""
-        return 0 if self.study.scale is not None and not self.study.search.num_trials else len(self._baselines)
-
     def _num_trials(self) -> int:
         """How many trials there will be, as far as that is known."""
-        scale = self.study.scale
-        rungs = 0 if scale is None else len(scale.sizes) * scale.seeds
-        runs = rungs * (len(self._baselines) + min(scale.candidates, self.study.search.num_trials)) if scale else 0
-        if self._ladder is not None:
-            begun = {key_of(record) for record in self._records.values() if record.purpose == "ladder"}
-            left = sum(self._ladder.key(cell) not in begun for cell in self._ladder.cells)
-            runs = self._launched["ladder"] + (0 if self.finished else left)
-        return self.study.search.num_trials + self._num_baselines() + self._num_promotions() + runs
+        if self._ladder is None:
+            return most_trials(self.study)
+        begun = {key_of(record) for record in self._records.values() if record.purpose == "ladder"}
+        left = 0 if self.finished else sum(self._ladder.key(cell) not in begun for cell in self._ladder.cells)
+        before = self.study.search.num_trials + num_baselines(self.study) + num_promotions(self.study)
+        return before + self._launched["ladder"] + left
 
     def _next_trial(self) -> TrialSpec | None:
         if self._waiting:
             return self._spec(self._running[self._waiting.popleft()].record)
         number = len(self._records)
-        if (done := self._launched["baseline"]) < self._num_baselines():
+        if (done := self._launched["baseline"]) < num_baselines(self.study):
             return self._launch_baseline(number, *self._baselines[done])
         if not self._searched():
             found = self._proposer.propose(self.journal.studies["search"], number, self._launched["search"])
@@ -298,14 +300,10 @@ class StudyDriver:
         trial = self.journal.studies["ladder"].ask()
         return self._launch(number, "ladder", trial, proposal, cell.seed, cell)
 
-    def _num_promotions(self) -> int:
-        promote = self.study.search.promote
-        return promote.seeds * (promote.trials + bool(self._baselines)) if promote.trials else 0
-
     def _next_promotion(self) -> tuple[TrialRecord, dict[str, Any], int] | None:
         """Who is trained again next, how, and with which seed."""
         promote = self.study.search.promote
-        if not promote.trials:
+        if not num_promotions(self.study):
             return None
         complete = [r for r in self._records.values() if r.purpose == "search" and r.state == "complete"]
         best = sorted(complete, key=lambda r: r.rungs[-1].score)[: promote.trials]

@@ -264,6 +264,23 @@ def test_scale_tells_a_study(climbed):
     assert "  ladder " in more  # a ladder can be added to what was searched
 
 
+def test_training_one_architecture_is_one_run(tmp_path, monkeypatch):
+    """What a study does with its best is of its search."""
+    study, seen = tiny_study(tmp_path, {"search": {"promote": {"trials": 2}}}), []
+    monkeypatch.setattr("studies.search.driver.StudyDriver.forget", lambda self, record: seen.extend(self.records))
+    run_cli(
+        "train",
+        "three_layers",
+        "training.flops=1e8",
+        "training.batch_tokens=128",
+        "--study",
+        str(study),
+        "-o",
+        str(tmp_path / "out"),
+    )
+    assert [record.purpose for record in seen] == ["baseline"]
+
+
 def test_a_rung_can_be_exported(climbed):
     folder, _, _ = climbed
     record = next(r for r in open_for_reading(folder / "run") if r.purpose == "ladder")
