@@ -201,7 +201,7 @@ def recomputation(device: str) -> None:
     """Running the loop again in the backward pass: its price in time."""
     tokens = random_tokens(8, 256, 512, device)
     plain, again = (build_model(compile_arch(loop_arch([1, 1, 1, 1])), device=device) for _ in range(2))
-    again.blocks.core.recompute = True
+    again.blocks.core.gradient_checkpointing = True
     a, b = interleaved([step_of(again, tokens, 512), step_of(plain, tokens, 512)], device)
     row("time, loop recomputed / kept (P8)", a / b, "<= 1.35")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -195,6 +195,24 @@ def model_code(graph: Graph, steps: Sequence[Step]) -> str:
     if not why_undecodable(graph):
         functions += [_open(steps), _prefill(graph, steps), _decode(graph, steps)]
     return "\n\n".join(functions) + "\n"
+
+
+def between_embedding_and_head(steps: Sequence[Step]) -> list[Step]:
+    """The steps without the embedding and the head's matrix: from ``tokens`` embedded (B, L, D) to the head's norm.
+
+    That norm is the module ``norm``. Other libraries hold embedding and head themselves.
+    """
+    given = {step.label for step in steps if step.node.op == "embed"}
+    inner = []
+    for step in steps:
+        if step.node.op == "embed":
+            continue
+        if step.node.op == "head":
+            norm = step.part.args[-1] if step.part is not None else None
+            assert isinstance(norm, PartCall)
+            step = replace(step, target="norm", part=norm, settings={})
+        inner.append(replace(step, inputs=tuple("tokens" if name in given else name for name in step.inputs)))
+    return inner
 
 
 def _result(graph: Graph, steps: Sequence[Step]) -> Step:

@@ -30,6 +30,8 @@ class KeyValueCache:
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor, dtype: torch.dtype) -> None:
         self.keys = like.new_zeros(shape, dtype=dtype)
         self.values = like.new_zeros(shape, dtype=dtype)
+        self.prefix: tuple[Tensor, Tensor] | None = None
+        """Keys and values (B, K, P, H) before the first, that every position sees (prefix tuning)."""
 
     def add(self, k_BKLH: Tensor, v_BKLH: Tensor, rows: Rows | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keep positions: a whole prompt, or (``rows``) the next one of some rows.
@@ -53,9 +55,23 @@ class KeyValueCache:
         keys, values = (self.keys, self.values) if rows is None else (pick(self.keys, rows), pick(self.values, rows))
         return keys[:, :, :end].to(k_BKLH.dtype), values[:, :, :end].to(v_BKLH.dtype), seen
 
+    def behind_prefix(
+        self, k_BKLH: Tensor, v_BKLH: Tensor, visible: Tensor | None, rows: Rows | None, causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values with the prefix before them, and which of them may be seen, (B or 1, 1, L or 1, P + L)."""
+        assert self.prefix is not None
+        k_BKPH, v_BKPH = (part if rows is None else pick(part, rows) for part in self.prefix)
+        if causal:
+            visible = torch.ones(1, 1, *[k_BKLH.shape[2]] * 2, dtype=torch.bool, device=k_BKLH.device).tril()
+        if visible is not None:
+            visible = F.pad(visible, (k_BKPH.shape[2], 0), value=True)
+        return torch.cat((k_BKPH, k_BKLH), dim=2), torch.cat((v_BKPH, v_BKLH), dim=2), visible
+
     def select(self, rows_B: Tensor) -> None:
         """Keep these rows, in this order."""
         self.keys, self.values = self.keys[rows_B], self.values[rows_B]
+        if self.prefix is not None:
+            self.prefix = self.prefix[0][rows_B], self.prefix[1][rows_B]
 
     def _make_room(self, end: int) -> None:
         batch, heads, room, width = self.keys.shape
@@ -102,6 +118,9 @@ class Attention(nn.Module):
         x (B, L, D) -> (B, L, D).
     """
 
+    recorded: list[Tensor] | None = None
+    """Where weights (B, N, L, L') are put, one way of attending or another having made them (`recording`)."""
+
     def __init__(
         self,
         d_model: int,
@@ -131,14 +150,20 @@ class Attention(nn.Module):
         q_BNLH = rotate(self.q_norm(q_BNLH), call.cos, call.sin)
         k_BKLH = rotate(self.k_norm(k_BKLH), call.cos, call.sin)
         visible = call.visible
+        # A single query that is decoded stands at the end of its keys; several begin where the keys begin.
+        causal = self.causal and call.rows is None
         if call.cache is not None:
             k_BKLH, v_BKLH, visible = call.cache.add(k_BKLH, v_BKLH, call.rows)
+            if call.cache.prefix is not None:
+                k_BKLH, v_BKLH, visible = call.cache.behind_prefix(k_BKLH, v_BKLH, visible, call.rows, causal)
+                causal = False
+        mixed_BLNH = self.attend(q_BNLH, k_BKLH, v_BKLH, None if causal else visible, causal)
+        return self.out(mixed_BLNH.flatten(2))
+
+    def attend(self, q_BNLH: Tensor, k_BKLH: Tensor, v_BKLH: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        """Values mixed by the softmax of scaled products, (B, L, N, H); a Hugging Face export chooses how by name."""
         if self.kv_heads != self.heads:
             k_BKLH = k_BKLH.repeat_interleave(self.heads // self.kv_heads, dim=1)
             v_BKLH = v_BKLH.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        # A single query that is decoded stands at the end of its keys; several begin where the keys begin.
-        causal = self.causal and call.rows is None
-        mixed_BNLH = F.scaled_dot_product_attention(
-            q_BNLH, k_BKLH, v_BKLH, attn_mask=None if causal else visible, is_causal=causal
-        )
-        return self.out(mixed_BNLH.transpose(1, 2).flatten(2))
+        mixed_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BKLH, v_BKLH, attn_mask=visible, is_causal=causal)
+        return mixed_BNLH.transpose(1, 2)

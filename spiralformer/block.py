@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from spiralformer.attention import Attention, Call, KeyValueCache
+from spiralformer.checkpointing import GradientCheckpointingLayer
 from spiralformer.decoding import Opening, Rows
 from spiralformer.rope import Rotary
 
@@ -114,7 +113,7 @@ def _attention(c: BlockConfig) -> Attention:
     )
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """A stack of layers over one level's positions.
 
     Shape:
@@ -126,8 +125,6 @@ class Block(nn.Module):
         self.config = config
         self.rotary = Rotary(config.rotary_dim, config.rotary_base, config.max_len)
         self.layers = nn.ModuleList([config.layer(config) for _ in range(config.layers)])
-        self.recompute = False
-        """Whether training keeps only the block's inputs, and runs it again in the backward pass."""
 
     def forward(
         self,
@@ -144,8 +141,6 @@ class Block(nn.Module):
         if visible is not None:  # where there is nothing to see, softmax would give no numbers
             visible = (visible | ~visible.any(dim=1, keepdim=True))[:, None, None]
         call = Call(cos_LR, sin_LR, recall_BLD, visible)
-        if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(self.run, x_BLD, call, use_reentrant=False)
         return self.run(x_BLD, call)
 
     def run(self, x_BLD: Tensor, call: Call, caches: Sequence[KeyValueCache] = ()) -> Tensor:
@@ -205,3 +200,9 @@ class BlockMemory:
     def select(self, rows_B: Tensor) -> None:
         for cache in self.caches:
             cache.select(rows_B)
+
+    def mark(self) -> None:
+        """Nothing: positions that are taken back are written over."""
+
+    def back_to(self, mark: None) -> None:
+        pass

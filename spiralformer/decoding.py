@@ -78,6 +78,27 @@ class Memory(Protocol):
         """Keep these rows, in this order; a row may come twice."""
         ...
 
+    def mark(self) -> Any:
+        """What it takes to come back here; None: nothing, as what comes later writes over what is taken back."""
+        ...
+
+    def back_to(self, mark: Any) -> None:
+        """As it was at the mark."""
+        ...
+
+
+class Mark(NamedTuple):
+    """A place in a text that a `DecodeState` can come back to."""
+
+    lengths: tuple[int, ...]
+    memories: Mapping[str, Any]
+    """By call site, what each memory asks for."""
+
+    @property
+    def is_lengths_alone(self) -> bool:
+        """Whether any earlier place is known by its lengths."""
+        return all(memory is None for memory in self.memories.values())
+
 
 class DecodeState:
     """All that decoding remembers of a batch of sequences.
@@ -144,6 +165,16 @@ class DecodeState:
     def advance(self) -> None:
         """Every row is one token longer."""
         self.lengths = [length + 1 for length in self.lengths]
+
+    def mark(self) -> Mark:
+        """What it takes to come `back_to` here, as one who decodes tokens on trial does."""
+        return Mark(tuple(self.lengths), {site: memory.mark() for site, memory in self.memories.items()})
+
+    def back_to(self, mark: Mark) -> None:
+        """As at the mark, which this state gave since its rows were last selected."""
+        self.lengths = list(mark.lengths)
+        for site, memory in self.memories.items():
+            memory.back_to(mark.memories[site])
 
     def check(self, tokens_BL: Tensor) -> None:
         """Raise ValueError unless the rows are this state's."""

@@ -68,7 +68,7 @@ class SpiralFormer(nn.Module):
         aligned = padding.align(tokens_BL, attention_mask_BL)
         if self.causal and not torch.compiler.is_compiling() and not aligned.first_B.any():
             return run(self, tokens_BL)  # what stands on the right is seen by nobody
-        logits_BLV = run(self, aligned.tokens_BL, None if self.causal else aligned.lengths_B)
+        logits_BLV = run(self, aligned.tokens, None if self.causal else aligned.lengths_B)
         return padding.restore(logits_BLV, aligned.first_B)
 
     def with_losses(self, tokens_BL: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -103,6 +103,12 @@ class PoolMemory:
     def select(self, rows_B: Tensor) -> None:
         self.parts = [buffer[rows_B] for buffer in self.parts]
 
+    def mark(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self.parts]
+
+    def back_to(self, mark: list[Tensor]) -> None:
+        self.parts = [buffer.clone() for buffer in mark]
+
     def _make_room(self, contributions: Sequence[Tensor]) -> None:
         if not self.parts:
             shape = (self.batch_size, self.pool.chunk)

@@ -129,6 +129,12 @@ class UpscaleMemory:
         if self.updates_BKGD is not None:
             self.updates_BKGD = self.updates_BKGD[rows_B]
 
+    def mark(self) -> list[Tensor]:
+        return [] if self.updates_BKGD is None else [self.updates_BKGD.clone()]
+
+    def back_to(self, mark: list[Tensor]) -> None:
+        self.updates_BKGD = mark[0].clone() if mark else None
+
     def _buffer(self, like_BMGD: Tensor) -> Tensor:
         if self.updates_BKGD is None:
             self.updates_BKGD = like_BMGD.new_zeros(self.batch_size, self.kept, *like_BMGD.shape[2:])

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from typing import Any
 import torch
 
 from builder.exchange.bundle import save_weights
-from builder.exchange.hf_template import ALWAYS, CACHE, HEAD, TAIL
+from builder.exchange.hf_template import ALWAYS, CACHE, HEAD, MODEL, NO_CACHE
 from builder.exchange.source import library, names_in, sources_of
+from builder.graph.blocks import ffn_dim
 from builder.graph.compiler import compile_arch
-from builder.graph.ir import Graph
+from builder.graph.ir import Graph, Level
 from builder.graph.passes import without_losses
 from builder.graph.row import PartCall
 from builder.lowering import (
-    Step,
+    between_embedding_and_head,
     build_model,
     init_settings,
     model_code,
@@ -36,7 +37,7 @@ from builder.lowering import (
     steps_of,
     why_undecodable,
 )
-from searchspace.arch import ArchSpec
+from searchspace.arch import ArchSpec, head_dim
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import encode
@@ -79,7 +80,7 @@ def export_hf(
     with new_folder(folder, hf_contents, "an export") as work:
         write_file(work / MODELING, modeling_code(graph))
         write_file(work / _CONFIG, json.dumps(_config(graph, arch, model, facts or {}), indent=2) + "\n")
-        weights = {f"model.{name}": value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+        weights = {exported_name(name): value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
         save_weights(weights, work / "model.safetensors", {"format": "pt"})
         for name, text in (files or {}).items():
             write_file(work / name, text)
@@ -97,6 +98,35 @@ def hf_contents(folder: Path) -> set[str] | None:
     return {MODELING, _CONFIG, "model.safetensors", *_FILES} if ours else None
 
 
+def _facts(graph: Graph) -> dict[str, Any]:
+    """What other tools look for in a configuration; where blocks differ, of the one whose layers run most often."""
+    runs: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "block":
+            runs[node.attr("block", str)] = runs.get(node.attr("block", str), 0) + graph.block_of(node).layers
+    heads = {}
+    if runs:
+        block = graph.blocks[max(runs, key=lambda name: runs[name])]
+        heads = {
+            "num_attention_heads": block.heads,
+            "num_key_value_heads": block.kv_heads or block.heads,
+            "head_dim": head_dim(block, graph.d_model),
+            "intermediate_size": ffn_dim(block, graph.d_model),
+        }
+    return {
+        "arch_id": graph.arch_id,
+        "vocab_size": graph.vocab_size,
+        "hidden_size": graph.d_model,
+        "num_hidden_layers": graph.num_layers,
+        **heads,
+        "max_position_embeddings": graph.seq_len,
+        "tie_word_embeddings": graph.tie_embeddings,
+        "is_causal": graph.causal,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        "use_cache": not why_undecodable(graph),
+    }
+
+
 def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[str, Any]) -> dict[str, Any]:
     module = MODELING.removesuffix(".py")
     return {
@@ -104,15 +134,11 @@ def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[st
         "architectures": ["SpiralFormerForCausalLM"],
         "auto_map": {
             "AutoConfig": f"{module}.SpiralFormerConfig",
+            "AutoModel": f"{module}.SpiralFormerModel",
             "AutoModelForCausalLM": f"{module}.SpiralFormerForCausalLM",
+            "AutoModelForSequenceClassification": f"{module}.SpiralFormerForSequenceClassification",
         },
-        "arch_id": graph.arch_id,
-        "vocab_size": graph.vocab_size,
-        "hidden_size": graph.d_model,
-        "num_hidden_layers": graph.num_layers,
-        "max_position_embeddings": graph.seq_len,
-        "tie_word_embeddings": graph.tie_embeddings,
-        "is_causal": graph.causal,
+        **_facts(graph),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "architecture": encode(arch),
         **({"training": dict(facts)} if facts else {}),
@@ -129,6 +155,7 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
     model.eval()
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     loaded.eval()
+    loaded.generation_config.eos_token_id = None  # ours goes on after the end of a text
     length = min(graph.seq_len, 192)
     generator = torch.Generator().manual_seed(0)
     tokens_BL = torch.randint(0, graph.vocab_size, (2, length), generator=generator)
@@ -153,45 +180,48 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
 def modeling_code(graph: Graph) -> str:
     """The generated module: self-contained, for torch and transformers."""
     steps, undecodable = steps_of(without_losses(graph)), why_undecodable(graph)
-    body = _model_class(graph, steps)
-    tail = TAIL.format(
-        arch_id=graph.arch_id,
-        undecodable=undecodable,
-        causal=graph.causal,
-        vocab_size=graph.vocab_size,
-        initial=_initial(graph),
-        logits="None" if graph.tie_embeddings else "self.model.head.logits",
+    inner = between_embedding_and_head(steps)
+    made = {step.target: step.part for step in inner if step.target is not None and step.part is not None}
+    made = {"embed": next(step.part for step in steps if step.node.op == "embed" and step.part), **made}
+    functions = model_code(graph, inner).replace("def forward(", "def run(", 1)
+    model = MODEL.format(
+        undecodable=json.dumps(undecodable),
+        facts="FACTS = " + _literal(_facts(graph)),
+        initial="INITIAL = " + _literal(_initial(graph)),
+        sites="\n".join(f"    Site(Clock{tuple(level)}, {layers})," for level, layers in sites_of(graph)),
+        makers=_makers(made),
+        functions=textwrap.indent(functions, "    ").rstrip(),
+        tied={"lm_head.weight": "model.embed.weight"} if graph.tie_embeddings else None,
     )
-    roots = {name for step in steps for name in names_of(step.part)} | names_in(body)
-    roots |= {"align", "restore"}
-    if not undecodable:
-        body, roots = f"{CACHE}\n\n\n{body}", roots | names_in(CACHE) | {"Opening"}
+    cache = NO_CACHE if undecodable else CACHE
+    roots = {name for part in made.values() for name in names_of(part)} | names_in(model) | names_in(cache)
     parts = sources_of(roots, decodes=not undecodable)
     head = HEAD.format(name=graph.name, arch_id=graph.arch_id)
-    return "\n\n".join([head, _imports(f"{parts}\n\n{body}"), parts, body, tail]) + "\n"
+    return "\n\n".join([head, _imports(f"{parts}\n\n{cache}\n\n{model}"), parts, f"\n{cache}\n", model]) + "\n"
 
 
-def _model_class(graph: Graph, steps: Sequence[Step]) -> str:
-    made = {step.target: step.part for step in steps if step.target is not None and step.part is not None}
+def sites_of(graph: Graph) -> list[tuple[Level, int]]:
+    """The calls of blocks in the order of the code: level, and number of layers."""
+    return [(node.level, graph.block_of(node).layers) for node in graph.nodes if node.op == "block"]
+
+
+def _makers(made: Mapping[str, PartCall]) -> str:
     holders = sorted({".".join(target.split(".")[:i]) for target in made for i in range(1, len(target.split(".")))})
-    makers = [f"        self.{name} = nn.Module()" for name in holders]
-    makers += [_wrap(f"        self.{target} = {source_of(_of_any_vocabulary(part))}") for target, part in made.items()]
-    return (
-        "class SpiralFormerModel(nn.Module):\n"
-        f'    """The compiled graph of {graph.name}: tokens (B, L) to logits (B, L, V)."""\n\n'
-        "    def __init__(self, vocab_size):\n        super().__init__()\n"
-        + "\n".join(makers)
-        + "\n\n"
-        + textwrap.indent(model_code(graph, steps), "    ").rstrip()
-    )
+    lines = [f"        self.{name} = nn.Module()" for name in holders]
+    lines += [_wrap(f"        self.{target} = {source_of(_of_any_vocabulary(part))}") for target, part in made.items()]
+    return "\n".join(lines)
+
+
+def _literal(rows: Mapping[str, object]) -> str:
+    return "{\n" + "".join(f'    "{name}": {value!r},\n'.replace("'", '"') for name, value in rows.items()) + "}"
 
 
 def _of_any_vocabulary(part: PartCall) -> PartCall:
     """The part with the vocabulary's size as a name: it may be resized."""
-    place = {"nn.Embedding": 0, "embedding.ScaledEmbedding": 0, "embedding.Head": 1}.get(part.name.path)
+    place = {"nn.Embedding": 0, "embedding.ScaledEmbedding": 0}.get(part.name.path)
     if place is None:
         return part
-    return replace(part, args=(*part.args[:place], _Name("vocab_size"), *part.args[place + 1 :]))
+    return replace(part, args=(*part.args[:place], _Name("config.vocab_size"), *part.args[place + 1 :]))
 
 
 class _Name(str):
@@ -203,14 +233,21 @@ class _Name(str):
         return str(self)
 
 
-def _initial(graph: Graph) -> str:
+def _initial(graph: Graph) -> dict[str, tuple[str, float]]:
     """How parameters begin, by name, numbers of layers as ``*``."""
     model = build_model(graph, device="meta")
     rows: dict[str, tuple[str, float]] = {}
     for name, (draw, value) in initial_values(model, **init_settings(graph)).items():
         if draw == "normal" or (draw == "fill" and value):
-            rows[re.sub(r"\.\d+(?=\.)", ".*", name)] = (draw, value)
-    return "INITIAL = {\n" + "".join(f'    "{name}": {row!r},\n'.replace("'", '"') for name, row in rows.items()) + "}"
+            rows[re.sub(r"\.\d+(?=\.)", ".*", exported_name(name).removeprefix("model."))] = (draw, value)
+    return rows
+
+
+def exported_name(name: str) -> str:
+    """What a weight is called in an export: head and norm stand where transformers looks for them."""
+    if name == "head.logits.weight":
+        return "lm_head.weight"
+    return f"model.norm.{name.removeprefix('head.norm.')}" if name.startswith("head.norm.") else f"model.{name}"
 
 
 def _wrap(line: str) -> str:

@@ -13,7 +13,7 @@ from graphlib import TopologicalSorter
 
 import spiralformer
 
-_NOT_SHIPPED = ("generate", "init", "model", "starts")
+_NOT_SHIPPED = ("checkpointing", "generate", "init", "model", "starts")
 _STARTS = "starts"  # a method that an export has no use for: it holds the values themselves
 
 

@@ -131,7 +131,11 @@ def _to_hf(bundle: Path, out: Path) -> Path:
         codec = codec_of_bundle(bundle, loaded)  # what is passed on can be read
         given = byte_tokenizer() if isinstance(codec, Bytes) else read_tokenizer(bundle).decode("utf-8")
         files[TOKENIZER] = given
-        files["tokenizer_config.json"] = json.dumps(_tokenizer_config(files[TOKENIZER], loaded.arch.seq_len), indent=2)
+        end = _end_token(given)
+        files["tokenizer_config.json"] = json.dumps(_tokenizer_config(end, loaded.arch.seq_len), indent=2)
+        if end is not None:
+            ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end["id"])
+            files["generation_config.json"] = json.dumps(ids, indent=2)
     kept: dict[str, Any] = {n: facts[n] for n in ("trial", "metrics", "data", "seed", "training") if n in facts}
     return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept)
 
@@ -161,13 +165,16 @@ def convert_bundle(folder: Path, form: str, out: Path) -> Path:
     return folder if write is None else write(folder, out)
 
 
-def _tokenizer_config(tokenizer: str, length: int) -> dict[str, Any]:
+def _end_token(tokenizer: str) -> dict[str, Any] | None:
+    """The special token that ends a document, of a tokenizer.json."""
     found = parse_json(tokenizer)
     added = found.get("added_tokens") if isinstance(found, dict) else None
-    named = [token for token in added or [] if isinstance(token, dict) and token.get("special")]
-    names = [str(token.get("content")) for token in named]
-    end = next((name for name in names if name in ENDS), None)
-    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), end) if end else {}
+    special = [token for token in added or [] if isinstance(token, dict) and token.get("special")]
+    return next((token for token in special if token.get("content") in ENDS and isinstance(token.get("id"), int)), None)
+
+
+def _tokenizer_config(end: dict[str, Any] | None, length: int) -> dict[str, Any]:
+    ends = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), end["content"])
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": length,

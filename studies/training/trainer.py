@@ -74,7 +74,7 @@ class Trainer:
         for name, module in self.model.named_modules():
             if isinstance(module, Block):
                 used = uses[name.removeprefix("blocks.").removesuffix("_")]
-                module.recompute = config.recompute == "loop" and used > 1
+                module.gradient_checkpointing = config.recompute == "loop" and used > 1
         if config.compile == "blocks" or (config.compile == "auto" and device != "cpu"):
             _compile_blocks(self.model, graph)
         self._batches = _Batches(self)

@@ -11,7 +11,7 @@ from helpers import TOPOLOGIES, built, randomize, tiny_arch
 
 from builder import build_model, compile_arch
 from builder.exchange.bundle import load_bundle, save_bundle
-from builder.exchange.hf_export import MODELING, export_hf, modeling_code
+from builder.exchange.hf_export import MODELING, export_hf, exported_name, modeling_code
 from builder.exchange.torch_export import export_torch
 from searchspace import SpecError, load_space
 
@@ -117,21 +117,193 @@ def test_prompts_padded_on_the_left_continue_as_alone(tmp_path, over):
             assert torch.equal(together[i, 14:], alone[0, len(row) :]), (settings, i)
 
 
-def test_generate_takes_what_forward_takes(tmp_path):
-    export_hf(tmp_path / "hf", tiny_arch(), built())
-    model, tokens = load(tmp_path / "hf"), torch.randint(0, 17, (1, 6))
-    settings = {"max_new_tokens": 4, "do_sample": False}
-    assert torch.equal(model.generate(tokens, logits_to_keep=0, **settings), model.generate(tokens, **settings))
+GREEDY = {"max_new_tokens": 12, "do_sample": False}
 
 
-def test_a_conversation_goes_on_with_its_cache(tmp_path):
-    export_hf(tmp_path / "hf", tiny_arch(), built())
-    model = load(tmp_path / "hf")
-    settings = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
-    first = model.generate(torch.randint(0, 17, (1, 6)), **settings)
-    longer = torch.cat((first.sequences, torch.randint(0, 17, (1, 4))), dim=1)
-    again = model.generate(longer, past_key_values=first.past_key_values, **settings).sequences
-    assert torch.equal(again, model.generate(longer, **settings).sequences)
+@pytest.fixture(scope="module", params=[{}, MESH, {"tie_embeddings": True}], ids=["anchor", "mesh", "tied"])
+def exported(request, tmp_path_factory):
+    """Folders of an export, and of another's weights in the same architecture."""
+    home, arch = tmp_path_factory.mktemp("exported"), tiny_arch(request.param)
+    other = randomize(build_model(compile_arch(arch), seed=1), seed=5)
+    return export_hf(home / "hf", arch, built(request.param)), export_hf(home / "other", arch, other)
+
+
+def test_whoever_generates_gets_the_same(exported):
+    """A prompt in chunks, embedded, tried ahead by lookup or by an assistant, or attended to otherwise."""
+    model, other = (load(folder).double() for folder in exported)
+    tokens = torch.randint(0, 5, (1, 11))
+    expected = model.generate(tokens, **GREEDY)
+    for settings in (
+        {"logits_to_keep": 0},
+        {"prefill_chunk_size": 4},
+        {"use_cache": False},
+        {"inputs_embeds": model.get_input_embeddings()(tokens).detach()},
+        {"prompt_lookup_num_tokens": 3},
+        {"assistant_model": other},
+        {"assistant_model": model},
+    ):
+        assert torch.equal(model.generate(tokens, **GREEDY, **settings), expected), settings
+    model.set_attn_implementation("eager")
+    assert torch.equal(model.generate(tokens, **GREEDY), expected)
+    with pytest.raises(ValueError, match="keeps its own cache"):
+        model.generate(tokens, cache_implementation="static", **GREEDY)
+
+
+def test_a_conversation_goes_on_with_its_cache(exported):
+    model = load(exported[0]).double()
+    settings = {**GREEDY, "max_new_tokens": 5, "return_dict_in_generate": True}
+    said = model.generate(torch.randint(0, 17, (1, 6)), **settings)
+    for length in (4, 1):
+        longer = torch.cat((said.sequences, torch.randint(0, 17, (1, length))), dim=1)
+        said = model.generate(longer, past_key_values=said.past_key_values, **settings)
+        assert torch.equal(said.sequences, model.generate(longer, **settings).sequences)
+
+
+def test_tokens_are_taken_back(exported):
+    model, tokens = load(exported[0]).double(), torch.randint(0, 17, (2, 30))
+    expected = model(tokens).logits
+    state = model.new_state()
+    state.activate_past_recording()
+    with torch.no_grad():
+        model(tokens[:, :14], past_key_values=state, logits_to_keep=5)
+        for removed, upto in ((4, 12), (0, 17), (3, 15), (1, 30)):
+            state.crop(-removed)
+            start = state.get_seq_length()
+            wrong = model(17 - 1 - tokens[:, start:upto], past_key_values=state).logits
+            assert wrong.shape[1] == upto - start
+            state.crop(-(upto - start))
+            right = model(tokens[:, start:upto], past_key_values=state).logits
+            torch.testing.assert_close(right, expected[:, start:upto])
+    plain = model.new_state()
+    model(tokens[:, :14], past_key_values=plain)
+    if plain.mark().is_lengths_alone:
+        plain.crop(-3)
+        torch.testing.assert_close(model(tokens[:, 11:], past_key_values=plain).logits, expected[:, 11:])
+    else:
+        with pytest.raises(RuntimeError, match="activate_past_recording"):
+            plain.crop(-3)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_hidden_states_and_attentions_are_what_each_token_sees(exported, padded):
+    """Of a batch at once, of each row alone, and token by token."""
+    model, length = load(exported[0]).double(), 21
+    rows = [torch.randint(0, 17, (size,)) for size in ((length, 13, 20) if padded else (length, length))]
+    tokens, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        whole, state = model(tokens, attention_mask=mask, use_cache=False, **asked), model.new_state()
+        steps = [model(tokens[:, :14], attention_mask=mask[:, :14], past_key_values=state, **asked)]
+        for i in range(14, length):
+            steps.append(model(tokens[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=state, **asked))
+        alone = [model(row[None], **asked) for row in rows]
+    layers = model.config.num_hidden_layers
+    assert len(whole.hidden_states) == layers + 1
+    assert len(whole.attentions) == layers
+    torch.testing.assert_close(model.lm_head(whole.hidden_states[-1]), whole.logits)
+    for number in range(layers + 1):
+        one_by_one = torch.cat([step.hidden_states[number] for step in steps], dim=1)
+        for i, row in enumerate(rows):
+            mine = whole.hidden_states[number][i, length - len(row) :]
+            torch.testing.assert_close(mine, alone[i].hidden_states[number][0])
+            torch.testing.assert_close(mine, one_by_one[i, length - len(row) :])
+    for number in range(layers):
+        weights = whole.attentions[number]
+        assert weights.shape == (len(rows), model.config.num_attention_heads, length, length)
+        for i, row in enumerate(rows):
+            first = length - len(row)
+            mine = weights[i, :, first:, first:]
+            torch.testing.assert_close(mine, alone[i].attentions[number][0])
+            sums = mine.sum(dim=-1)
+            assert ((sums - 1).abs().lt(1e-9) | sums.eq(0)).all()
+            assert (sums[:, -1] > 0.5).all()
+            for step, at in zip(steps[1:], range(14, length), strict=True):
+                torch.testing.assert_close(step.attentions[number][i, :, 0, first:], weights[i, :, at, first : at + 1])
+
+
+def test_packed_texts_are_told_apart_by_their_positions(exported):
+    model = load(exported[0]).double()
+    texts = [torch.randint(0, 17, (length,)) for length in (5, 1, 9, 3)]
+    packed, places = torch.cat(texts)[None], torch.cat([torch.arange(len(text)) for text in texts])[None]
+    extra = {"cu_seq_lens_q": torch.tensor([0, 5, 6, 15, 18]), "max_length_q": 9}
+    logits = model(packed, position_ids=places, **extra).logits[0]
+    torch.testing.assert_close(logits, torch.cat([model(text[None]).logits[0] for text in texts]))
+    for wrong in (places + 1, places.flip(1)):
+        with pytest.raises(ValueError, match="position_ids"):
+            model(packed, position_ids=wrong)
+    with pytest.raises(TypeError, match="cu_seq_lens_q"):
+        model(packed, **extra)
+
+
+def test_a_prefix_is_seen_by_every_layer_at_every_call(exported):
+    """As prefix tuning gives it; a prefix's values are mixed in, its gradient comes back, decoding sees it too."""
+    model, tokens = load(exported[0]).double(), torch.randint(0, 17, (2, 20))
+    layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
+    rows = torch.randn(2 * layers, 2, heads, 3, model.config.head_dim, dtype=torch.double, requires_grad=True)
+
+    def prefix():
+        return transformers.DynamicCache([(rows[2 * i], rows[2 * i + 1]) for i in range(layers)])
+
+    mask = torch.ones(2, 23, dtype=torch.long)
+    whole = model(tokens, attention_mask=mask, past_key_values=prefix())
+    whole.logits.sum().backward()
+    assert (rows.grad.flatten(1) != 0).any(dim=1).all()
+    assert not torch.allclose(whole.logits, model(tokens).logits)
+    with torch.no_grad():
+        state = model(tokens[:, :9], past_key_values=prefix()).past_key_values
+        assert state.get_seq_length() == 12
+        rest = model(tokens[:, 9:], past_key_values=state).logits
+    torch.testing.assert_close(rest, whole.logits[:, 9:])
+
+
+def test_embeddings_checkpoints_and_attention_by_name(exported):
+    tokens = torch.randint(0, 17, (2, 24))
+    model = load(exported[0]).double()
+    whole = model(tokens, labels=tokens)
+    given = model(inputs_embeds=model.get_input_embeddings()(tokens))
+    torch.testing.assert_close(given.logits, whole.logits)
+    whole.loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for reentrant in (False, True):
+        again = load(exported[0]).double().train()
+        again.activation_checkpointing_enable({"use_reentrant": reentrant})
+        again(tokens, labels=tokens).loss.backward()
+        for name, parameter in again.named_parameters():
+            torch.testing.assert_close(parameter.grad, grads[name])
+    asked = []
+
+    def mine(module, query, key, value, attention_mask, **settings):
+        asked.append(query.shape)
+        return transformers.AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **settings)
+
+    transformers.AttentionInterface.register("mine", mine)
+    model.set_attn_implementation("mine")
+    torch.testing.assert_close(model(tokens).logits, whole.logits)
+    assert len(asked) == model.config.num_hidden_layers
+
+
+def test_the_base_and_a_classifier_load_by_their_names(exported, tmp_path):
+    tokens, mask = torch.randint(0, 17, (3, 12)), torch.ones(3, 12, dtype=torch.long)
+    mask[0, 9:] = 0
+    mask[1, :5] = 0
+    base = transformers.AutoModel.from_pretrained(exported[0], trust_remote_code=True).eval()
+    model = load(exported[0])
+    hidden = base(tokens, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(
+        model.lm_head(hidden)[mask.bool()], model(tokens, attention_mask=mask).logits[mask.bool()]
+    )
+    auto = transformers.AutoModelForSequenceClassification
+    scorer = auto.from_pretrained(exported[0], trust_remote_code=True, num_labels=4).eval()
+    out = scorer(tokens, attention_mask=mask, labels=torch.tensor([0, 3, 1]))
+    torch.testing.assert_close(out.logits, scorer.score(hidden[torch.arange(3), torch.tensor([8, 11, 11])]))
+    out.loss.backward()
+    scorer.save_pretrained(tmp_path)
+    again = auto.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    torch.testing.assert_close(again(tokens, attention_mask=mask).logits, out.logits)
+    with pytest.raises(ValueError, match="pad_token_id"):
+        scorer(tokens)
 
 
 @pytest.mark.filterwarnings("default")
@@ -155,7 +327,7 @@ def test_only_the_parts_in_use_are_shipped():
     assert "parallel_residual" not in code
     assert "dropout" not in code.partition("class SpiralFormerModel")[2].partition("def forward")[0]  # at its default
     named = {name for name in classes if len(re.findall(rf"\b{name}\b", code)) > 1}
-    assert classes - named <= {"SpiralFormerForCausalLM"}
+    assert classes - named <= {"SpiralFormerForCausalLM", "SpiralFormerForSequenceClassification"}
 
 
 def test_what_sees_its_whole_input_has_no_cache(tmp_path):
@@ -221,7 +393,8 @@ def test_trained_anew_it_begins_as_the_product_does(spiral):
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     torch.manual_seed(0)
     fresh = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=True)
-    ours, theirs = dict(model.named_parameters()), dict(fresh.model.named_parameters())
+    ours = {exported_name(name): value for name, value in model.named_parameters()}
+    theirs = dict(fresh.named_parameters())
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if value.dim() < 2 or value.std() == 0:
@@ -243,9 +416,10 @@ def test_weights_that_are_missing_are_drawn(spiral, tmp_path):
     save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
     loaded = dict(load(tmp_path).named_parameters())
     for name, value in model.named_parameters():
-        found = loaded[f"model.{name}"]
-        if f"model.{name}" not in gone:
-            assert torch.equal(found, kept[f"model.{name}"])
+        name = exported_name(name)
+        found = loaded[name]
+        if name not in gone:
+            assert torch.equal(found, kept[name])
         elif value.dim() < 2:
             assert torch.equal(found, value)
         else:
@@ -268,9 +442,10 @@ def test_the_loss_is_shared_by_all_that_accumulate(spiral):
     ("inputs", "error"),
     [
         ({"atention_mask": 1}, TypeError),
-        ({"inputs_embeds": torch.zeros(1, 12, 16)}, TypeError),
-        ({"position_ids": torch.arange(12).remainder(6)[None]}, ValueError),
-        ({"cache_position": torch.arange(12) + 1}, ValueError),
+        ({"inputs_embeds": torch.zeros(1, 12, 16)}, ValueError),
+        ({"position_ids": torch.arange(12)[None] + 1}, ValueError),
+        ({"cache_position": torch.arange(12) + 1}, TypeError),
+        ({"past_key_values": transformers.DynamicCache()}, ValueError),
         ({"token_type_ids": torch.arange(12)[None] // 6}, TypeError),
         ({"attention_mask": torch.ones(1, 1, 12, 12).tril()}, ValueError),
         ({"attention_mask": torch.arange(12)[None] // 6 + 1}, ValueError),
@@ -278,7 +453,9 @@ def test_the_loss_is_shared_by_all_that_accumulate(spiral):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_would_have_no_effect_is_refused(spiral, inputs, error):
-    with pytest.raises(error, match=r"does not know|counted from a row's first|begins at 1|shape|other numbers"):
+    with pytest.raises(
+        error, match=r"does not know|counted from a row's first|one of them|its own cache|shape|other numbers"
+    ):
         load(spiral[0])(torch.randint(0, 17, (1, 12)), **inputs)
 
 
@@ -289,7 +466,6 @@ def test_what_means_nothing_new_is_accepted(spiral):
     for same in (
         {"position_ids": torch.arange(12)[None]},
         {"attention_mask": torch.ones(2, 12)},
-        {"cache_position": torch.arange(12)},
         {"token_type_ids": torch.zeros(2, 12, dtype=torch.long)},
         {"output_attentions": False, "inputs_embeds": None, "return_dict": None},
     ):

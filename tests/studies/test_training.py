@@ -118,7 +118,7 @@ def test_accumulation_and_recomputation_change_nothing_but_memory(corpus):
         losses.append([trainer.train(step + 1) for step in range(10)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == losses[0]
-    assert trainer.model.blocks.core.recompute
+    assert trainer.model.blocks.core.gradient_checkpointing
 
 
 def test_recomputing_saves_the_loops_activations(corpus):
