@@ -37,7 +37,7 @@ bench: $(READY)
 	$(BIN)/python -W ignore benchmarks/speed.py --out benchmarks/results/speed_cpu.json
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -27,7 +27,7 @@ from scipy.stats import kendalltau
 from searchspace.errors import SpecError
 from studies.config import StudyConfig
 from studies.data.dataset import Dataset
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
 from studies.report.scaling import names_of, points_of, tell_study
 from studies.scale.allot import next_cell
@@ -42,7 +42,7 @@ FAMILY = re.compile(r"[a-z]+")
 
 def read(folder: Path) -> tuple[list[TrialRecord], Dataset, StudyConfig, list[Run]]:
     """The study, and its runs by name, in the unit of its headline."""
-    records, corpus, settings = open_study(folder)
+    records, corpus, settings = read_study(folder)
     records = [record for record in records if record.state == "complete"]
     names = names_of(records)
     runs = [

@@ -52,7 +52,7 @@ def make_journal(file: Path, folder: Path) -> None:
     from studies.records.folder import study_folder
     from studies.records.resume import keep_settings
     from studies.records.trial import Report, Rung
-    from studies.search.driver import StudyDriver
+    from studies.strategy.driver import StudyDriver
 
     settings = load_study(file)
     with study_folder(folder):

@@ -24,7 +24,7 @@ from searchspace.errors import SpecError
 from studies.config import StudyConfig, study_from_data
 from studies.data.corpus import Corpus, prepare_corpus
 from studies.records.trial import Report, Rung, TrialRecord
-from studies.search.driver import StudyDriver
+from studies.strategy.driver import StudyDriver
 
 TIGHT: dict[str, Any] = {"params": {"min": 200_000, "max": 210_000}}
 LOOSE: dict[str, Any] = {"params": 10_000_000}

@@ -44,7 +44,7 @@ def ours(trials: int, sampler: str) -> dict[str, Any]:
 
     from studies.data.corpus import prepare_corpus
     from studies.execution.run import run_on_ray
-    from studies.search.driver import StudyDriver
+    from studies.strategy.driver import StudyDriver
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from scipy.stats import kendalltau
 
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.records.trial import budget_of
 from studies.report.ranking import finals, promotions
 from studies.show.summary import summarize
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/tenfold.json")
     options = parser.parse_args()
-    records, corpus, _ = open_study(options.folder)
+    records, corpus, _ = read_study(options.folder)
     again = [record for record in records if record.purpose == "promotion" and record.state == "complete"]
     budgets = sorted({budget_of(record) for record in again})
     short, long = budgets[0], budgets[-1]

@@ -50,3 +50,7 @@ def __getattr__(name: str) -> object:
         if name in names:
             return getattr(import_module(f"builder.{module}"), name)
     raise AttributeError(f"module 'builder' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

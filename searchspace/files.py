@@ -26,7 +26,7 @@ from searchspace.disk import read_bytes
 from searchspace.errors import SpecError, show
 from searchspace.nodes import NODE_TYPES
 from searchspace.open_values import CHOICE_KEYS
-from searchspace.plain import decode
+from searchspace.plain import decode, plain_copy
 from searchspace.space import SpaceSpec
 from searchspace.template import Template
 
@@ -40,16 +40,19 @@ _INT = "tag:yaml.org,2002:int"
 _Events = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def load_arch(path: str | Path, overrides: Sequence[str] = ()) -> ArchSpec:
+def load_arch(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> ArchSpec:
     """Read one concrete architecture.
 
     Args:
-        path: a file, or the name of a shipped one (``architectures/plain_4.yaml``, ``plain_4``).
-        overrides: ``dotted.path=value`` texts laid over the file.
+        path: a file, the name of a shipped one (``architectures/plain_4.yaml``, ``plain_4``), or what such a file
+            would hold.
+        overrides: ``dotted.path=value`` texts laid over it.
 
     Raises:
         SpecError: with file, line, path, and what would be right.
     """
+    if isinstance(path, Mapping):
+        return arch_from_data(_given(path, overrides))
     file = find_file(path, folder="architectures")
     with located(file, overrides):
         data = read_data(file, overrides)
@@ -62,13 +65,22 @@ def arch_from_data(data: Mapping[str, Any]) -> ArchSpec:
     return decode(ArchSpec, Template(data).decide(MissingChooser()).tree)
 
 
-def load_space(path: str | Path, overrides: Sequence[str] = ()) -> SpaceSpec:
-    """Read an architecture file with open choices. Raises `SpecError`."""
+def load_space(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> SpaceSpec:
+    """Read an architecture file with open choices, or what such a file would hold. Raises `SpecError`."""
+    if isinstance(path, Mapping):
+        return SpaceSpec(_given(path, overrides))
     file = find_file(path, folder="spaces")
     with located(file, overrides):
         data = read_data(file, overrides)
         _expect_architecture(data)
         return SpaceSpec(data, file=str(file))
+
+
+def _given(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What a file would hold, the file that it extends read, and overrides laid over it."""
+    whole: dict[str, Any] = merge(extend(plain_copy(data), Path.cwd()), parse_overrides(overrides))
+    _expect_architecture(whole)
+    return whole
 
 
 def read_data(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

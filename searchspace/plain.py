@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
@@ -274,6 +275,24 @@ def dataclass_decoder(cls: type) -> Decoder:
         return cls(**values)
 
     return decode_dataclass
+
+
+def plain_copy(data: object, path: str = "") -> Any:
+    """What a program hands over as a file would hold it: mappings, lists, numbers and text. Raises `SpecError`."""
+    if isinstance(data, Mapping):
+        copied = {}
+        for name, value in data.items():
+            if not isinstance(name, str):
+                raise SpecError(path, f"has the key {show(name)}", "name keys by text")
+            copied[name] = plain_copy(value, join_path(path, name))
+        return copied
+    if isinstance(data, list | tuple):
+        return [plain_copy(value, join_path(path, i)) for i, value in enumerate(data)]
+    if isinstance(data, os.PathLike):
+        return os.fspath(data)
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    raise SpecError(path, f"expected plain data, got {type(data).__name__}", "give mappings, lists, numbers and text")
 
 
 def dump_yaml(data: dict[str, Any]) -> str:

@@ -61,6 +61,8 @@ class SpaceSpec:
         if unknown:  # before references are followed, whose errors would hide this one
             raise SpecError(str(unknown[0]), "unknown key", one_of(_KEYS, str(unknown[0])), file=file)
         self.template = Template(data)
+        self.data = data
+        """As a file holds it."""
         self._file = file
         self.name = str(data.get("name", "unnamed"))
         self.valid: list[dict[str, Scalar]] | None = None

@@ -34,7 +34,6 @@ app = typer.Typer(
     help="Compile, search and export multi-resolution looped Transformers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = TerminalConsole()
@@ -141,12 +140,14 @@ def describe(
 def cost(
     arch: Arch,
     overrides: Overrides = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Tell what training keeps in memory, too.")] = False,
+    lengths: Annotated[str | None, typer.Option(help="A table over these contexts instead, as 512,2048.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Price an architecture, without building it."""
     from builder import compile_arch, estimate
     from searchspace import load_arch
-    from studies.commands.files import print_cost
+    from studies.commands.files import print_cost, print_lengths, print_memory
     from studies.show.summary import summarize
 
     spec = load_arch(arch, overrides or ())
@@ -154,11 +155,20 @@ def cost(
     total = estimate(graph)
     if as_json:
         per_token = ("flops", "training_flops", "kv_cache_bytes", "decode_flops")
-        ratios = {f"{name}_per_token": getattr(total, f"{name}_per_token") for name in per_token}
+        ratios: dict[str, Any] = {f"{name}_per_token": getattr(total, f"{name}_per_token") for name in per_token}
+        if memory:
+            from builder.pricing.memory import training_memory
+
+            ratios["training_memory"] = asdict(training_memory(graph))
         print(json.dumps({"name": spec.name, "arch_id": graph.arch_id, **asdict(total), **ratios}, indent=2))
         return
     console.print(f"[bold]{spec.name}[/]  {summarize(spec)}", highlight=False, soft_wrap=True)
+    if lengths is not None:
+        print_lengths(spec, lengths, console, memory=memory)
+        return
     print_cost(graph, console)
+    if memory:
+        print_memory(graph, console)
 
 
 @_command
@@ -280,7 +290,7 @@ def search(
     check_settings(settings, folder)  # seconds of imports before what takes none
     from studies.commands.dry_run import dry_run
     from studies.commands.search import NothingCompleteError, run_study
-    from studies.search.driver import StudyHaltedError
+    from studies.strategy.driver import StudyHaltedError
 
     if dry:
         dry_run(settings, folder, console)
@@ -302,9 +312,16 @@ def search(
 
 @_command
 def status(
-    folder: StudyDir, watch: Annotated[bool, typer.Option(help="Follow it until nothing drives it.")] = False
+    folder: StudyDir,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it until nothing drives it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How far a study is."""
+    if as_json:
+        from studies.api.study import Study
+
+        print(json.dumps(Study(folder).to_dict(), indent=2))
+        return
     from studies.commands.status import show_status, watch_status
 
     if watch:
@@ -317,18 +334,37 @@ def status(
 def report(
     folder: StudyDir,
     top: Annotated[int, typer.Option(help="Rows of the ranking.")] = 20,
-    watch: Annotated[bool, typer.Option(help="Write it again and again until nothing drives the study.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it again and again until nothing drives the study.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write every trial into this file instead, a row each.")] = None,
 ) -> None:
     """Ranking and notes here; plots, diagrams and how to reproduce in DIR/report.html."""
+    if csv is not None:
+        from searchspace.disk import write_file
+        from studies.api.study import Study
+
+        frame = Study(folder).to_dataframe()
+        write_file(csv, frame.to_csv())
+        say(console, f"wrote {len(frame)} trials to {csv}")
+        return
     from studies.commands.results import show_results
     from studies.commands.status import watch_report
     from studies.records.folder import is_driven
-    from studies.records.reading import open_study
+    from studies.records.reading import read_study
 
     if watch:
         watch_report(folder, console)
-    records, corpus, settings = open_study(folder)
+    records, corpus, settings = read_study(folder)
     show_results(records, folder, corpus, console, settings, top=top, driven=is_driven(folder))
+
+
+@_command
+def compare(first: StudyDir, second: StudyDir) -> None:
+    """Two studies beside each other: what each asked, spent and found, and how their orders agree."""
+    from studies.commands.compare import compare_studies
+
+    compare_studies(first, second, console)
 
 
 @_command

@@ -9,16 +9,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.budget import Budget, BudgetSpec
 from builder.pricing.cost import COSTS, estimate
 from searchspace.arch import NAME, ArchSpec
-from searchspace.choices import Categorical, Decision, Integer, Scalar, example
+from searchspace.choices import Categorical, Decision, Integer, Scalar, check_value, example
 from searchspace.errors import SpecError, one_of, show
 from searchspace.files import arch_from_data, extend, find_file, located, merge, not_found, parse_overrides, read_data
-from searchspace.plain import dataclass_decoder, decode, dump_yaml, expect_mapping, join_path, key
+from searchspace.plain import dataclass_decoder, decode, dump_yaml, encode, expect_mapping, join_path, key, plain_copy
 from searchspace.space import SpaceSpec
 from searchspace.template import Decided, Template
 from studies.data.settings import DataConfig, TextData
@@ -130,6 +130,27 @@ _decode_promote = dataclass_decoder(PromoteConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Enqueued:
+    """A candidate of one's own: an architecture, or decisions by name, of which those not given are drawn."""
+
+    arch: ArchSpec | None = None
+    decisions: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @staticmethod
+    def __decode__(data: object, path: str) -> Enqueued:
+        mapping = expect_mapping(data, path, "an architecture, or decisions such as {core.layers: 2}")
+        if "graph" in mapping:
+            return Enqueued(arch=rooted(path, lambda: arch_from_data(mapping)))
+        for name, value in mapping.items():
+            if not isinstance(value, Scalar):
+                raise SpecError(f"{path}.{name}", f"expected a number or text, got {show(value)}", "give one option")
+        return Enqueued(decisions=cast("dict[str, Scalar]", mapping))
+
+    def __encode__(self) -> object:
+        return encode(self.arch) if self.arch is not None else dict(self.decisions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """How candidates are proposed."""
 
@@ -145,7 +166,16 @@ class SearchConfig:
     seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)
     narrow: bool = key("Steer proposals into the budget while they are decided.", default=True)
     promote: PromoteConfig = key("What is trained again after the search.", default=PromoteConfig())
+    enqueue: tuple[Enqueued, ...] = key(
+        "Candidates of one's own, launched first: architectures (files, or themselves), or decisions by name.",
+        default=(),
+    )
     from_: str | None = key("Folder of an earlier study to learn from.", default=None, name="from")
+    time_budget_s: float | None = key(
+        "Seconds after which a search stops; what runs then is gone on with when the same command is given again.",
+        default=None,
+        low=1.0,
+    )
     max_failures: int = key("Failed trials in a row that end the study.", default=5, low=1)
 
 
@@ -238,6 +268,7 @@ class StudyConfig:
     search: SearchConfig
     scale: ScaleConfig | None
     resources: ResourcesConfig
+    train: str | None
     tracking: tuple[TrackerName, ...]
     plain: dict[str, Any] = field(repr=False)
     """Everything above as plain data, files inlined."""
@@ -275,6 +306,10 @@ class StudyKeys:
         "A ladder of sizes that the best go up after the search; default: none.", default=None
     )
     resources: ResourcesConfig = key("What a trial occupies.", default=ResourcesConfig())
+    train: str | None = key(
+        "The training function that `studies.search` was given, by name; such a study goes on from Python.",
+        default=None,
+    )
     tracking: TrackerName | tuple[TrackerName, ...] = key(
         "Experiment trackers that are told of every trial.", default=("tensorboard",)
     )
@@ -313,16 +348,19 @@ def most_trials(study: StudyConfig) -> int:
     return study.search.num_trials + num_baselines(study) + num_promotions(study) + rungs * num_climbers(study)
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study file and the files it names.
 
     Args:
-        path: a file, or the name of a shipped study (``quickstart``).
+        path: a file, the name of a shipped study (``quickstart``), or what such a file would hold.
         overrides: ``dotted.path=value`` texts laid over it.
 
     Raises:
         SpecError: with file, line, path, and what would be right.
     """
+    if isinstance(path, Mapping):
+        data = merge(_inline(extend(plain_copy(path), Path.cwd()), Path.cwd()), parse_overrides(overrides))
+        return replace(study_from_data(data), base=Path.cwd())
     file = find_study(path)
     with located(file, overrides):
         names = [text for text in overrides if text.partition("=")[0] in ("space", "baseline")]
@@ -371,6 +409,9 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     if not NAME.fullmatch(keys.name):
         raise SpecError("name", f"{show(keys.name)} can't be used as a name", "use letters, digits, '_', '-' and '.'")
     _check_resources(keys.resources)
+    if len(keys.search.enqueue) > keys.search.num_trials:
+        what = f"lists {len(keys.search.enqueue)} candidates, search.num_trials is {keys.search.num_trials}"
+        raise SpecError("search.enqueue", what, "raise num_trials, or list fewer")
     if not keys.search.num_trials and keys.scale is None:
         raise SpecError("search.num_trials", "is 0, and there is no ladder", "give 1 or more, or a section scale")
     objectives = _check_objectives(keys.objectives, task_of(keys.data))
@@ -378,10 +419,10 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     listed = data.get("baseline", [])
     if not isinstance(listed, list):
         raise SpecError("baseline", f"expected a list, got {show(listed)}", "write a list of architectures")
-    baselines = tuple(_rooted(f"baseline.{i}", lambda arch=arch: arch_from_data(arch)) for i, arch in enumerate(listed))
+    baselines = tuple(rooted(f"baseline.{i}", lambda arch=arch: arch_from_data(arch)) for i, arch in enumerate(listed))
     study = StudyConfig(
         name=keys.name,
-        space=_rooted("space", lambda: SpaceSpec(data["space"])),
+        space=rooted("space", lambda: SpaceSpec(data["space"])),
         data=keys.data,
         training=training,
         budget=keys.budget,
@@ -390,11 +431,25 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         search=keys.search,
         scale=keys.scale,
         resources=keys.resources,
+        train=keys.train,
         tracking=(keys.tracking,) if isinstance(keys.tracking, str) else tuple(dict.fromkeys(keys.tracking)),
         plain=dict(data),
     )
     check_training(decide_training(training, MiddleChooser()).tree)
+    _check_enqueued(study)
     return study
+
+
+def _check_enqueued(study: StudyConfig) -> None:
+    """Raise `SpecError` if a decision that is to be launched is none of the study's."""
+    asked = {name for given in study.search.enqueue for name in given.decisions}
+    known = {d.name: d for d in (*study.space.decisions, *study.training.decisions())} if asked else {}
+    for i, given in enumerate(study.search.enqueue):
+        for name, value in given.decisions.items():
+            path = f"search.enqueue.{i}.{name}"
+            if name not in known:
+                raise SpecError(path, "is no decision of this study", one_of(known, name))
+            rooted(path, lambda name=name, value=value: check_value(known[name], value))
 
 
 def _check_resources(resources: ResourcesConfig) -> None:
@@ -460,7 +515,7 @@ def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:
             data["space"] = read_data(file)
             SpaceSpec(data["space"])
     elif isinstance(data.get("space"), dict):
-        data["space"] = _rooted("space", lambda: extend(data["space"], base))
+        data["space"] = rooted("space", lambda: extend(data["space"], base))
     baselines = data.get("baseline", [])
     inlined = []
     for i, baseline in enumerate(baselines if isinstance(baselines, list) else [baselines]):
@@ -470,10 +525,23 @@ def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:
                 baseline = read_data(file)
                 arch_from_data(baseline)
         elif isinstance(baseline, dict):
-            baseline = _rooted(f"baseline.{i}", lambda given=baseline: extend(given, base))
+            baseline = rooted(f"baseline.{i}", lambda given=baseline: extend(given, base))
         inlined.append(expect_mapping(baseline, f"baseline.{i}", "an architecture file"))
     data["baseline"] = inlined
+    search = data.get("search")
+    if isinstance(search, dict) and isinstance(search.get("enqueue"), list):
+        listed = [_enqueued(given, f"search.enqueue.{i}", base) for i, given in enumerate(search["enqueue"])]
+        data["search"] = {**search, "enqueue": listed}
     return data
+
+
+def _enqueued(given: object, path: str, base: Path) -> object:
+    """An architecture's file as what it holds; decisions as they are."""
+    if isinstance(given, str):
+        file = _named(given, path, "architectures", base)
+        with located(file):
+            return read_data(file)
+    return rooted(path, lambda: extend(given, base)) if isinstance(given, dict) and "extends" in given else given
 
 
 def _named(name: str, path: str, folder: str, base: Path) -> Path:
@@ -483,7 +551,7 @@ def _named(name: str, path: str, folder: str, base: Path) -> Path:
         raise SpecError(path, f"no such file: {name}", error.remedy) from error
 
 
-def _rooted(root: str, make: Any) -> Any:
+def rooted(root: str, make: Any) -> Any:
     """Run ``make``, putting ``root`` before the path of its errors."""
     try:
         return make()

@@ -52,7 +52,7 @@ def main(study, folder, name, *overrides):
     from studies.records.folder import study_folder
     from studies.records.journal import mend
     from studies.records.resume import keep_settings
-    from studies.search.driver import StudyDriver
+    from studies.strategy.driver import StudyDriver
 
     folder = Path(folder)
     with study_folder(folder):

@@ -136,7 +136,7 @@ def make_driver(folder: Path, over: dict[str, Any] | None = None, *overrides: st
     """The driver of a tiny study in ``folder``."""
     from studies.commands.search import prepare_data
     from studies.config import load_study
-    from studies.search.driver import StudyDriver
+    from studies.strategy.driver import StudyDriver
 
     study = load_study(tiny_study(folder, over), overrides)
     run = folder / "run"

@@ -81,6 +81,9 @@ def test_from_an_idea_to_transformers(tmp_path, monkeypatch):
                 [sys.executable, "-c", block], check=True, cwd=tmp_path, capture_output=True, text=True
             )
             assert done.stdout.startswith("def ")
+    guide = (ROOT / "docs/python.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.S):
+        subprocess.run([sys.executable, "-W", "error", "-c", block], check=True, cwd=tmp_path, capture_output=True)
     further = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), flags=re.S))
     assert "winner-hf" in further
     subprocess.run([sys.executable, "-c", further], check=True, cwd=tmp_path)

@@ -17,8 +17,8 @@ from searchspace.topologies import TOPOLOGIES
 from studies.commands.export import FORMATS
 from studies.data.corpus import Corpus
 from studies.report.tracking import TRACKERS
-from studies.search.samplers import SAMPLERS
-from studies.search.stopper import STOPPERS
+from studies.strategy.samplers import SAMPLERS
+from studies.strategy.stopper import STOPPERS
 from studies.tasks.reach import Mazes
 from studies.tasks.table import TASKS
 
@@ -88,12 +88,12 @@ REMOVALS = [  # file, what is taken out of it, what the import says
     ("builder/graph/topologies.py", '        Unrolling("mix", _mix),\n', "a topology 'mix' can be written"),
     ("searchspace/topologies.py", '        _plain("anchor"),\n', "a topology 'anchor' can be written"),
     (
-        "studies/search/samplers.py",
+        "studies/strategy/samplers.py",
         '        Sampler("random", "draws at random", None),\n',
         "a sampler 'random' can be written",
     ),
     (
-        "studies/search/stopper.py",
+        "studies/strategy/stopper.py",
         '        Stopper("none", "no trial is ended early", lambda c, better, others: False, lambda c: 1.0),\n',
         "a stopper 'none' can be written",
     ),
@@ -107,7 +107,7 @@ ADDITIONS = [  # file, a name of a literal, the same and one more, what the impo
     ("searchspace/nodes.py", 'PoolKind: TypeAlias = Literal["mean"', 'PoolKind: TypeAlias = Literal["max", "mean"', "builder.graph.ops", "an operation 'pool.max' can be written"),
     ("searchspace/nodes.py", 'FfnKind: TypeAlias = Literal["gelu"', 'FfnKind: TypeAlias = Literal["moe", "gelu"', "builder.graph.blocks", "a feed-forward 'moe' can be written"),
     ("searchspace/topologies.py", 'TopologyKind: TypeAlias = Literal["base"', 'TopologyKind: TypeAlias = Literal["dense", "base"', "searchspace.topologies", "a topology 'dense' can be written"),
-    ("studies/config.py", 'SamplerName: TypeAlias = Literal["tpe"', 'SamplerName: TypeAlias = Literal["bore", "tpe"', "studies.search.samplers", "a sampler 'bore' can be written"),
+    ("studies/config.py", 'SamplerName: TypeAlias = Literal["tpe"', 'SamplerName: TypeAlias = Literal["bore", "tpe"', "studies.strategy.samplers", "a sampler 'bore' can be written"),
 ]  # fmt: skip
 
 

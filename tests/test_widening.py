@@ -101,7 +101,7 @@ assert "cache_bytes" in json.dumps(json_schema("study"))
 SAMPLER = (
     {
         "studies/config.py": [('SamplerName: TypeAlias = Literal["tpe"', 'SamplerName: TypeAlias = Literal["qmc", "tpe"')],
-        "studies/search/samplers.py": [('        Sampler("random",', '        Sampler("qmc", "a quasi-random sequence", lambda asked: optuna.samplers.QMCSampler(seed=asked.seed, warn_independent_sampling=False, warn_asynchronous_seeding=False)),\n        Sampler("random",')],
+        "studies/strategy/samplers.py": [('        Sampler("random",', '        Sampler("qmc", "a quasi-random sequence", lambda asked: optuna.samplers.QMCSampler(seed=asked.seed, warn_independent_sampling=False, warn_asynchronous_seeding=False)),\n        Sampler("random",')],
     },
     """
 driver = end_all(make_driver(folder, {"search": {"sampler": "qmc", "num_trials": 9}}))

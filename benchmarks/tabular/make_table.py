@@ -24,7 +24,7 @@ from builder import compile_arch, estimate
 from searchspace import load_space
 from searchspace.choices import FixedChooser
 from searchspace.space import assignments
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=HERE / "table.json")
     args = parser.parse_args()
-    studies = [open_study(folder) for folder in args.folders]
+    studies = [read_study(folder) for folder in args.folders]
     by_seed: dict[int, dict[str, TrialRecord]] = {}
     for records, _, settings in studies:
         complete = {record.arch_id: record for record in records if record.state == "complete"}

@@ -16,7 +16,7 @@ from studies.data.corpus import Corpus, prepare_corpus
 from studies.data.settings import TextData
 from studies.records.journal import Journal
 from studies.records.trial import Report, Rung
-from studies.search.driver import StudyDriver
+from studies.strategy.driver import StudyDriver
 
 HERE = Path(__file__).parent
 

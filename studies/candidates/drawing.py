@@ -15,12 +15,15 @@ from builder.pricing.narrowing import Narrower
 from searchspace.arch import ArchSpec
 from searchspace.choices import Chooser, Decision, RandomChooser, Scalar, check_value
 from searchspace.errors import ConstraintError, SpecError
+from searchspace.space import Candidate
 from studies.candidates.proposal import Proposal
-from studies.config import StudyConfig, check_training, decide_training
+from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
 from studies.data.dataset import DataFacts
 from studies.tasks.table import check_fit
 from studies.training.plan import Plan, make_plan
 from studies.training.recipe import recipe_of
+
+_TRIES = 64  # ways to fill in what is not given
 
 
 class HintedChooser:
@@ -63,6 +66,30 @@ class Candidates:
     def complete(self, given: Mapping[str, Scalar], seed: int, *, narrow: bool = True) -> Proposal | None:
         """A candidate that keeps the given decisions where it can; None if it may not be launched."""
         return self.draw(HintedChooser(given, seed), narrow=narrow)[0]
+
+    def of_decisions(self, given: Mapping[str, Scalar]) -> Proposal | None:
+        """A candidate with these decisions, the others drawn at random, the same every time; None if none is found."""
+        for seed in range(_TRIES):
+            proposal, _, _ = self.draw(HintedChooser(given, seed), narrow=seed > 0)
+            if proposal is not None and given.items() <= proposal.choices.items():
+                return proposal
+        return None
+
+    def of_arch(self, arch: ArchSpec) -> Proposal | None:
+        """An architecture as it is given, trained as baselines are; None if it has been launched.
+
+        Raises:
+            SpecError: if it can't be trained, or is over the budget.
+        """
+        graph, training = compile_arch(arch), decide_training(self.study.training, MiddleChooser())
+        cost = estimate(graph)
+        if over := [metric for metric, excess in self.budget.excesses(cost).items() if excess > 0]:
+            what = f"{arch.name} is over the budget: {', '.join(over)}"
+            raise SpecError("", what, "leave it out, or widen the budget")
+        settings = self.settle(arch, cost, training.tree)
+        if trial_key("search", graph.arch_id, settings, self.study.search.seed) in self.seen:
+            return None
+        return Proposal(Candidate(arch, {}), graph, cost, settings, training.choices)
 
     @cached_property
     def _narrower(self) -> Narrower | None:

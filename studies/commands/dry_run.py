@@ -23,9 +23,9 @@ from studies.config import (
 from studies.data.dataset import Dataset
 from studies.records.resume import check_settings
 from studies.scale.ladder import ladder_of
-from studies.search.stopper import expected_work, rung_shares
 from studies.show.summary import short
 from studies.show.terminal import say
+from studies.strategy.stopper import expected_work, rung_shares
 from studies.tasks.table import prepare_data
 from studies.training.trainer import measure_speed
 
@@ -87,7 +87,7 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
         highlight=False,
     )
     seen = per_trial / cost.training_flops_per_token
-    if (epochs := seen / corpus.facts.train_tokens) > 1.5:
+    if (epochs := seen / max(1, corpus.facts.train_tokens)) > 1.5 and corpus.facts.train_tokens:
         console.print(
             f"a trial sees the data about {epochs:.1f} times ({short(seen)} of {short(corpus.facts.train_tokens)} "
             "tokens): give more data, or train less, lest memory be what is ranked",

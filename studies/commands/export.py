@@ -23,13 +23,13 @@ from studies.config import StudyConfig, check_training
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
 from studies.data.dataset import Dataset
 from studies.records.folder import EXPORTS, check_links
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.records.trial import TrialRecord, identity_of
 from studies.report.ranking import best_of, rest_of_front
-from studies.search.driver import rungs_of, trial_store, trials_store
 from studies.show.summary import cost_lines, draw_strip, summarize
 from studies.show.svg import draw_svg
 from studies.show.terminal import say
+from studies.strategy.driver import rungs_of, trial_store, trials_store
 from studies.tasks.table import tell
 from studies.training.checkpoint import attempts_in, load_checkpoint
 
@@ -60,6 +60,10 @@ def export_trial(
         SpecError: if there is no such trial, or the weights that it ended with are gone.
     """
     record = _choose(records, number)
+    if settings.train is not None:
+        what = f"was trained by {settings.train}, which alone has its weights"
+        remedy = "studies.open_study(FOLDER).trials[N].arch_spec() is its architecture"
+        raise SpecError(f"trial {record.number}", what, remedy)
     if out is None:
         check_links(study_folder)
         out = study_folder / EXPORTS / f"trial-{record.number}"
@@ -313,7 +317,7 @@ def run_export(folder: Path, console: Console, *, number: int | None, form: str,
     others = ""
     with tempfile.TemporaryDirectory() as scratch:
         if not (folder / "manifest.json").is_file():
-            records, corpus, settings = open_study(folder)
+            records, corpus, settings = read_study(folder)
             place = out if form == "bundle" else Path(scratch) / "bundle"
             bundle = export_trial(records, folder, corpus, settings, number=number, out=place)
             facts = read_manifest(bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -16,6 +17,7 @@ from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
 from builder.pricing.budget import BudgetSpec
 from builder.pricing.cost import estimate
+from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, printable, show
 from searchspace.files import (
     PACKAGE,
@@ -38,6 +40,7 @@ from studies.show.summary import (
     cost_rows,
     decision_rows,
     draw_strip,
+    in_bytes,
     notes_on,
     short,
     summarize,
@@ -209,4 +212,37 @@ def print_cost(graph: Graph, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     for what, value in cost_lines(estimate(graph)):
+        console.print(f"  {what:<32}{value:>18}", highlight=False)
+
+
+def print_lengths(arch: ArchSpec, lengths: str, console: Console, *, memory: bool) -> None:
+    """What changes with the length of the context. Raises `SpecError` for what is no list of lengths."""
+    table = Table(box=SIMPLE)
+    heads = ["tokens", "FLOPs per token", "decode FLOPs, last token", "KV cache (bf16)"]
+    for name in [*heads, *(["activations"] if memory else [])]:
+        table.add_column(name, justify="right")
+    for text in lengths.split(","):
+        if not text.strip().isdecimal() or not 1 <= int(text) <= 1 << 20:
+            raise SpecError("--lengths", f"can't read {show(text)}", "write e.g. 512,2048")
+        graph = compile_arch(replace(arch, seq_len=int(text)))
+        cost = estimate(graph)
+        decode = "" if cost.decode_flops is None else f"{cost.decode_flops_worst_token:,.0f}"
+        row = [f"{int(text):,}", f"{cost.flops_per_token:,.0f}", decode, in_bytes(cost.kv_cache_bytes)]
+        if memory:
+            from builder.pricing.memory import training_memory
+
+            row.append(in_bytes(training_memory(graph).activations))
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_memory(graph: Graph, console: Console) -> None:
+    """What training keeps."""
+    from builder.pricing.memory import training_memory
+
+    found = training_memory(graph)
+    for what, value in (
+        ("training: weights, AdamW (fp32)", in_bytes(found.states)),
+        ("  and for each sequence", in_bytes(found.activations)),
+    ):
         console.print(f"  {what:<32}{value:>18}", highlight=False)

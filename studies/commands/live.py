@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from searchspace.errors import show
 from studies.data.dataset import Dataset
-from studies.records.trial import TrialRecord
-from studies.search.driver import StudyDriver
-from studies.show.summary import summarize
+from studies.records.trial import Report, TrialRecord, budget_of
+from studies.show.summary import short, summarize
 from studies.show.terminal import say
+from studies.strategy.driver import StudyDriver
 
 _EVERY_S = 0.25  # faster than an eye follows
+_MOST_SHOWN = 12  # trials that run: half a terminal
 
 
 def failure_of(record: TrialRecord) -> str:
@@ -24,12 +27,46 @@ def failure_of(record: TrialRecord) -> str:
     return f"{record.reason}: {show(lines[-1], 200).strip(chr(39))}" if lines else record.reason or "no reason"
 
 
+class _Bar(Progress):
+    """The bar, below a table of what runs."""
+
+    running: Sequence[tuple[TrialRecord, Report]] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.running:
+            yield running_table(self.running)
+        yield self.make_tasks_table(self.tasks)
+
+
+def running_table(live: Sequence[tuple[TrialRecord, Report]]) -> Table:
+    """Trials that run: how far, how fast, and the training loss."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, justify in (("running", "right"), ("", "left"), ("done", "right"), ("step", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("train loss", "tokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for record, report in live[:_MOST_SHOWN]:
+        spent = report.flops if record.training.get("flops") else report.tokens
+        speed = report.tokens / report.seconds if report.seconds else 0.0
+        table.add_row(
+            str(record.number),
+            summarize(record.arch_spec()),
+            f"{spent / budget_of(record):.0%}" if budget_of(record) else "",
+            f"{report.steps:,}",
+            "" if report.train_loss is None else f"{report.train_loss:.3f}",
+            short(speed) if speed else "",
+        )
+    if len(live) > _MOST_SHOWN:
+        table.add_row("", f"and {len(live) - _MOST_SHOWN} more")
+    return table
+
+
 class StudyView:
     """Context manager; its instance is the `execution.Watcher`."""
 
     def __init__(self, driver: StudyDriver, corpus: Dataset, console: Console) -> None:
         self._driver, self._corpus, self._console = driver, corpus, console
-        self._bar = Progress(
+        self._bar = _Bar(
             TextColumn("{task.completed}/{task.total} trials"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[best]}"),
@@ -75,6 +112,7 @@ class StudyView:
         if now.predictor != self._predictor:
             self._predictor = now.predictor
             say(self._console, now.predictor)
+        self._bar.running = now.live
         ended = now.complete + now.stopped + now.failed
         headline = self._corpus.headline
         best = f"best {headline.text(now.best.rungs[-1].score)}" if now.best else "no result yet"

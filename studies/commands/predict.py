@@ -22,7 +22,7 @@ from studies.predict.features import Observation
 from studies.predict.importance import measured_importance
 from studies.predict.learners import LEARNERS
 from studies.predict.predictor import FEWEST, Predictor, fit_best, predictor_contents
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
 from studies.show.summary import labels, short
 from studies.show.terminal import say
@@ -57,7 +57,7 @@ def run_predict(
         if target is not None:  # before the work, not after it
             check_replaceable(target, contents, what)
             probe_folder(target, option)
-    records, corpus, settings = open_study(folder)
+    records, corpus, settings = read_study(folder)
     own = observe_all(records)
     names = get_args(LearnerName) if learner == "auto" else (cast(LearnerName, learner),)
     if load is not None:
@@ -68,7 +68,7 @@ def run_predict(
     else:
         seen = list(own)
         if source is not None:
-            seen += observe_all(open_study(source)[0], _SOURCE)
+            seen += observe_all(read_study(source)[0], _SOURCE)
         predictor = _fit(seen, names, seed, console)
         if source is not None:
             _show_transfer([o for o in seen if o.study == _SOURCE], own, predictor.learner, console)

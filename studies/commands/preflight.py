@@ -24,16 +24,17 @@ from studies.config import (
     check_training,
     decide_training,
     num_climbers,
+    rooted,
 )
 from studies.data.corpus import find_path
 from studies.data.dataset import DataFacts
 from studies.records.folder import read_settings
 from studies.report.tracking import check_trackers
 from studies.scale.ladder import ladder_of
-from studies.search.proposer import list_candidates
-from studies.search.stopper import rung_shares
-from studies.search.surrogate import Surrogate
 from studies.show.summary import notes_on, short
+from studies.strategy.proposer import list_candidates
+from studies.strategy.stopper import rung_shares
+from studies.strategy.surrogate import Surrogate
 from studies.training.plan import FEW_STEPS, make_plan
 from studies.training.recipe import BYTES_PER_PARAMETER, horizon_of
 
@@ -89,6 +90,13 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
         except SpecError as error:
             error.path = f"baseline.{i}.{error.path}" if error.path in ("causal", "vocab_size") else error.path
             raise
+    for i, given in enumerate(study.search.enqueue):
+        path = f"search.enqueue.{i}"
+        if given.arch is not None:
+            rooted(path, lambda arch=given.arch: candidates.of_arch(arch))
+        elif candidates.of_decisions(given.decisions) is None:
+            what = "no candidate with these decisions was found within the budget"
+            raise SpecError(path, what, "give fewer decisions, or widen the budget")
     drawn = iter(range(1 << 62))
 
     def runnable(arch: ArchSpec, cost: Cost) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from searchspace.disk import read_bytes
 from searchspace.errors import SpecError, one_of, printable, show
 from studies.commands.results import show_answer
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.report.scaling import tell, tell_study
 from studies.scale.law import Run
 
@@ -102,7 +102,7 @@ def scale_ladder(
     for option, given in (("--size", size), ("--tokens", tokens)):
         if given is not None and not math.isfinite(given):
             raise SpecError(option, f"{given} is no number to reach", "write it as 1e9")
-    study = open_study(ladder) if ladder.is_dir() else None
+    study = read_study(ladder) if ladder.is_dir() else None
     runs = read_runs(ladder) if study is None else []
     with console.status("fitting"):
         if study is None:

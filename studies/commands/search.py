@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,23 +16,27 @@ from builder.exchange.bundle import load_bundle, read_manifest
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
+from searchspace.errors import SpecError
 from searchspace.plain import encode
 from studies.commands.live import StudyView, failure_of
 from studies.commands.preflight import device_of, look_at_data, preflight
 from studies.commands.results import show_results
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
 from studies.data.dataset import Dataset
+from studies.execution.base import Runner
 from studies.execution.run import run_on_ray, run_serial
 from studies.records.folder import BEST, DATA, is_study, remove_study, study_folder
 from studies.records.journal import mend
 from studies.records.resume import check_settings, keep_settings
 from studies.report.ranking import baselines_of, best_of, leader, rest_of_front
 from studies.report.tracking import Tracking
-from studies.search.driver import StudyDriver, StudyHaltedError
 from studies.show.terminal import say
+from studies.strategy.driver import Listener, StudyDriver, StudyHaltedError
+from studies.tasks.custom import CustomData
 from studies.tasks.table import check_fit
 from studies.tasks.table import prepare_data as make_data
 from studies.training.plan import make_plan
+from studies.training.run_trial import run_trial
 
 _EXITS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -40,8 +45,28 @@ class NothingCompleteError(StudyHaltedError):
     """All is done, and there is no result."""
 
 
-def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: bool, address: str | None) -> None:
+def run_study(
+    settings: StudyConfig,
+    folder: Path,
+    console: Console,
+    *,
+    serial: bool,
+    address: str | None,
+    run: Runner = run_trial,
+    listener: Listener | None = None,
+    farewell: bool = True,
+) -> None:
     """Start a study, or go on with it, and show its results.
+
+    Args:
+        settings: the study's.
+        folder: its folder.
+        console: where to tell of it.
+        serial: run trials here, one after another, not on Ray.
+        address: of a Ray cluster to join.
+        run: runs one trial.
+        listener: told of rungs and ends, beside the study's trackers.
+        farewell: show the results, and export the best.
 
     Raises:
         SpecError: if the folder holds something else or is in use, or nothing is feasible.
@@ -71,17 +96,33 @@ def run_study(settings: StudyConfig, folder: Path, console: Console, *, serial: 
         if now.launched:
             say(console, f"going on: {ended} trials ended before")
         if not driver.finished:
+            _check_runner(settings, run)
             if not serial:
                 say(console, "starting workers")
-            _run_trials(driver, corpus, console, serial=serial, address=address)
-        if driver.halted:
+            _run_trials(driver, corpus, console, listener, run, serial=serial, address=address)
+        if driver.halted and not driver.out_of_time:
             raise StudyHaltedError(driver.halted)
+        if driver.out_of_time:
+            left = sum(record.state == "running" for record in driver.records)
+            say(console, f"{driver.halted}: {left} trials stand still on their way; the same command goes on")
         if note := driver.progress().note:
             say(console, note)
-        _farewell(driver, folder, corpus, console)
+        if farewell:
+            _farewell(driver, folder, corpus, console)
         sought = "search" if settings.search.num_trials else "ladder"
-        if not any(record.purpose == sought and record.state == "complete" for record in driver.records):
+        complete = any(record.purpose == sought and record.state == "complete" for record in driver.records)
+        if not complete and not driver.out_of_time:
             raise NothingCompleteError(_why_nothing(driver))
+
+
+def _check_runner(settings: StudyConfig, run: Runner) -> None:
+    """Raise `SpecError` if what Python handed over when the study began is not handed over again."""
+    if run is not run_trial:
+        return
+    for path, what in (("train", settings.train), ("data", settings.plain.get("data", {}).get("name"))):
+        if what is not None and (path == "train" or isinstance(settings.data, CustomData)):
+            remedy = f"call studies.search with it as {path}="
+            raise SpecError(path, f"is {what}, which was handed over from Python", remedy)
 
 
 def train_one(arch: ArchSpec, settings: StudyConfig, out: Path, device: str, console: Console) -> Path:
@@ -122,8 +163,17 @@ def train_one(arch: ArchSpec, settings: StudyConfig, out: Path, device: str, con
     return out
 
 
-def _run_trials(driver: StudyDriver, corpus: Dataset, console: Console, *, serial: bool, address: str | None) -> None:
-    driver.tracking = tracking = Tracking(driver.study, driver.folder)
+def _run_trials(
+    driver: StudyDriver,
+    corpus: Dataset,
+    console: Console,
+    listener: Listener | None,
+    run: Runner,
+    *,
+    serial: bool,
+    address: str | None,
+) -> None:
+    driver.tracking = tracking = Tracking(driver.study, driver.folder, listener)
     with contextlib.closing(tracking), StudyView(driver, corpus, console) as view, _Signals() as signals:
 
         def watch() -> None:
@@ -131,9 +181,9 @@ def _run_trials(driver: StudyDriver, corpus: Dataset, console: Console, *, seria
             view()
 
         if serial:
-            run_serial(driver, watch)
+            run_serial(driver, watch, run=run)
         else:
-            run_on_ray(driver, watch, address=address)
+            run_on_ray(driver, watch, address=address, run=run)
     if tracking.note:
         say(console, tracking.note)
 
@@ -189,7 +239,8 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         self._raised: BaseException | None = None
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_EXITS)}
+        own = threading.current_thread() is threading.main_thread()  # others may set no handlers
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_EXITS) if own}
         self._before = {number: how for number, how in before.items() if how != signal.SIG_IGN}  # nohup
         self.check()
         return self

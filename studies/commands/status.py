@@ -13,7 +13,7 @@ from rich.text import Text
 
 from studies.config import most_trials
 from studies.records.folder import is_driven
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.report.ranking import best_of, notes, ranking_table
 from studies.show.summary import summarize
 
@@ -39,7 +39,7 @@ def watch_report(folder: Path, console: Console) -> None:
     from studies.report.page import write_html
 
     while is_driven(folder):
-        records, corpus, settings = open_study(folder)
+        records, corpus, settings = read_study(folder)
         start = time.monotonic()
         page = folder / "report.html"
         file = write_html(records, settings, corpus, page, refresh_s=int(_REPORT_EVERY_S), driven=True)
@@ -49,7 +49,7 @@ def watch_report(folder: Path, console: Console) -> None:
 
 
 def _status(folder: Path, *, table: bool) -> RenderableType:
-    records, corpus, settings = open_study(folder)
+    records, corpus, settings = read_study(folder)
     driven = is_driven(folder)
     total = max(most_trials(settings), len(records))
     ended = sum(record.state != "running" for record in records)

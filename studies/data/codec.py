@@ -132,7 +132,8 @@ def codec_of_bundle(folder: Path, bundle: Bundle) -> Codec:
     task = bundle.manifest.get("data", {}).get("task", "text_lm")
     if task != "text_lm":
         what = f"has learned the task {task}, which has no text"
-        raise SpecError("", what, "score it with `spiralformer eval` and no --data", file=str(folder))
+        remedy = "use it from Python" if task == "custom" else "score it with `spiralformer eval` and no --data"
+        raise SpecError("", what, remedy, file=str(folder))
     text = bundle.manifest.get("data", {"text": "bytes" if bundle.arch.vocab_size == 256 else "none"}).get("text")
     codec = codec_of(folder, "bytes" if text == "bytes" else "tokenizer" if text == "tokenizer" else "none")
     if codec.vocab_size > bundle.arch.vocab_size:

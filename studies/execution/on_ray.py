@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ for _name, _value in {  # read by Ray when it is imported
 
 import ray
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -43,7 +44,7 @@ from searchspace.errors import SpecError
 from studies.config import ResourcesConfig
 from studies.execution.base import Runner, Watcher
 from studies.records.trial import Report, TrialSpec
-from studies.search.driver import MAX_ATTEMPTS, StudyDriver
+from studies.strategy.driver import MAX_ATTEMPTS, StudyDriver
 
 _LAST_ATTEMPT = 1 << 30  # above any that was begun: the driver takes it for no older one's word
 _SCRATCH, _OWNER = "spiralformer-", "owner"
@@ -62,9 +63,13 @@ def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Ru
             _check_resources(resources)
             driver.learn_in_background()
             tuner = tune.Tuner(
-                tune.with_resources(Worker, {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}),
+                tune.with_resources(
+                    # once for all trials, whatever it holds
+                    tune.with_parameters(Worker, pickled=cloudpickle.dumps(run), path=[*sys.path]),
+                    {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial},
+                ),
                 tune_config=tune.TuneConfig(
-                    search_alg=DrivenSearcher(driver, watch, run),
+                    search_alg=DrivenSearcher(driver, watch),
                     scheduler=DrivenScheduler(driver, watch),
                     num_samples=-1,
                     reuse_actors=True,
@@ -154,22 +159,25 @@ def _check_resources(resources: ResourcesConfig) -> None:
 class Worker(tune.Trainable):  # type: ignore[misc]
     """One Ray actor; `step` hands on the trial's next report."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        module, _, name = config["run"].partition(":")
-        run: Runner = getattr(import_module(module), name)
-        spec = TrialSpec.from_json(config["trial"])
+    def setup(self, config: dict[str, Any], pickled: bytes, path: list[str]) -> None:
+        sys.path += [place for place in path if place not in sys.path and os.path.isdir(place)]  # as the driver's
+        try:
+            self._run: Runner = cloudpickle.loads(pickled)
+        except Exception as error:  # whatever it is, the trial says it; else all that is known is that a worker died
+            self._run = partial(_unloadable, f"what Python handed over can't be loaded by a worker: {error}")
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        spec = TrialSpec.from_json(new_config["trial"])
         self._timeout_s = spec.timeout_s
         self._last_words = _last_words(spec)
-        self._reports = _hung(self._last_words) or run(spec)
+        self._reports = _hung(self._last_words) or self._run(spec)
+        return True
 
     def step(self) -> dict[str, Any]:
         with _watchdog(self._timeout_s, self._last_words):
             report = next(self._reports)
         return {"report": report.to_json(), "done": report.kind in ("done", "failed")}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.setup(new_config)
-        return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None
@@ -207,6 +215,10 @@ def _hung(last_words: Path) -> Iterator[Report] | None:
     return iter([Report(kind="failed", attempt=_LAST_ATTEMPT, reason="hung", error=text)])
 
 
+def _unloadable(reason: str, spec: TrialSpec) -> Iterator[Report]:
+    return iter([Report(kind="failed", attempt=_LAST_ATTEMPT, reason="invalid", error=reason)])
+
+
 class _Driven:
     """Holds what must not be pickled or copied."""
 
@@ -223,9 +235,9 @@ class _Driven:
 class DrivenSearcher(_Driven, Searcher):  # type: ignore[misc]
     """Hands the driver's trials to Tune, and their last reports back."""
 
-    def __init__(self, driver: StudyDriver, watch: Watcher, run: Runner) -> None:
+    def __init__(self, driver: StudyDriver, watch: Watcher) -> None:
         super().__init__(metric="report", mode="min")
-        self.driver, self.watch, self._run = driver, watch, f"{run.__module__}:{run.__qualname__}"
+        self.driver, self.watch = driver, watch
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -234,7 +246,7 @@ class DrivenSearcher(_Driven, Searcher):  # type: ignore[misc]
         if spec is None:
             return Searcher.FINISHED if self.driver.finished else None
         self._numbers[trial_id] = spec.number
-        return {"trial": spec.to_json(), "number": spec.number, "run": self._run}
+        return {"trial": spec.to_json(), "number": spec.number}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self._numbers.pop(trial_id)

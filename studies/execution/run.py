@@ -6,7 +6,7 @@ import os
 import secrets
 
 from studies.execution.base import Runner, Watcher
-from studies.search.driver import StudyDriver
+from studies.strategy.driver import StudyDriver
 from studies.training.run_trial import run_trial
 
 
@@ -33,7 +33,7 @@ def run_on_ray(
         driver: of the study.
         watch: called after every report and launch.
         address: of a running cluster; None starts one on this machine.
-        run: runs one trial; importable, and called in the workers.
+        run: runs one trial; sent to the workers, as Ray pickles functions.
     """
     if address is None:  # Ray reads these when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -74,7 +74,7 @@ def reading(journal: Path) -> Iterator[None]:
         gc.enable()
 
 
-def open_study(folder: Path) -> tuple[list[TrialRecord], Dataset, StudyConfig]:
+def read_study(folder: Path) -> tuple[list[TrialRecord], Dataset, StudyConfig]:
     """A study folder's records, data and settings. Raises `SpecError` if it is none, or damaged."""
     return open_for_reading(folder), open_data(folder / DATA), read_settings(folder)
 

@@ -12,7 +12,10 @@ from studies.config import StudyConfig
 from studies.records.folder import JOURNAL, SETTINGS, SUMS
 from studies.records.reading import has_launches
 
-_MAY_CHANGE = ("search.num_trials", "search.max_failures", "search.promote", "scale", "resources", "name", "tracking")
+_MAY_CHANGE = (
+    *("search.num_trials", "search.max_failures", "search.promote", "search.enqueue", "search.time_budget_s"),
+    *("scale", "resources", "name", "tracking"),
+)
 """Settings that may differ when a study goes on."""
 
 

@@ -157,10 +157,11 @@ def _facts(
         ladder = [
             ("ladder", f"widths {sizes}; horizons {horizons}; {scale.seeds} seed{'s' if scale.seeds > 1 else ''}")
         ]
+    facts = corpus.facts
     return [
         *(searched if search.num_trials else []),
         *ladder,
-        ("data", f"{corpus.facts.source}, {short(corpus.facts.train_tokens)} tokens"),
+        ("data", f"{facts.source}, {short(facts.train_tokens)} tokens" if facts.train_tokens else facts.source),
         ("trials", counts_of(records, driven=driven)),
         ("training FLOPs spent", short(spent)),
     ]

@@ -167,14 +167,17 @@ class Tracking:
     Args:
         study: of which ``tracking`` names them.
         folder: of the study.
+        listener: somebody else who is told the same.
 
     Raises:
         SpecError: if a tracker's package is missing.
     """
 
-    def __init__(self, study: StudyConfig, folder: Path) -> None:
+    def __init__(self, study: StudyConfig, folder: Path, listener: Tracker | None = None) -> None:
         check_trackers(study)
         self._trackers: dict[str, Tracker] = {name: TRACKERS[name].make(study, folder) for name in study.tracking}
+        if listener is not None:
+            self._trackers["the listener"] = listener
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self.note = ""
         """Which tracker failed, and why."""

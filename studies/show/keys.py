@@ -14,6 +14,7 @@ from searchspace.arch import ArchSpec, BaseSpec, BlockSpec, LevelSpec
 from searchspace.plain import encode
 from searchspace.topologies import TOPOLOGIES
 from studies.config import (
+    Enqueued,
     PromoteConfig,
     ResourcesConfig,
     ScaleConfig,
@@ -144,4 +145,5 @@ def _show_type(annotation: Any) -> str:
     if origin is not None:
         return f"mapping of {_show_type(args[1])}"
     names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    names[Enqueued] = "architecture or decisions"
     return names.get(annotation, "see there")

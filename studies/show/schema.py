@@ -20,6 +20,7 @@ from searchspace.plain import encode
 from searchspace.topologies import TOPOLOGIES, TopologySpec
 from studies.config import (
     COST_OBJECTIVES,
+    Enqueued,
     PromoteConfig,
     SizeConfig,
     StopperConfig,
@@ -147,6 +148,9 @@ class _Writer:
             del settings_["properties"]["kind"]
             kinds = typing.get_args(StopperName)
             return {"anyOf": [{"enum": list(kinds)}, *(_only(kind, settings_) for kind in kinds)]}
+        if cls is Enqueued:
+            decisions = {"type": "object", "additionalProperties": {"type": ["boolean", "number", "string", "null"]}}
+            return {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/space"}, decisions]}
         if cls is DataConfig:
             return {"anyOf": [self._source(kind) for kind in SOURCES]}
         if cls in (PromoteConfig, SizeConfig):
@@ -198,7 +202,7 @@ class _Writer:
 
 
 _LADDER_ALONE = {"required": ["scale", "baseline"]}
-_SPECIAL = (LevelUse, TopologySpec, StopperConfig, PromoteConfig, SizeConfig, BudgetSpec, DataConfig)
+_SPECIAL = (LevelUse, TopologySpec, StopperConfig, PromoteConfig, SizeConfig, BudgetSpec, DataConfig, Enqueued)
 
 
 def _or_reference(schema: Schema) -> Schema:

@@ -154,6 +154,16 @@ def cost_rows(graph: Graph) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
+def in_bytes(count: float) -> str:
+    """Bytes for people."""
+    unit = max(0, min(4, (int(count).bit_length() - 1) // 10))
+    amount = count / 1024**unit
+    return f"{amount:,.0f} {_UNITS[unit]}" if unit == 0 or amount >= 100 else f"{amount:.3g} {_UNITS[unit]}"
+
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
 def cost_lines(cost: Cost) -> list[tuple[str, str]]:
     """(what, value) of the totals."""
     lines = [

@@ -14,6 +14,7 @@ from searchspace.tables import TableError, complete, table
 from studies.data.corpus import Corpus, look_at_text, prepare_corpus
 from studies.data.dataset import DataFacts, Dataset, Examination, Metric, read_facts
 from studies.data.settings import DataConfig, TextData, TextKind
+from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
 from studies.tasks.reach import Mazes, ReachData, examine, facts_of, prepare_mazes
 
 
@@ -25,8 +26,8 @@ class Task:
     name: str
     words: str
     """What a model learns to do."""
-    causal: bool
-    """Whether a model may see only the past, else it sees its whole input."""
+    causal: bool | None
+    """Whether a model may see only the past, else it sees its whole input; None: either."""
     kinds: tuple[str, ...]
     """Of sources."""
     config: type[DataConfig]
@@ -79,6 +80,17 @@ TASKS = table(
             examine=examine,
             look=lambda config, base, prepare: facts_of(config),
         ),
+        Task(
+            "custom",
+            "learns what an object handed over from Python asks for",
+            causal=None,
+            kinds=("custom",),
+            config=CustomData,
+            dataset=CustomDataset,
+            prepare=prepare_custom,
+            examine=None,
+            look=lambda config, base, prepare: facts_of_custom(config),
+        ),
     ),
 )
 SOURCES: dict[str, Task] = {kind: task for task in TASKS.values() for kind in task.kinds}
@@ -126,7 +138,7 @@ def check_fit(arch: ArchSpec, facts: DataFacts) -> None:
         raise SpecError("data", f"is of the task {show(facts.task)}", one_of(TASKS, facts.task))
     if task.causal and not arch.causal:
         raise SpecError("causal", "a model that sees its whole input sees what it is to predict", "set causal: true")
-    if not task.causal and arch.causal:
+    if task.causal is False and arch.causal:
         what = f"a model that {task.words} must see its whole input"
         raise SpecError("causal", what, "set causal: false")
     if facts.vocab_size > arch.vocab_size:
@@ -138,7 +150,7 @@ def check_fit(arch: ArchSpec, facts: DataFacts) -> None:
     if facts.positions and facts.positions != arch.seq_len:
         what = f"{arch.seq_len} is not the length of an example, {facts.positions}"
         raise SpecError("seq_len", what, f"use {facts.positions}")
-    if min(facts.train_tokens, facts.val_tokens) <= arch.seq_len:
+    if task.name != "custom" and min(facts.train_tokens, facts.val_tokens) <= arch.seq_len:
         raise SpecError(
             "data",
             f"has {facts.train_tokens} training and {facts.val_tokens} held-out tokens, less than one sequence",

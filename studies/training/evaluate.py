@@ -104,6 +104,9 @@ def examine_bundle(bundle: Path, *, most_tokens: int, device: str = "cpu") -> Ex
     loaded = load_bundle(bundle, device=device)
     facts = loaded.manifest.get("data", {})
     task = TASKS.get(facts.get("task", "text_lm"))
+    if task is not None and task.name == "custom":
+        what = f"was trained on {facts.get('source', 'an object')}, handed over from Python"
+        raise SpecError("", what, "score it there: builder.load_bundle(FOLDER).model", str(bundle))
     if task is None or task.examine is None:
         raise SpecError("--data", "is missing: this model's task makes no examples", "give text to score it on")
     settings = decode_data(loaded.manifest.get("data_settings", {}), "data_settings")

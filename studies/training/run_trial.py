@@ -19,8 +19,12 @@ from studies.records.trial import Report, ReportKind, Rung, TrialSpec
 _PROGRESS_S = 2.0  # a word to the driver this often, far within any timeout
 
 
-def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
+def run_trial(spec: TrialSpec, *, data: Any = None) -> Generator[Report, None, None]:
     """Train one candidate, reporting progress, each rung, and how it ended.
+
+    Args:
+        spec: what to train.
+        data: an object of one's own to train on (`studies.tasks.custom.Data`), where the study's data are one.
 
     Goes on from the newest whole checkpoint of an earlier attempt. Never raises for what happens in
     training: the last report says ``done`` or ``failed`` with a reason.
@@ -46,7 +50,8 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
         earlier = attempts_in(place)
         own = claim_attempt(place, spec.study)
         attempt = attempt_number(own)
-        trainer = Trainer(spec.arch, spec.training, _corpus(spec.corpus), seed=spec.seed, device=spec.device)
+        corpus = _corpus(spec.corpus) if data is None else _corpus(spec.corpus).bound_to(data)
+        trainer = Trainer(spec.arch, spec.training, corpus, seed=spec.seed, device=spec.device)
 
         def report(kind: ReportKind, train_loss: float | None = None) -> Report:
             return Report(
@@ -94,7 +99,7 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
     except DivergedError as error:
         yield Report(kind="failed", attempt=attempt, rungs=tuple(rungs), reason="diverged", error=str(error))
     except Exception as error:  # the process boundary: whatever went wrong is told as data
-        reason, text = _reason(error), traceback.format_exc()
+        reason, text = reason_of(error), traceback.format_exc()
         if reason == "out_of_memory":
             text = str(error) or "out of memory"
         yield Report(
@@ -107,7 +112,8 @@ def run_trial(spec: TrialSpec) -> Generator[Report, None, None]:
         )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What kind of failure this is, as a `Report` says it."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return "out_of_memory"
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # PyTorch's CPU allocator

@@ -1,21 +1,28 @@
 """The command line as a user meets it: output, exit codes, one-line errors, nothing lost."""
 
+import csv
+import io
 import json
 import os
 import re
 import signal
 import time
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
 import typer
 from helpers import ARCHITECTURES, ROOT, SPACES, STUDIES, tiny_study
 from helpers import run_cli as run
+from rich.console import Console
 from typer.testing import CliRunner
 
 from searchspace import load_space
 from studies import cli
 from studies.cli import app
+from studies.commands.live import running_table
+from studies.records.reading import read_study
+from studies.records.trial import Report
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,58 @@ def test_cost_as_json_is_the_cost():
     figures = json.loads(run("cost", "plain_4", "--json"))
     assert figures["params"] == 234048
     assert figures["flops"] == 565248 * 128
+
+
+def test_cost_over_lengths_and_of_training():
+    output = run("cost", "plain_4", "--memory")
+    assert f"{16 * 234048 / 2**20:.3g} MiB" in output
+    rows = [
+        line.split()
+        for line in run("cost", "plain_4", "--lengths", "64,128").splitlines()
+        if line.strip()[:1].isdigit()
+    ]
+    assert [row[0] for row in rows] == ["64", "128"]
+    assert rows[1][1] == "565,248"
+    assert json.loads(run("cost", "plain_4", "--memory", "--json"))["training_memory"]["states"] == 16 * 234048
+    for wrong in ("64,,128", "many", "0"):
+        assert "--lengths: can't read" in run("cost", "plain_4", "--lengths", wrong, code=2)
+
+
+def test_a_study_for_other_programs(study, tmp_path):
+    folder, _, _ = study
+    found = json.loads(run("status", folder / "run", "--json"))
+    assert found["trials"]["total"] == sum(found["trials"].values()) - found["trials"]["total"]
+    assert found["best"]["bits_per_byte"] > 0
+    assert found["baseline"]["purpose"] == "baseline"
+    run("report", folder / "run", "--csv", tmp_path / "all.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "all.csv").read_text())))
+    assert [int(row["number"]) for row in rows] == list(range(found["trials"]["total"]))
+    assert float(rows[found["best"]["number"]]["bits_per_byte"]) == found["best"]["bits_per_byte"]
+    output = " ".join(run("compare", folder / "run", folder / "run").split())
+    assert "is 0.000 bits/byte better" in output
+    assert "architectures are complete in both" in output
+
+
+def test_a_time_budget_ends_a_search_and_loses_nothing(tmp_path):
+    file = tiny_study(tmp_path)
+    settings = ("--dir", tmp_path / "run", "--serial", "training.flops=4e9")
+    output = run("search", file, *settings, "search.time_budget_s=1")
+    assert "search.time_budget_s, 1 seconds, is over" in output
+    begun = json.loads(run("status", tmp_path / "run", "--json"))["trials"]
+    assert begun.get("complete", 0) + begun.get("stopped", 0) < begun["total"]
+    output = run("search", file, *settings)
+    assert "is over" not in output
+    assert "interrupted" not in json.loads(run("status", tmp_path / "run", "--json"))["trials"]
+
+
+def test_what_runs_is_shown_while_it_runs(study):
+    record, report = read_study(study[0] / "run")[0][0], Report(kind="progress", attempt=1, steps=12, tokens=640)
+    report = replace(report, flops=record.training["flops"] / 4, seconds=2.0, train_loss=2.5)
+    console = Console(width=90, file=io.StringIO())
+    console.print(running_table([(record, report)] * 14))
+    shown = console.file.getvalue()
+    assert re.search(r"25%\s+12\s+2.500\s+320", shown)
+    assert "and 2 more" in shown
 
 
 def test_count_and_sample(tmp_path):

@@ -18,7 +18,7 @@ from studies.records.reading import FORMAT_KEY, open_for_reading
 from studies.records.resume import check_settings, keep_settings
 from studies.records.trial import Report, Rung
 from studies.report.ranking import best_of, front, notes, promotion_table, promotions
-from studies.training.run_trial import _memory_asked, _reason
+from studies.training.run_trial import _memory_asked, reason_of
 
 OK = (Rung(flops=0.5, tokens=1, score=2.0), Rung(flops=1.0, tokens=1, score=1.0))
 
@@ -65,11 +65,11 @@ def test_a_loss_that_is_no_number_is_a_failure_and_moves_no_cut_off(loss, rung, 
 def test_memory_that_was_asked_for_is_told():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50, dtype=torch.float32)
-    assert _reason(caught.value) == "out_of_memory"
+    assert reason_of(caught.value) == "out_of_memory"
     assert _memory_asked(caught.value) == 2.0**22
     fake = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 79.1 GiB")
     assert _memory_asked(fake) == 2.5
-    assert _reason(MemoryError()) == "out_of_memory"
+    assert reason_of(MemoryError()) == "out_of_memory"
     assert _memory_asked(MemoryError()) == 0.0
 
 

@@ -267,7 +267,7 @@ def test_scale_tells_a_study(climbed):
 def test_training_one_architecture_is_one_run(tmp_path, monkeypatch):
     """What a study does with its best is of its search."""
     study, seen = tiny_study(tmp_path, {"search": {"promote": {"trials": 2}}}), []
-    monkeypatch.setattr("studies.search.driver.StudyDriver.forget", lambda self, record: seen.extend(self.records))
+    monkeypatch.setattr("studies.strategy.driver.StudyDriver.forget", lambda self, record: seen.extend(self.records))
     run_cli(
         "train",
         "three_layers",

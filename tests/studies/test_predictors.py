@@ -23,8 +23,8 @@ from studies.predict.features import Observation, adjust, observe
 from studies.predict.learners import LEARNERS
 from studies.predict.predictor import Predictor, fit_best, rank_correlation
 from studies.records.trial import Report, Rung
-from studies.search import surrogate
-from studies.search.driver import StudyDriver
+from studies.strategy import surrogate
+from studies.strategy.driver import StudyDriver
 
 TRAINING = {"flops": 1e12, "batch_tokens": 2048}
 SHARES = (1 / 9, 1 / 3, 1.0)

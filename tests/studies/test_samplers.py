@@ -17,9 +17,9 @@ from studies.commands.search import prepare_data
 from studies.config import load_study
 from studies.execution.run import run_serial
 from studies.predict.importance import measured_importance
-from studies.search.driver import StudyDriver
-from studies.search.evolution import mutate
 from studies.show.summary import summarize
+from studies.strategy.driver import StudyDriver
+from studies.strategy.evolution import mutate
 
 SCHEDULE = {"graph": {"h": {"schedule": {"sequence": {"of": ["phrase", "word", "token"], "length": [1, 5]}}}}}
 CHUNKS = {"phrase": 8, "word": 4, "token": 1}

@@ -19,8 +19,8 @@ from studies.records.folder import JOURNAL, SUMS, StudyLockedError, exclusive
 from studies.records.journal import Journal, mend
 from studies.records.reading import open_for_reading
 from studies.records.trial import Report, Rung, TrialSpec
-from studies.search.driver import trial_store
-from studies.search.stopper import expected_work, rung_shares, should_stop
+from studies.strategy.driver import trial_store
+from studies.strategy.stopper import expected_work, rung_shares, should_stop
 from studies.training.run_trial import run_trial
 
 

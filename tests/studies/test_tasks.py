@@ -16,7 +16,7 @@ from searchspace.tables import TableError
 from studies.config import StudyKeys, TrainingConfig, load_study
 from studies.data.dataset import Headline
 from studies.data.settings import TEXT_KEYS, TextData
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.tasks.reach import CUT_OFF, REACHED, START, WALL, Mazes, ReachData, make_mazes, prepare_mazes
 from studies.tasks.table import SOURCES, TASKS, check_fit, decode_data, open_data, prepare_data
 from studies.training.trainer import Trainer
@@ -145,7 +145,7 @@ def test_a_search_over_it_is_whole(searched):
     assert "higher is better" in output
     assert "a held-out maze" in output
     assert "bits/byte" not in output
-    records, data, settings = open_study(folder)
+    records, data, settings = read_study(folder)
     assert settings.task.name == data.facts.task == "reach"
     for record in records:
         for rung in record.rungs:
@@ -202,7 +202,7 @@ def test_mistakes_of_who_writes_a_task_are_named(tmp_path):
 
     folder = prepare_mazes(ReachData(size=5, grids=32, held_out=16), tmp_path / "data").folder
     training = TrainingConfig(flops=1e8, batch_tokens=100, eval_tokens=100)
-    with pytest.raises(TableError, match=r"Forgetful measures \['solved'\], but names"):
+    with pytest.raises(TableError, match=r"Forgetful names metrics that it does not measure: \['cells', 'loss'\]"):
         Trainer(study.baselines[0], training, Forgetful(folder), seed=0).evaluate()
 
 

@@ -18,7 +18,7 @@ from searchspace.errors import SpecError
 from studies.candidates.distributions import distribution_of
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
 from studies.data.dataset import Dataset
-from studies.records.reading import open_study
+from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
 from studies.training.recipe import recipe_of
 
@@ -46,7 +46,7 @@ def warm_start(source: Path, study: StudyConfig, budget: Budget, corpus: Dataset
         SpecError: if the folder holds no study.
     """
     try:
-        records, its_corpus, other = open_study(source)
+        records, its_corpus, other = read_study(source)
     except SpecError as error:
         raise SpecError("search.from", f"{source} {error.problem}", error.remedy) from error
     complete = [r for r in records if r.purpose == "search" and r.state == "complete"]

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from searchspace.choices import Scalar
 from searchspace.open_values import Sequence as ScheduleChoice
-from studies.search.history import Complete, choices_of, chunks_of, contains, fitness
+from studies.strategy.history import Complete, choices_of, chunks_of, contains, fitness
 
 _POPULATION = 32  # newest trials that may be parents; the paper's 100 suit thousands of trials
 
@@ -87,6 +87,8 @@ def mutate(
         draw: source of chance.
     """
     child = dict(choices)
+    if not choices:  # it came from outside the space
+        return child
     open_schedules = [s for s in schedules if f"{s.path}.0" in choices or f"{s.path}.count.{s.labels[0]}" in choices]
     if open_schedules and draw.random() < 0.5:
         schedule = draw.choice(open_schedules)

@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial
 from searchspace.choices import Scalar
 from searchspace.open_values import Sequence as ScheduleChoice
 from studies.candidates.proposal import Proposal
-from studies.search.evolution import TOURNAMENT, EvolutionSampler, mutate
-from studies.search.history import Complete, choices_of, chunks_of, fitness
-from studies.search.surrogate import Surrogate
+from studies.strategy.evolution import TOURNAMENT, EvolutionSampler, mutate
+from studies.strategy.history import Complete, choices_of, chunks_of, fitness
+from studies.strategy.surrogate import Surrogate
 
 _POOL = 64  # candidates judged for one proposal: a tenth of a second
 

@@ -25,11 +25,11 @@ from searchspace.errors import ConstraintError, SpecError
 from searchspace.space import assignments
 from studies.candidates.drawing import Candidates, HintedChooser
 from studies.candidates.proposal import Proposal
-from studies.config import StudyConfig
+from studies.config import Enqueued, StudyConfig
 from studies.data.dataset import DataFacts
 from studies.records.journal import settle
-from studies.search.samplers import SAMPLERS, Asked, make_sampler, startup_trials
-from studies.search.surrogate import Surrogate
+from studies.strategy.samplers import SAMPLERS, Asked, make_sampler, startup_trials
+from studies.strategy.surrogate import Surrogate
 
 _JOURNALED_REJECTIONS = 2  # each is a line of the journal; then draws are random
 _PATIENCE = 1000  # rejections in a row after which there is hardly anything left
@@ -85,8 +85,8 @@ class Proposer:
     def __init__(self, study: StudyConfig, budget: Budget, facts: DataFacts) -> None:
         self.study = study
         self.candidates = Candidates(study, budget, facts)
-        self.queue: deque[dict[str, Scalar]] = deque()
-        """Decisions to be proposed before the sampler is asked."""
+        self.queue: deque[Enqueued] = deque(study.search.enqueue)
+        """To be proposed before the sampler is asked."""
         self.exhausted = ""
         """Why it gave up, if it has."""
         search = study.search
@@ -116,8 +116,7 @@ class Proposer:
             launched: searched trials launched before; the first few are drawn at random.
         """
         while self.queue:
-            given = FixedChooser(self.queue.popleft())
-            found = self._enqueue(study, self.candidates.draw(given, narrow=False)[0])
+            found = self._propose_given(study, self.queue.popleft())
             if found is not None:
                 return found
         if self._learns and launched >= startup_trials(self.study.search.num_trials):
@@ -133,6 +132,15 @@ class Proposer:
                     return trial, proposal
                 self.reject(trial, reason, excesses)
         return self._propose_listed(study) if self._grid is not None else self._propose_random(study, number)
+
+    def _propose_given(self, study: optuna.Study, given: Enqueued) -> tuple[optuna.Trial, Proposal] | None:
+        if given.arch is not None:
+            proposal = self.candidates.of_arch(given.arch)
+            return None if proposal is None else (study.ask(), proposal)
+        launched = (trial.user_attrs.get("launch", {}).get("choices", {}) for trial in study.get_trials(deepcopy=False))
+        if any(given.decisions.items() <= choices.items() for choices in launched):
+            return None  # before an interruption
+        return self._enqueue(study, self.candidates.of_decisions(given.decisions))
 
     def _propose_random(self, study: optuna.Study, number: int) -> tuple[optuna.Trial, Proposal] | None:
         draw = random.Random(f"{self.study.search.seed}:{number}")

@@ -13,10 +13,10 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from searchspace.open_values import Sequence as ScheduleChoice
 from searchspace.tables import complete, table
 from studies.config import SamplerName
-from studies.search.evolution import EvolutionSampler
-from studies.search.history import Complete
-from studies.search.predictor_sampler import PredictorSampler
-from studies.search.surrogate import Surrogate
+from studies.strategy.evolution import EvolutionSampler
+from studies.strategy.history import Complete
+from studies.strategy.predictor_sampler import PredictorSampler
+from studies.strategy.surrogate import Surrogate
 
 
 def startup_trials(num_trials: int) -> int:

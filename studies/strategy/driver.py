@@ -7,6 +7,7 @@ knows can be rebuilt from the journal.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from searchspace.space import Candidate
 from studies.candidates.drawing import HintedChooser, trial_key
 from studies.candidates.proposal import Proposal
 from studies.config import (
+    Enqueued,
     MiddleChooser,
     StudyConfig,
     check_training,
@@ -41,10 +43,10 @@ from studies.records.reading import STATES
 from studies.records.trial import Purpose, Report, TrialRecord, TrialSpec
 from studies.scale.allot import next_cell
 from studies.scale.ladder import Cell, Ladder, key_of, ladder_of
-from studies.search.proposer import Proposer
-from studies.search.stopper import rung_shares, should_stop
-from studies.search.warm_start import warm_start
 from studies.show.summary import summarize
+from studies.strategy.proposer import Proposer
+from studies.strategy.stopper import rung_shares, should_stop
+from studies.strategy.warm_start import warm_start
 from studies.training.checkpoint import Store, attempts_in, open_store, remove_attempts
 from studies.training.run_trial import is_disk_full
 
@@ -72,7 +74,12 @@ class _Running:
     trial: optuna.Trial
     record: TrialRecord
     attempt: int = 0
-    flops: float = 0.0
+    report: Report | None = None
+    """The last."""
+
+    @property
+    def flops(self) -> float:
+        return self.report.flops if self.report is not None else 0.0
 
 
 @dataclass(slots=True)
@@ -94,6 +101,8 @@ class Progress:
     """What the sampler ``predictor`` says of itself."""
     events: list[TrialRecord] = field(default_factory=list)
     """Trials that ended since the last look."""
+    live: list[tuple[TrialRecord, Report]] = field(default_factory=list)
+    """Trials that run, and what each said last."""
 
 
 class StudyDriver:
@@ -128,6 +137,9 @@ class StudyDriver:
         """Told of rungs and ends, once they are journaled."""
         self.halted = ""
         """Why the study can't go on now, if it can't."""
+        self.out_of_time = False
+        """Whether that is its time budget."""
+        self._begun = time.monotonic()
         self.shares = rung_shares(study.search.stopper)
         self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
         self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
@@ -173,7 +185,7 @@ class StudyDriver:
         if source is None:
             return ""
         found = warm_start(find_path(source, self.study.base), self.study, self.budget, corpus)
-        self._proposer.queue.extend(found.proposals)
+        self._proposer.queue.extend(Enqueued(decisions=choices) for choices in found.proposals)
         search = self.journal.studies["search"]
         if not any("from" in trial.user_attrs for trial in search.get_trials(deepcopy=False)):
             search.add_trials(found.evidence)
@@ -216,6 +228,7 @@ class StudyDriver:
             note=self._proposer.exhausted,
             predictor=self._proposer.surrogate.note if self._proposer.surrogate else "",
             events=events,
+            live=[(r.record, r.report) for r in self._running.values() if r.report is not None],
         )
 
     def record(self, number: int) -> TrialRecord:
@@ -236,6 +249,7 @@ class StudyDriver:
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to run, already journaled; None when there is nothing to launch now (see `finished`)."""
+        self._look_at_the_clock()
         return None if self.halted else self._guarded(self._next_trial, None)
 
     @property
@@ -246,6 +260,12 @@ class StudyDriver:
         if self._waiting or self._running or not self._searched():
             return False
         return self._next_promotion() is None and self._next_cell() is None
+
+    def _look_at_the_clock(self) -> None:
+        limit = self.study.search.time_budget_s
+        if not self.halted and limit is not None and time.monotonic() - self._begun > limit:
+            self.halted = f"search.time_budget_s, {limit:g} seconds, is over"
+            self.out_of_time = True
 
     def _searched(self) -> bool:
         """Whether the search itself has launched all it will."""
@@ -397,14 +417,18 @@ class StudyDriver:
 
     def report(self, number: int, report: Report) -> bool:
         """Take one report in. Returns whether the trial goes on."""
-        return not self.halted and self._guarded(lambda: self._report(number, report), otherwise=False)
+        if report.kind == "progress":
+            self._look_at_the_clock()
+        if self.halted and not (self.out_of_time and report.kind != "progress"):
+            return False
+        return self._guarded(lambda: self._report(number, report), otherwise=False) and not self.halted
 
     def _report(self, number: int, report: Report) -> bool:
         running = self._running.get(number)
         if running is None or report.attempt < running.attempt:
             return False
         running.attempt = report.attempt
-        running.flops = report.flops
+        running.report = report
         if report.reason == "disk_full":  # no fault of the trial's, which is left to go on
             self.halted = f"the disk is full: {report.error.strip().splitlines()[-1]}"
             return False

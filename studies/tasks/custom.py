@@ -1,0 +1,165 @@
+"""Data of one's own, handed over from Python (`studies.search`): an object with a few methods, in place of files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from searchspace.disk import write_file
+from searchspace.errors import SpecError
+from searchspace.plain import key
+from searchspace.tables import table
+from studies.data.dataset import PARTS, DataFacts, Dataset, Headline, Metric, prepare_once, read_facts
+from studies.data.settings import DataConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEFT_OUT = -100
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What `studies.search` takes as ``data``.
+
+    A batch must be a function of its arguments alone, so that a trial that is resumed, and every candidate, sees the
+    same. It may have further methods: ``loss(logits, targets)``, what training lowers, a mean over the batch, by
+    default the cross-entropy of the targets that are not -100; ``measure(logits, targets)``, a mapping of further
+    metrics to means over the batch; and an attribute ``digest``, a text that changes when the data do.
+
+    Shape legend: B batch, L positions, V vocabulary.
+    """
+
+    vocab_size: int
+    """Inputs are whole numbers from 0 to below it."""
+
+    def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one training step, each (B, L) of int64."""
+        ...
+
+    def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Held-out examples of about ``tokens`` positions, the same every time, in batches of one size."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CustomData(DataConfig):
+    """An object of one's own, handed to `studies.search`; the command line can't start such a study."""
+
+    kind: Literal["custom"] = key("Source: an object handed over from Python.", default="custom")
+    name: str = key("What it is, for records.", default="none")
+    vocab_size: int = key("Of its tokens; 1: any.", default=1, low=1, high=1 << 24)
+    version: str = key("Its digest, where it has one.", default="")
+
+
+def describe_data(data: Data) -> CustomData:
+    """What is recorded of an object. Raises `SpecError` if it lacks what is asked of it."""
+    if not isinstance(data, Data):
+        lacks = [name for name in ("vocab_size", "batch", "eval_batches") if not hasattr(data, name)]
+        raise SpecError("data", f"{type(data).__name__} lacks {', '.join(lacks)}", "see docs/python.md")
+    size = data.vocab_size
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 1 << 24:
+        raise SpecError("data.vocab_size", f"is {size!r}, no number of tokens", "give a whole number, 1 or more")
+    kind = type(data)
+    version = str(getattr(data, "digest", ""))
+    return CustomData(name=f"{kind.__module__}.{kind.__qualname__}", vocab_size=size, version=version)
+
+
+class CustomDataset(Dataset):
+    """What a study keeps of such data; `bound_to` them it trains."""
+
+    metrics = table("a metric", (Metric("loss", "loss", "held-out loss", better="lower"),))
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.facts = read_facts(self.folder)
+        self._data: Any = None
+
+    def bound_to(self, data: Data) -> CustomDataset:
+        """The same, of this object."""
+        bound = CustomDataset(self.folder)
+        bound._data = data
+        return bound
+
+    @property
+    def headline(self) -> Headline:
+        return Headline(self.metrics["loss"], 1.0)
+
+    def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        return self._checked("batch", self._given().batch(seed, step, batch_size, seq_len), seq_len)
+
+    def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
+        count = 0
+        for count, pair in enumerate(self._given().eval_batches(tokens, batch_size, seq_len), start=1):  # noqa: B007
+            yield self._checked("eval_batches", pair, seq_len)
+        if not count:
+            raise SpecError("data.eval_batches", "gives nothing", "give at least one batch")
+
+    def loss(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+        if hasattr(self._given(), "loss"):
+            given: Tensor = self._given().loss(logits_BLV, targets_BL)
+            return given
+        from torch.nn import functional
+
+        logits, targets = logits_BLV.flatten(0, 1).float(), targets_BL.flatten()
+        return functional.cross_entropy(logits, targets, ignore_index=_LEFT_OUT)
+
+    def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
+        more = self._given().measure(logits_BLV, targets_BL) if hasattr(self._given(), "measure") else {}
+        return {**more, "loss": self.loss(logits_BLV, targets_BL)}
+
+    def result(self, means: Mapping[str, float]) -> dict[str, float]:
+        return dict(means)
+
+    def _given(self) -> Any:
+        if self._data is None:
+            what = f"are an object of {self.facts.source}, which a study's folder does not hold"
+            raise SpecError("data", what, "call studies.search with it")
+        return self._data
+
+    def _checked(self, method: str, pair: Any, seq_len: int) -> tuple[Tensor, Tensor]:
+        import torch
+
+        where = f"data.{method}"
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(x, torch.Tensor) for x in pair)):
+            raise SpecError(where, f"gives {type(pair).__name__}", "give a pair of tensors: inputs and targets")
+        inputs_BL, targets_BL = pair
+        for name, part in (("inputs", inputs_BL), ("targets", targets_BL)):
+            if part.dtype != torch.int64 or part.dim() != 2 or part.shape != inputs_BL.shape:
+                what = f"gives {name} of shape {tuple(part.shape)} and {str(part.dtype).removeprefix('torch.')}"
+                raise SpecError(where, what, "give (batch, positions) of int64, both alike")
+        if inputs_BL.shape[1] > seq_len or inputs_BL.numel() == 0:
+            what = f"gives {tuple(inputs_BL.shape)}, the context is {seq_len}"
+            raise SpecError(where, what, f"give 1 to {seq_len} positions")
+        low, high, vocab = int(inputs_BL.min()), int(inputs_BL.max()), self.facts.vocab_size
+        if low < 0 or high >= vocab:
+            raise SpecError(where, f"gives inputs from {low} to {high}", f"give tokens from 0 to {vocab - 1}")
+        return inputs_BL, targets_BL
+
+
+def facts_of_custom(config: CustomData) -> DataFacts:
+    """What such data are said to be."""
+    return DataFacts(
+        kind="custom",
+        task="custom",
+        vocab_size=config.vocab_size,
+        dtype="uint32",
+        train_tokens=0,
+        val_tokens=0,
+        says_bytes=False,
+        source=config.name,
+    )
+
+
+def prepare_custom(config: CustomData, folder: Path, base: Path = Path()) -> CustomDataset:
+    """Note under ``folder`` what the data are; the object itself stays with whoever has it."""
+
+    def write(work: Path) -> DataFacts:
+        for name in PARTS:  # their digest is that of the data: it is all that is known of them
+            write_file(work / name, json.dumps(config.settings()))
+        return facts_of_custom(config)
+
+    return prepare_once(CustomDataset, config, folder, write)
