@@ -340,7 +340,7 @@ class Journal:
         for name, value in shown.items():
             trial.set_user_attr(name, value)
         plain = asdict(record)
-        for name in ("state", "rungs", "tokens", "steps", "seconds", "reason", "error", "purpose"):
+        for name in ("state", "rungs", "tokens", "steps", "seconds", "reason", "error", "curve", "purpose"):
             del plain[name]
         trial.set_user_attr("launch", plain)
         frozen = trial.study._storage.get_trial(trial._trial_id)

@@ -198,7 +198,7 @@ def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], p
             rungs.append(Rung(**rung))
         result: dict[str, Any] = {}
         if "result" in attrs:
-            result = _check(attrs["result"], _RESULT, "result")
+            result = _result(attrs["result"])
         if state in ("complete", "stopped") and not rungs and not result.get("reason"):
             raise ValueError(f"it is {state} without a result")
         return TrialRecord(
@@ -211,6 +211,26 @@ def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], p
     except ValueError as error:
         remedy = "the journal is damaged, or another version wrote it; restore it, or begin anew in another --dir"
         raise SpecError(where, f"can't be read: {error}", remedy, file=str(path)) from error
+
+
+def _result(found: object) -> dict[str, Any]:
+    """How a trial ended; a curve is told where there is one."""
+    if not isinstance(found, dict) or "curve" not in found:
+        return _check(found, _RESULT, "result")
+    result, points = {name: value for name, value in found.items() if name != "curve"}, found["curve"]
+    if not isinstance(points, list | tuple) or not all(_is_point(point) for point in points):
+        raise ValueError(f"result.curve is {show(points)}")
+    return {**_check(result, _RESULT, "result"), "curve": tuple((tokens, float(loss)) for tokens, loss in points)}
+
+
+def _is_point(point: object) -> bool:
+    return (
+        isinstance(point, list | tuple)
+        and len(point) == 2
+        and type(point[0]) is int
+        and type(point[1]) in (int, float)
+        and math.isfinite(point[1])
+    )
 
 
 def _check(found: object, known: Mapping[str, type], what: str) -> dict[str, Any]:

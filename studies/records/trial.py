@@ -92,6 +92,8 @@ class Report:
     train_loss: float | None = None
     rungs: tuple[Rung, ...] = ()
     """All rungs measured so far."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """Training loss over tokens, some thirty points; told with the end."""
     reason: str = ""
     """failed: diverged, out_of_memory, disk_full, hung, invalid, worker_died or error."""
     error: str = ""
@@ -104,7 +106,8 @@ class Report:
     @staticmethod
     def from_json(text: str) -> Report:
         data = json.loads(text)
-        return Report(**{**data, "rungs": tuple(Rung(**rung) for rung in data["rungs"])})
+        rungs, curve = tuple(Rung(**rung) for rung in data["rungs"]), tuple(tuple(point) for point in data["curve"])
+        return Report(**{**data, "rungs": rungs, "curve": curve})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,8 @@ class TrialRecord:
     seconds: float = 0.0
     reason: str = ""
     error: str = field(default="", repr=False)
+    curve: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    """Training loss: tokens seen, and the mean since the point before, in nats; of trials of the product's own loop."""
 
     @property
     def ranks(self) -> bool:

@@ -33,6 +33,7 @@ Figures: TypeAlias = dict[str, go.Figure]
 _PLACE = re.compile(r"\.(length|count\.[^.]+|\d+)$")
 """Decisions about a schedule, which the summary shows."""
 _MOST_SCHEDULES = 60  # rows of a plot that can still be read
+_MOST_WITHIN = 8  # curves with a colour of their own
 _MOST_CURVES = 300  # lines of a plot: more are a blot, and slow to draw
 _BLUE, _GREEN, _GREY = "#3b82c4", "#2da44e", "#9aa5b1"
 _INK = "#010203"
@@ -51,6 +52,8 @@ def figures_of(records: Sequence[TrialRecord], settings: StudyConfig, corpus: Da
     shown = [record for record in records if record.rungs and record.purpose != "ladder"]
     complete = [record for record in ranked(records) if record.state == "complete"]
     figures["learning"] = _learning(shown, corpus)
+    if any(record.curve for record in complete):
+        figures["curves"] = _curves(complete)
     if complete:
         figures["front"] = _front(complete, corpus, settings.objectives)
     if any(_schedule(record) for record in complete):
@@ -100,6 +103,20 @@ _CURVES = {
     "baseline": (_INK, 2.5),
 }
 """Colour and width by kind of trial, the later in front."""
+
+
+def _curves(complete: Sequence[TrialRecord]) -> go.Figure:
+    """Training loss within each of the best, and of the baselines."""
+    figure = go.Figure(layout={"xaxis": {"type": "log", "title": "tokens"}, "margin": _MARGIN})
+    for record in [r for r in complete if r.curve][:_MOST_WITHIN]:
+        is_baseline = record.purpose == "baseline"
+        x, y = zip(*record.curve, strict=True)
+        line = {"color": _GREEN, "width": 3} if is_baseline else {"width": 1.5}
+        name = f"{record.number}: {record.name if is_baseline else summarize(record.arch_spec())}"
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, name=name)
+    figure.update_yaxes(title="training loss, nats")
+    figure.update_layout(legend={"orientation": "h", "y": -0.25})
+    return figure
 
 
 def _learning(shown: Sequence[TrialRecord], corpus: Dataset) -> go.Figure:

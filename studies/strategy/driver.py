@@ -491,6 +491,7 @@ class StudyDriver:
             "seconds": report.seconds,
             "reason": report.reason,
             "error": report.error,
+            **({"curve": report.curve} if report.curve else {}),
         }
         values = None
         if state == OptunaState.COMPLETE:

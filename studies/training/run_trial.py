@@ -63,6 +63,7 @@ def run_trial(spec: TrialSpec, *, data: Any = None) -> Generator[Report, None, N
                 seconds=trainer.seconds,
                 train_loss=train_loss,
                 rungs=tuple(rungs),
+                curve=() if kind == "progress" else tuple(trainer.curve),
             )
 
         def save() -> None:

@@ -32,6 +32,7 @@ from studies.training.recipe import Recipe
 
 _EPS = 1e-8  # of AdamW, at the base
 _EVAL_BATCH = 8192  # tokens at least
+_POINTS = 32  # of a training curve: each waits for the device, and stands in the journal
 _CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
 
@@ -67,6 +68,10 @@ class Trainer:
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and device != "cpu")
         self.step = 0
         self.seconds = 0.0
+        self.curve: list[tuple[int, float]] = []
+        """Training loss: tokens seen, and the mean since the point before; some thirty points of a whole run."""
+        self._since = torch.zeros((), device=device)
+        """Losses summed since the last point."""
         self._ends = self.plan.num_steps
         """The step at which the schedule of the rate ends."""
         self._trunk: dict[str, Any] | None = None
@@ -102,10 +107,16 @@ class Trainer:
         start = time.perf_counter()
         total = torch.zeros((), device=self.device)
         steps = 0
+        every = max(1, self.plan.num_steps // _POINTS)
         while self.step < until:
-            total += self._train_step()
+            loss = self._train_step()
+            total += loss
+            self._since += loss
             self.step += 1
             steps += 1
+            if self.step % every == 0:
+                self.curve.append((self.tokens, round(self._since.item() / every, 4)))
+                self._since.zero_()
             time_is_up = time.perf_counter() - start > time_limit_s
             looks = steps % _CHECK_EVERY == 0 or self.step == until or time_is_up  # each look waits for the device
             if looks and not math.isfinite(total.item()):
@@ -180,6 +191,8 @@ class Trainer:
             "seconds": self.seconds,
             "ends": self._ends,
             "trunk": self._trunk,
+            "curve": [*self.curve],
+            "since": self._since.item(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(),
@@ -193,6 +206,8 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         self._ends, self._trunk = state["ends"], state["trunk"]
+        self.curve = [(tokens, loss) for tokens, loss in state["curve"]]
+        self._since.fill_(state["since"])
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.device != "cpu":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())

@@ -77,6 +77,9 @@ def test_cost_over_lengths_and_of_training():
 
 def test_a_study_for_other_programs(study, tmp_path):
     folder, _, _ = study
+    records = read_study(folder / "run")[0]
+    assert all(record.curve[-1][0] <= record.tokens for record in records if record.state == "complete")
+    assert "Training loss within trials" in (folder / "run/report.html").read_text()
     found = json.loads(run("status", folder / "run", "--json"))
     assert found["trials"]["total"] == sum(found["trials"].values()) - found["trials"]["total"]
     assert found["best"]["bits_per_byte"] > 0

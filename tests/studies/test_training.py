@@ -86,6 +86,18 @@ def test_resume_is_bit_exact(corpus, stop, tmp_path):
     assert [second.train(step + 1) for step in range(stop, 20)] == losses[stop:]
     for name, value in unbroken.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+    assert unbroken.curve
+    assert second.curve == unbroken.curve
+
+
+def test_a_curve_has_some_thirty_points_and_loses_no_step(corpus):
+    trainer = make_trainer(corpus, flops=None, tokens=64.0 * 100)
+    losses = [trainer.train(step + 1) for step in range(trainer.plan.num_steps)]
+    every = trainer.plan.num_steps // 32
+    assert len(trainer.curve) == trainer.plan.num_steps // every
+    for i, (tokens, loss) in enumerate(trainer.curve):
+        assert tokens == (i + 1) * every * trainer.plan.tokens_per_step
+        assert loss == pytest.approx(sum(losses[i * every : (i + 1) * every]) / every, abs=1e-4)
 
 
 def test_divergence_is_told(corpus):
