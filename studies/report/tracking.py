@@ -35,6 +35,7 @@ class TensorBoard:
     def __init__(self, study: StudyConfig, folder: Path) -> None:
         self._folder = folder / TRACKING / "tensorboard"
         self._writer = import_module("tensorboardX").SummaryWriter
+        self._hparams = import_module("tensorboardX.summary").hparams
 
     def _open(self, record: TrialRecord, suffix: str) -> Any:
         """A file of its own for each point: names hold whole seconds, and nothing stays open."""
@@ -49,8 +50,15 @@ class TensorBoard:
 
     def end(self, record: TrialRecord) -> None:
         with self._open(record, ".end") as writer:
-            text = "\n".join(f"- {name}: {value}" for name, value in _facts(record).items())
-            writer.add_text("trial", text)
+            facts = _facts(record)
+            writer.add_text("trial", "\n".join(f"- {name}: {value}" for name, value in facts.items()))
+            for tokens, loss in record.curve:
+                writer.add_scalar("train/loss", loss, int(tokens * record.cost.training_flops_per_token / 1e6))
+            plain = {name: value if isinstance(value, int | float) else str(value) for name, value in facts.items()}
+            measured = record.rungs[-1].metrics if record.rungs else {}
+            last = {f"held_out/{name}": value for name, value in measured.items()}
+            for summary in self._hparams(plain, last):  # the HParams tab: scalars that this run has already
+                writer.file_writer.add_summary(summary)
 
 
 class MLflow:

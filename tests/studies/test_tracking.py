@@ -55,6 +55,30 @@ def test_tensorboard_has_every_rung(study):
         assert [value for _, value in bits] == pytest.approx([value for _, value in expected])
 
 
+def test_tensorboard_has_what_was_decided_and_the_curve(study):
+    """The HParams tab reads a session's start, with the hyperparameters, and its metrics by their tags."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    for record in open_for_reading(study):
+        folder = study / "tracking/tensorboard" / f"{record.purpose}-{record.number:05d}"
+        (file,) = folder.glob("*.end")
+        data, at, plugin, tags = file.read_bytes(), 0, {}, set()
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            for value in Event.FromString(data[at + 12 : at + 12 + size]).summary.value:
+                tags.add(value.tag)
+                if value.metadata.plugin_data.plugin_name == "hparams":
+                    plugin[value.tag] = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+            at += 12 + size + 4
+        given = plugin["_hparams_/session_start_info"].session_start_info.hparams
+        assert given["params"].number_value == record.cost.params
+        assert given["arch_id"].string_value == record.arch_id
+        metrics = [info.name.tag for info in plugin["_hparams_/experiment"].experiment.metric_infos]
+        assert metrics == ["held_out/bits_per_byte", "held_out/loss"] * bool(record.rungs)
+        assert ("train/loss" in tags) == bool(record.curve)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_has_every_trial(study):
     mlflow = pytest.importorskip("mlflow")
