@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from searchspace.disk import check_replaceable, new_folder, probe_folder, write_file
-from searchspace.errors import SpecError, one_of, show
+from searchspace.errors import SpecError
 from searchspace.files import load_space
 from searchspace.plain import dump_yaml, encode
 from studies.config import LearnerName, StudyConfig
@@ -20,7 +20,6 @@ from studies.data.dataset import Dataset
 from studies.predict.explain import Drawn, Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
 from studies.predict.features import Observation
 from studies.predict.importance import measured_importance
-from studies.predict.learners import LEARNERS
 from studies.predict.predictor import FEWEST, Predictor, fit_best, predictor_contents
 from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
@@ -48,8 +47,6 @@ def run_predict(
     seed: int,
 ) -> None:
     """Fit, rank, show. Raises `SpecError` if there is too little to learn from, or nothing is feasible."""
-    if learner != "auto" and learner not in LEARNERS:
-        raise SpecError("--learner", f"unknown learner {show(learner)}", one_of(["auto", *LEARNERS], learner))
     for option, target, contents, what in (
         ("-o", out, _written, "predicted architectures"),
         ("--save", save, predictor_contents, "a predictor"),

@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 from importlib.metadata import version
+from typing import get_args
 
 import pytest
 import typer
@@ -20,9 +21,13 @@ from typer.testing import CliRunner
 from searchspace import load_space
 from studies import cli
 from studies.cli import app
+from studies.commands.export import FORMATS
 from studies.commands.live import running_table
+from studies.data.settings import TEXT_KEYS
+from studies.predict.learners import LEARNERS
 from studies.records.reading import read_study
 from studies.records.trial import Report
+from studies.show.schema import LANGUAGES
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,14 @@ def test_cost_as_json_is_the_cost():
     figures = json.loads(run("cost", "plain_4", "--json"))
     assert figures["params"] == 234048
     assert figures["flops"] == 565248 * 128
+
+
+def test_choices_are_those_of_the_tables():
+    assert get_args(cli.ExportFormat) == tuple(FORMATS)
+    assert get_args(cli.Learner) == ("auto", *LEARNERS)
+    assert get_args(cli.Language) == tuple(LANGUAGES)
+    assert set(get_args(cli.TextSource)) == set(TEXT_KEYS) - {"python_source"}
+    assert "Invalid value for '--format'" in run("export", "x", "--format", "nope", code=2)
 
 
 def test_cost_over_lengths_and_of_training():

@@ -337,6 +337,6 @@ def test_predict_shows_ranking_reasons_and_files(study, tmp_path):
 
 
 def test_predict_refuses_what_it_can_not_do(study, tmp_path):
-    assert "unknown learner" in run_cli("predict", study, "--learner", "oracle", code=2)
+    assert "'oracle' is not one of 'auto'" in run_cli("predict", study, "--learner", "oracle", code=2)
     assert "is not a study folder" in run_cli("predict", tmp_path, code=2)
     assert "can't be read" in run_cli("predict", study, "--load", tmp_path, code=2)
