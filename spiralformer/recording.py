@@ -25,6 +25,7 @@ class Site(NamedTuple):
 
     clock: Clock
     layers: int
+    heads: int
 
 
 class Given(NamedTuple):
@@ -85,7 +86,7 @@ def in_parallel(recorder: Recorder, sites: Sequence[Site], embeds_BLD: Tensor) -
 
 
 def to_tokens(
-    calls: Sequence[Given | None], sites: Sequence[Site], like_BLD: Tensor, heads: int, place_BL: Tensor | None
+    calls: Sequence[Given | None], sites: Sequence[Site], like_BLD: Tensor, place_BL: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Streams (B, L, D) and attention weights (B, N, L, L) of every layer call, as tokens see them.
 
@@ -93,15 +94,14 @@ def to_tokens(
         calls: of `in_parallel`.
         sites: the calls of blocks.
         like_BLD: any stream of tokens.
-        heads: of layers that were not called.
         place_BL: for each token, its number in its row, negative for padding; None: 0, 1, ...
     """
     streams, weights = [], []
     batch, length, _ = like_BLD.shape
     order_BL = torch.arange(length, device=like_BLD.device).expand(batch, -1)
     plain_BL = order_BL if place_BL is None else place_BL
-    clocks = [site.clock for site in sites for _ in range(site.layers)]
-    for clock, call in zip(clocks, calls, strict=True):
+    called = [site for site in sites for _ in range(site.layers)]
+    for (clock, _, heads), call in zip(called, calls, strict=True):
         if call is None:
             streams.append(torch.zeros_like(like_BLD))
             weights.append(like_BLD.new_zeros(batch, heads, length, length))
@@ -130,12 +130,12 @@ def spread_keys(weights_BNLM: Tensor, clock: Clock, place_BK: Tensor) -> Tensor:
 
 
 def last_given(
-    calls: Sequence[Given | None], sites: Sequence[Site], lengths: Sequence[int], heads: int, like_BLD: Tensor
+    calls: Sequence[Given | None], sites: Sequence[Site], lengths: Sequence[int], like_BLD: Tensor
 ) -> list[Given]:
     """Of every layer call, the last latent (B, 1, D) that each row has closed, and its weights (B, N, 1, M)."""
-    clocks = [site.clock for site in sites for _ in range(site.layers)]
+    called = [site for site in sites for _ in range(site.layers)]
     found = []
-    for clock, call in zip(clocks, calls, strict=True):
+    for (clock, _, heads), call in zip(called, calls, strict=True):
         if call is None:
             zero = like_BLD.new_zeros(len(lengths), 1, like_BLD.shape[2])
             found.append(Given(zero, like_BLD.new_zeros(len(lengths), heads, 1, 0)))

@@ -155,6 +155,8 @@ def cost(
     spec = load_arch(arch, overrides or ())
     graph = compile_arch(spec)
     total = estimate(graph)
+    if as_json and lengths is not None:
+        raise SpecError("--lengths", "prints a table, no JSON", "leave one of them out")
     if as_json:
         per_token = ("flops", "training_flops", "kv_cache_bytes", "decode_flops")
         ratios: dict[str, Any] = {f"{name}_per_token": getattr(total, f"{name}_per_token") for name in per_token}
@@ -339,7 +341,7 @@ def report(
     watch: Annotated[
         bool, typer.Option("--watch", help="Write it again and again until nothing drives the study.")
     ] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write every trial into this file instead, a row each.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every trial here instead, a row each; - prints.")] = None,
 ) -> None:
     """Ranking and notes here; plots, diagrams and how to reproduce in DIR/report.html."""
     if csv is not None:
@@ -347,6 +349,9 @@ def report(
         from studies.api.study import Study
 
         frame = Study(folder).to_dataframe()
+        if str(csv) == "-":
+            print(frame.to_csv(), end="")
+            return
         write_file(csv, frame.to_csv())
         say(console, f"wrote {len(frame)} trials to {csv}")
         return

@@ -440,15 +440,22 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     return study
 
 
+_OF_DECISIONS = ("gp", "nsga2")
+"""Samplers of Optuna that learn from the decisions that all trials share."""
+
+
 def _check_enqueued(study: StudyConfig) -> None:
     """Raise `SpecError` if a decision that is to be launched is none of the study's."""
+    if study.search.sampler in _OF_DECISIONS and any(given.arch is not None for given in study.search.enqueue):
+        what = f"holds an architecture; {study.search.sampler} learns from decisions alone, and would from nothing"
+        raise SpecError("search.enqueue", what, "give decisions, or another search.sampler")
     asked = {name for given in study.search.enqueue for name in given.decisions}
     known = {d.name: d for d in (*study.space.decisions, *study.training.decisions())} if asked else {}
     for i, given in enumerate(study.search.enqueue):
         for name, value in given.decisions.items():
-            path = f"search.enqueue.{i}.{name}"
+            path = f"search.enqueue.{i}"
             if name not in known:
-                raise SpecError(path, "is no decision of this study", one_of(known, name))
+                raise SpecError(f"{path}.{name}", "is no decision of this study", one_of(known, name))
             rooted(path, lambda name=name, value=value: check_value(known[name], value))
 
 

@@ -179,7 +179,8 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
 
 def modeling_code(graph: Graph) -> str:
     """The generated module: self-contained, for torch and transformers."""
-    steps, undecodable = steps_of(without_losses(graph)), why_undecodable(graph)
+    inner_graph = without_losses(graph)  # losses of its own are training's, and of the architecture's id
+    steps, undecodable = steps_of(inner_graph), why_undecodable(graph)
     inner = between_embedding_and_head(steps)
     made = {step.target: step.part for step in inner if step.target is not None and step.part is not None}
     made = {"embed": next(step.part for step in steps if step.node.op == "embed" and step.part), **made}
@@ -188,7 +189,9 @@ def modeling_code(graph: Graph) -> str:
         undecodable=json.dumps(undecodable),
         facts="FACTS = " + _literal(_facts(graph)),
         initial="INITIAL = " + _literal(_initial(graph)),
-        sites="\n".join(f"    Site(Clock{tuple(level)}, {layers})," for level, layers in sites_of(graph)),
+        sites="\n".join(
+            f"    Site(Clock{tuple(level)}, {layers}, {heads})," for level, layers, heads in _sites(inner_graph)
+        ),
         makers=_makers(made),
         functions=textwrap.indent(functions, "    ").rstrip(),
         tied={"lm_head.weight": "model.embed.weight"} if graph.tie_embeddings else None,
@@ -200,9 +203,10 @@ def modeling_code(graph: Graph) -> str:
     return "\n\n".join([head, _imports(f"{parts}\n\n{cache}\n\n{model}"), parts, f"\n{cache}\n", model]) + "\n"
 
 
-def sites_of(graph: Graph) -> list[tuple[Level, int]]:
-    """The calls of blocks in the order of the code: level, and number of layers."""
-    return [(node.level, graph.block_of(node).layers) for node in graph.nodes if node.op == "block"]
+def _sites(graph: Graph) -> list[tuple[Level, int, int]]:
+    """The calls of blocks in the order of the code: level, layers, heads."""
+    blocks = [(node.level, graph.block_of(node)) for node in graph.nodes if node.op == "block"]
+    return [(level, block.layers, block.heads) for level, block in blocks]
 
 
 def _makers(made: Mapping[str, PartCall]) -> str:

@@ -103,7 +103,9 @@ CACHE = textwrap.dedent(
             return f"DecodeCache({self.columns} tokens)"
 
         def reset(self):
+            records = self.marks is not None
             self.__init__(self.prefix)
+            self.marks = {} if records else None
 
         def reorder_cache(self, beams_B):
             self.select(beams_B)
@@ -116,12 +118,14 @@ CACHE = textwrap.dedent(
 
         def select(self, rows_B):
             super().select(rows_B)
-            self.marks = None if self.marks is None else {}
             if self.first_B is not None:
                 self.first_B = self.first_B[rows_B.to(self.first_B.device)]
             if self.seen is not None:
                 rows_B = rows_B.to(self.seen[0].stream.device)
                 self.seen = [Given(s[rows_B], None if w is None else w[rows_B]) for s, w in self.seen]
+            if self.marks is not None:  # those of other rows lead nowhere
+                self.marks = {}
+                self.note()
 
         def activate_past_recording(self):
             """From here on, remember how to come back to each position."""
@@ -166,6 +170,7 @@ SITES = [
 
 FOLLOW_FROM_POSITIONS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """What collators say of packed texts beside their positions."""
+FIXED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 LOSS_SETTINGS = ("num_items_in_batch", "shift_labels", "ignore_index")
 logger = logging.get_logger(__name__)
 
@@ -222,6 +227,10 @@ class SpiralFormerPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         if config.arch_id != FACTS["arch_id"]:
             raise ValueError(f"config.json describes {{config.arch_id}}, this file {{FACTS['arch_id']}}")
+        for name in FIXED:
+            own = FACTS.get(name)
+            if own is not None and (given := getattr(config, name, own)) != own:
+                raise ValueError(f"config.{{name}}: is {{given}}, this model's is {{own}} for good")
 
     def _init_weights(self, module):
         missing = [
@@ -306,6 +315,9 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
         streams = weights = None
         if any(wanted) and (texts is not None or (isinstance(state, DecodeCache) and state.begun)):
             raise ValueError("hidden states and attentions: not of packed texts, nor behind a prefix")
+        recomputed = self.training and self.is_gradient_checkpointing
+        if wanted[1] and recomputed and self.config._attn_implementation != "eager":
+            raise ValueError("output_attentions with gradient checkpointing: load with attn_implementation='eager'")
         if texts is not None:
             last = self.run(texts.rows, None if self.config.is_causal else texts.lengths_T)
             last_BLD = last[texts.text_BL, texts.place_BL]
@@ -316,7 +328,7 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
                 raise ValueError("hidden states and attentions: ask for them from the first token of a cache on")
             with Recorder(self, attentions=bool(wanted[1])) as recorder:
                 last_BLD, streams, weights = self._run(embeds_BLD, attention_mask, state, recorder, _may_crop)
-            streams = (embeds_BLD, *streams[:-1], last_BLD) if wanted[0] else None
+            streams = (*[embeds_BLD, *streams][:-1], last_BLD) if wanted[0] else None
             weights = tuple(weights) if wanted[1] else None
         out = BaseModelOutputWithPast(
             last_hidden_state=last_BLD, past_key_values=state, hidden_states=streams, attentions=weights
@@ -358,15 +370,13 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
             state.columns, state.first_B = embeds_BLD.shape[1], aligned.first_B if aligned else None
         if aligned:
             last_BLD = restore(last_BLD, aligned.first_B)
-        calls, heads = None, self.config.num_attention_heads
-        if recorder is not None:
-            calls = in_parallel(recorder, SITES, embeds_BLD)
+        calls = None if recorder is None else in_parallel(recorder, SITES, embeds_BLD)
         if state is not None:
-            state.seen = last_given(calls, SITES, state.lengths, heads, embeds_BLD) if calls else None
+            state.seen = None if calls is None else last_given(calls, SITES, state.lengths, embeds_BLD)
             state.note()
         if calls is None:
             return last_BLD, [], []
-        return last_BLD, *to_tokens(calls, SITES, embeds_BLD, heads, place_BL)
+        return last_BLD, *to_tokens(calls, SITES, embeds_BLD, place_BL)
 
     def _go_on(self, embeds_BLD, attention_mask, state, recorder):
         length = embeds_BLD.shape[1]
@@ -403,6 +413,14 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("attention_mask: give one of shape (B, L); who sees whom is the architecture's")
         length = embeds_BLD.shape[1]
+        if attention_mask is not None:
+            before, width = 0 if state is None else state.columns, attention_mask.shape[1]
+            if width != before + length:
+                raise ValueError(f"attention_mask: has {{width}} positions, cache and input {{before}} + {{length}}")
+            if before and not torch.compiler.is_compiling():
+                marked = attention_mask[:, :before].sum(dim=1).tolist()
+                if marked != state.lengths:
+                    raise ValueError(f"attention_mask: marks {{marked}} earlier tokens, the cache {{state.lengths}}")
         if position_ids is None or torch.compiler.is_compiling():
             return
         if attention_mask is None:
@@ -484,6 +502,8 @@ class SpiralFormerForCausalLM(SpiralFormerPreTrainedModel, GenerationMixin):
             logits = self.lm_head(out.last_hidden_state[:, kept])
         else:
             logits = self.lm_head(out.last_hidden_state)
+            if not self.config.is_causal:
+                loss_settings.setdefault("shift_labels", labels)  # an answer stands where it is asked
             loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **loss_settings)
             logits = logits[:, kept]
         result = CausalLMOutputWithPast(
@@ -557,17 +577,19 @@ class SpiralFormerForSequenceClassification(SpiralFormerPreTrainedModel):
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=None, **settings):
         """Scores (B, labels) of each row's last token: by the mask, else the last that is no ``pad_token_id``."""
+        if attention_mask is None and input_ids is not None and input_ids.shape[0] > 1:
+            if self.config.pad_token_id is None:
+                raise ValueError("give attention_mask, or config.pad_token_id: where do the texts of a batch end?")
+            order_L = torch.arange(input_ids.shape[1], device=input_ids.device)
+            last_B = ((input_ids != self.config.pad_token_id) * order_L).argmax(dim=1)
+            attention_mask = (order_L <= last_B[:, None]).long()
         out = self.model(input_ids, attention_mask, return_dict=True, **settings)
         scores = self.score(out.last_hidden_state)
         order_L = torch.arange(scores.shape[1], device=scores.device)
         if attention_mask is not None:
             last_B = (attention_mask.bool() * order_L).argmax(dim=1)
-        elif input_ids is not None and self.config.pad_token_id is not None:
-            last_B = ((input_ids != self.config.pad_token_id) * order_L).argmax(dim=1)
-        elif scores.shape[0] == 1 or input_ids is None:
-            last_B = order_L[-1:].expand(scores.shape[0])
         else:
-            raise ValueError("give attention_mask, or config.pad_token_id: where do the texts of a batch end?")
+            last_B = order_L[-1:].expand(scores.shape[0])
         pooled = scores[torch.arange(scores.shape[0], device=scores.device), last_B]
         loss = None
         if labels is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def search(
         KeyboardInterrupt: after Ctrl-C; what was journaled stays.
     """
     study = _study(
-        space, data, task, train, objectives, baseline, training, budget, num_trials, enqueue, settings or {}
+        space, dir, data, task, train, objectives, baseline, training, budget, num_trials, enqueue, settings or {}
     )
     run: Runner = run_trial
     if train is not None:
@@ -96,6 +97,7 @@ def search(
 
 def _study(
     space: Any,
+    dir: str | Path,
     data: Any,
     task: str | None,
     train: TrainingFunction | None,
@@ -108,7 +110,13 @@ def _study(
     settings: Mapping[str, Any],
 ) -> StudyConfig:
     """The arguments of `search` as a study."""
+    if train is not None and not callable(train):
+        raise SpecError("train", f"is {show(train)}", "give a function of a TrialSpec")
+    if isinstance(enqueue, Mapping | str):
+        raise SpecError("enqueue", f"is {show(enqueue)}", "give a list")
     if isinstance(space, StudyConfig):
+        if isinstance(data, Data) and describe_data(data, _context(space)) == space.data:
+            data = None  # the same that the study began with
         given = {"data": data, "task": task, "training": training, "budget": budget}
         if train is not None and space.train != name_of(train):
             raise SpecError("train", "is given beside a whole study", "say train: in the study, by its name")
@@ -123,10 +131,13 @@ def _study(
     own = settings.get("search", {})
     if not isinstance(own, Mapping):
         raise SpecError("settings.search", f"is {show(own)}", "give a mapping, such as {'sampler': 'random'}")
+    for name in own:
+        if name in ("num_trials", "enqueue"):
+            raise SpecError(f"settings.search.{name}", "is an argument of its own", f"give {name}=")
     plain = {
         "space": space.data if isinstance(space, SpaceSpec) else space,
-        "data": _data(data, task, train),
-        "training": training if training is not None else _TRAINING,
+        "data": {} if isinstance(data, Data) else _data(data, task, train),
+        "training": training or _TRAINING,
         "budget": budget or {},
         "baseline": [_plain(each) for each in listed],
         "objectives": list(objectives),
@@ -134,8 +145,18 @@ def _study(
         **settings,
         "search": {"num_trials": num_trials, "enqueue": [_plain(each) for each in enqueue], **own},
     }
-    plain.setdefault("name", Path(str(space)).stem if isinstance(space, str | Path) else "study")
-    return load_study(plain)
+    plain.setdefault("name", re.sub(r"[^\w.-]", "-", Path(dir).resolve().name).lstrip(".-") or "study")
+    study = load_study(plain)
+    study.space.check()
+    if not isinstance(data, Data):
+        return study
+    if task not in (None, "custom"):
+        raise SpecError("task", "an object of one's own has a task of its own", "leave it out")
+    return load_study({**plain, "data": describe_data(data, _context(study)).settings()})
+
+
+def _context(study: StudyConfig) -> int:
+    return study.space.sample(study.search.seed).arch.seq_len
 
 
 def _plain(given: Any) -> Any:
@@ -155,6 +176,5 @@ def _data(data: Any, task: str | None, train: TrainingFunction | None) -> Any:
         if task is not None and kind in SOURCES and SOURCES[kind].name != task:
             raise SpecError("task", f"{kind} are data of the task {SOURCES[kind].name}, not {task}", "leave it out")
         return {**data, "kind": kind}
-    if task not in (None, "custom"):
-        raise SpecError("task", "an object of one's own has a task of its own", "leave it out")
-    return describe_data(data).settings()
+    lacks = [name for name in ("vocab_size", "batch", "eval_batches") if not hasattr(data, name)]
+    raise SpecError("data", f"{type(data).__name__} lacks {', '.join(lacks)}", "see docs/python.md")

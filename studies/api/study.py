@@ -12,7 +12,7 @@ from searchspace.errors import SpecError
 from studies.config import StudyConfig, most_trials
 from studies.data.dataset import Headline
 from studies.records.folder import REPORT, is_driven
-from studies.records.reading import open_for_reading, read_study
+from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
 from studies.report.ranking import best_of, front
 from studies.show.summary import summarize
@@ -83,7 +83,7 @@ class Study:
 
     def reload(self) -> Study:
         """The same folder, read again."""
-        self._trials = open_for_reading(self.folder)
+        self._trials, self._data, self._settings = read_study(self.folder)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Study:
         return frame.set_index("number") if rows else frame
 
     def _row(self, record: TrialRecord) -> dict[str, Any]:
-        return {
+        row: dict[str, Any] = {
             "number": record.number,
             "purpose": record.purpose,
             "state": record.state,
@@ -120,7 +120,6 @@ class Study:
             "architecture": summarize(record.arch_spec()),
             "arch_id": record.arch_id,
             "seed": record.seed,
-            **(dict(record.rungs[-1].metrics) if record.rungs else {}),
             **{name: getattr(record.cost, name) for name in COSTS},
             "training_flops": record.flops,
             "tokens": record.tokens,
@@ -129,6 +128,8 @@ class Study:
             "reason": record.reason,
             **{f"params_{name}": value for name, value in record.choices.items()},
         }
+        measured = record.rungs[-1].metrics if record.rungs else {}
+        return {**row, **{f"metric_{name}" if name in row else name: value for name, value in measured.items()}}
 
     def export(self, out: str | Path, *, trial: int | None = None, format: str = "bundle") -> Path:
         """Write a trained model, as ``spiralformer export`` does.

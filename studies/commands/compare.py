@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -56,6 +57,8 @@ def _facts(study: Study) -> list[tuple[str, str]]:
 def _verdict(first: Study, second: Study) -> list[str]:
     if first.settings.task.name != second.settings.task.name:
         return ["their tasks differ: nothing else compares"]
+    if first.settings.train != second.settings.train:
+        return ["they were trained by different functions: nothing else compares"]
     lines = []
     if first.content != second.content:
         lines.append("their data differ: values do not compare, orders may")
@@ -67,7 +70,7 @@ def _verdict(first: Study, second: Study) -> list[str]:
     if len(shared) >= _FEWEST:
         pairs = [(ours[key].score or 0.0, theirs[key].score or 0.0) for key in shared]
         tau = kendalltau(*zip(*pairs, strict=True)).statistic
-        lines[-1] += f"; Kendall's tau of their orders {tau:+.2f}"
+        lines[-1] += f"; Kendall's tau of their orders {tau:+.2f}" if math.isfinite(tau) else ""
     best = [study.best for study in (first, second)]
     if first.content == second.content and all(record is not None and record.score is not None for record in best):
         a, b = (record.score for record in best if record is not None and record.score is not None)

@@ -102,7 +102,8 @@ def run_study(
             _run_trials(driver, corpus, console, listener, run, serial=serial, address=address)
         if driver.halted and not driver.out_of_time:
             raise StudyHaltedError(driver.halted)
-        if driver.out_of_time:
+        unfinished = driver.out_of_time and driver.is_unfinished
+        if unfinished:
             left = sum(record.state == "running" for record in driver.records)
             say(console, f"{driver.halted}: {left} trials stand still on their way; the same command goes on")
         if note := driver.progress().note:
@@ -111,7 +112,7 @@ def run_study(
             _farewell(driver, folder, corpus, console)
         sought = "search" if settings.search.num_trials else "ladder"
         complete = any(record.purpose == sought and record.state == "complete" for record in driver.records)
-        if not complete and not driver.out_of_time:
+        if not complete and not unfinished:
             raise NothingCompleteError(_why_nothing(driver))
 
 

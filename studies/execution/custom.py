@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 from builder.graph.compiler import compile_arch
@@ -24,7 +27,10 @@ the driver as it is."""
 
 
 def name_of(train: object) -> str:
-    """What a training function is called in the records."""
+    """What a training function is called in the records, with the arguments that are bound to it."""
+    if isinstance(train, partial):
+        bound = [*map(repr, train.args), *(f"{name}={value!r}" for name, value in sorted(train.keywords.items()))]
+        return f"{name_of(train.func)}({', '.join(bound)})"
     kind = train if hasattr(train, "__qualname__") else type(train)
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -43,10 +49,17 @@ class CustomTraining:
             attempt = attempt_number(claim_attempt(open_store(spec.folder), spec.study))
             plan = make_plan(spec.training, spec.arch, estimate(compile_arch(spec.arch)))
             headline = open_data(spec.corpus).headline
-            for given in self.train(spec):
+            begun = time.monotonic()
+            told = self.train(spec)
+            if not isinstance(told, Iterable) or isinstance(told, str):
+                what = f"gives {type(told).__name__}"
+                raise SpecError("train", what, "yield one number for each share of the budget in spec.rungs")
+            for given in told:
                 if isinstance(given, Report):
-                    rungs = list(given.rungs)
-                    yield replace(given, attempt=attempt)
+                    rungs = list(given.rungs) or rungs
+                    if given.kind == "done" and len(rungs) < len(spec.rungs):
+                        break
+                    yield replace(given, attempt=attempt, rungs=tuple(rungs))
                     if given.kind in ("done", "failed"):
                         return
                     continue
@@ -59,10 +72,16 @@ class CustomTraining:
                 rungs.append(Rung(flops=flops, tokens=tokens, score=score, metrics=metrics))
                 if len(rungs) < len(spec.rungs):
                     yield Report(
-                        kind="rung", attempt=attempt, flops=flops, tokens=tokens, steps=steps, rungs=tuple(rungs)
+                        kind="rung",
+                        attempt=attempt,
+                        flops=flops,
+                        tokens=tokens,
+                        steps=steps,
+                        seconds=time.monotonic() - begun,
+                        rungs=tuple(rungs),
                     )
             if len(rungs) < len(spec.rungs):
-                what = f"yields {len(rungs)} results, spec.rungs asks for {len(spec.rungs)}"
+                what = f"yields {len(rungs)} of the {len(spec.rungs)} numbers that spec.rungs asks for"
                 raise SpecError("train", what, "yield one for each share of the budget in spec.rungs")
             last = rungs[-1]
             yield Report(
@@ -71,6 +90,7 @@ class CustomTraining:
                 flops=last.flops,
                 tokens=last.tokens,
                 steps=plan.num_steps,
+                seconds=time.monotonic() - begun,
                 rungs=tuple(rungs),
             )
         except Exception as error:  # the process boundary
@@ -83,6 +103,9 @@ def _measured(given: object, headline: Headline) -> tuple[float, dict[str, float
     name = headline.metric.name
     if isinstance(given, Mapping):
         metrics = {key: _number(value, key) for key, value in given.items()}
+        for key, value in metrics.items():
+            if key != name and not math.isfinite(value):
+                raise SpecError("train", f"yields {value} as {key}", "yield finite numbers")
         if name not in metrics:
             what = f"yields {sorted(map(str, metrics))} without {name}"
             raise SpecError("train", what, f"name one of them {name}")

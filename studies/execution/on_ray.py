@@ -10,11 +10,12 @@ import contextlib
 import faulthandler
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -64,8 +65,7 @@ def run_ray(driver: StudyDriver, watch: Watcher, *, address: str | None, run: Ru
             driver.learn_in_background()
             tuner = tune.Tuner(
                 tune.with_resources(
-                    # once for all trials, whatever it holds
-                    tune.with_parameters(Worker, pickled=cloudpickle.dumps(run), path=[*sys.path]),
+                    tune.with_parameters(Worker, pickled=_pickled(run), path=[*map(os.path.abspath, sys.path)]),
                     {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial},
                 ),
                 tune_config=tune.TuneConfig(
@@ -179,6 +179,11 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             report = next(self._reports)
         return {"report": report.to_json(), "done": report.kind in ("done", "failed")}
 
+    def cleanup(self) -> None:
+        """Let the trial save where it stands."""
+        if isinstance(self._reports, Generator):
+            self._reports.close()
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None
 
@@ -189,6 +194,9 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 @contextmanager
 def _watchdog(timeout_s: float, last_words: Path) -> Iterator[None]:
     """Kill this process if the body takes longer, leaving where it hung in a file; needs no cooperation of Python's."""
+    if math.isinf(timeout_s):
+        yield
+        return
     handle = os.open(last_words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         faulthandler.dump_traceback_later(timeout_s, exit=True, file=file)
@@ -213,6 +221,18 @@ def _hung(last_words: Path) -> Iterator[Report] | None:
     if not text:  # killed by somebody else
         return None
     return iter([Report(kind="failed", attempt=_LAST_ATTEMPT, reason="hung", error=text)])
+
+
+def _pickled(run: Runner) -> bytes:
+    """Once for all trials, whatever it holds. Raises `SpecError` if it holds what can't travel."""
+    try:
+        pickled: bytes = cloudpickle.dumps(run)
+    except Exception as error:
+        what = f"can't be sent to Ray's workers: {error}"
+        raise SpecError(
+            "train or data", what, "leave out locks, open files and the like, or run without ray"
+        ) from error
+    return pickled
 
 
 def _unloadable(reason: str, spec: TrialSpec) -> Iterator[Report]:

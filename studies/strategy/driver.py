@@ -163,11 +163,19 @@ class StudyDriver:
         self._adopt()
         self.warm_start_note = self._warm_start(corpus)
 
+    @property
+    def _is_custom(self) -> bool:
+        """Whether training or data are somebody's own code."""
+        return self.study.train is not None or self.study.task.name == "custom"
+
     # -- state -----------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
         """Take over what the journal holds: finished trials stay, running ones are queued again."""
         for trial, record in self.journal.launched():
+            if record.state == "failed" and record.purpose == "search" and self._is_custom:
+                self._records[record.number] = record  # its author may have mended it: it counts for nothing
+                continue
             self._note_launch(record)
             self._note_rungs(record)
             if record.state != "running":
@@ -255,17 +263,22 @@ class StudyDriver:
     @property
     def finished(self) -> bool:
         """Whether nothing will be launched any more."""
-        if self.halted:
-            return True
-        if self._waiting or self._running or not self._searched():
-            return False
-        return self._next_promotion() is None and self._next_cell() is None
+        return bool(self.halted) or not self.is_unfinished
 
     def _look_at_the_clock(self) -> None:
         limit = self.study.search.time_budget_s
         if not self.halted and limit is not None and time.monotonic() - self._begun > limit:
-            self.halted = f"search.time_budget_s, {limit:g} seconds, is over"
-            self.out_of_time = True
+            self.halted, self.out_of_time = f"search.time_budget_s, {limit:g} seconds, is over", True
+
+    def _halt(self, reason: str) -> None:
+        self.halted, self.out_of_time = reason, False
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether something runs, or is still to be launched, whatever halted it."""
+        if self._waiting or self._running or not self._searched():
+            return True
+        return self._next_promotion() is not None or self._next_cell() is not None
 
     def _searched(self) -> bool:
         """Whether the search itself has launched all it will."""
@@ -353,7 +366,7 @@ class StudyDriver:
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            self.halted = f"the disk is full ({error.filename or self.folder})"
+            self._halt(f"the disk is full ({error.filename or self.folder})")
             return otherwise
 
     def _launch_baseline(self, number: int, arch: ArchSpec, cost: Cost) -> TrialSpec:
@@ -410,15 +423,19 @@ class StudyDriver:
             decayed=record.purpose == "ladder",
             device=self.device,
             threads=self.study.resources.cpus_per_trial,
-            timeout_s=self.study.resources.trial_timeout_s,
+            timeout_s=self._timeout_s(),
         )
+
+    def _timeout_s(self) -> float:
+        """A training function of one's own speaks at rungs alone: only who wrote it knows when it has hung."""
+        given = "trial_timeout_s" in self.study.plain.get("resources", {})
+        return self.study.resources.trial_timeout_s if given or self.study.train is None else math.inf
 
     # -- listening -------------------------------------------------------------------------------
 
     def report(self, number: int, report: Report) -> bool:
         """Take one report in. Returns whether the trial goes on."""
-        if report.kind == "progress":
-            self._look_at_the_clock()
+        self._look_at_the_clock()
         if self.halted and not (self.out_of_time and report.kind != "progress"):
             return False
         return self._guarded(lambda: self._report(number, report), otherwise=False) and not self.halted
@@ -430,7 +447,7 @@ class StudyDriver:
         running.attempt = report.attempt
         running.report = report
         if report.reason == "disk_full":  # no fault of the trial's, which is left to go on
-            self.halted = f"the disk is full: {report.error.strip().splitlines()[-1]}"
+            self._halt(f"the disk is full: {report.error.strip().splitlines()[-1]}")
             return False
         if any(not math.isfinite(rung.score) for rung in report.rungs):
             finite = tuple(rung for rung in report.rungs if math.isfinite(rung.score))
@@ -441,7 +458,7 @@ class StudyDriver:
         known = len(running.record.rungs)
         for index in range(known, len(report.rungs)):
             self.journal.rung(running.trial, index, report.rungs[index])
-            running.record = replace(running.record, rungs=report.rungs[: index + 1])
+            running.record = replace(running.record, rungs=(*running.record.rungs, report.rungs[index]))
             if self.tracking is not None:
                 self.tracking.rung(running.record, index)
         self._note_rungs(running.record)
@@ -509,7 +526,7 @@ class StudyDriver:
         self._failures = self._failures + 1 if state == OptunaState.FAIL else 0
         if self._failures >= self.study.search.max_failures:
             last = (finished.error.strip() or finished.reason).splitlines()[-1]
-            self.halted = f"{self._failures} trials in a row failed, the last with: {last}"
+            self._halt(f"{self._failures} trials in a row failed, the last with: {last}")
 
 
 def rungs_of(record: TrialRecord, study: StudyConfig) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import Counter, deque
 
@@ -22,6 +23,7 @@ from searchspace.choices import (
     Scalar,
 )
 from searchspace.errors import ConstraintError, SpecError
+from searchspace.plain import encode
 from searchspace.space import assignments
 from studies.candidates.drawing import Candidates, HintedChooser
 from studies.candidates.proposal import Proposal
@@ -134,13 +136,19 @@ class Proposer:
         return self._propose_listed(study) if self._grid is not None else self._propose_random(study, number)
 
     def _propose_given(self, study: optuna.Study, given: Enqueued) -> tuple[optuna.Trial, Proposal] | None:
+        """What is given, unless it was launched before an interruption."""
+        key = json.dumps(encode(given), sort_keys=True)
+        known = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("enqueued") == key]
+        if any(trial.state != OptunaState.FAIL for trial in known):
+            return None
         if given.arch is not None:
             proposal = self.candidates.of_arch(given.arch)
-            return None if proposal is None else (study.ask(), proposal)
-        launched = (trial.user_attrs.get("launch", {}).get("choices", {}) for trial in study.get_trials(deepcopy=False))
-        if any(given.decisions.items() <= choices.items() for choices in launched):
-            return None  # before an interruption
-        return self._enqueue(study, self.candidates.of_decisions(given.decisions))
+            found = None if proposal is None else (study.ask(), proposal)
+        else:
+            found = self._enqueue(study, self.candidates.of_decisions(given.decisions))
+        if found is not None:
+            found[0].set_user_attr("enqueued", key)
+        return found
 
     def _propose_random(self, study: optuna.Study, number: int) -> tuple[optuna.Trial, Proposal] | None:
         draw = random.Random(f"{self.study.search.seed}:{number}")

@@ -87,7 +87,12 @@ def run_trial(spec: TrialSpec, *, data: Any = None) -> Generator[Report, None, N
                 if time.monotonic() - saved > spec.training.checkpoint_every_s and trainer.step < until:
                     save()
                     saved = time.monotonic()
-                yield report("progress", train_loss)
+                try:
+                    yield report("progress", train_loss)
+                except GeneratorExit:  # the study stands still: it goes on from here
+                    if trainer.step < until:
+                        save()
+                    raise
             score, metrics = trainer.evaluate()
             rungs.append(Rung(flops=trainer.flops, tokens=trainer.tokens, score=score, metrics=metrics))
             trainer.rejoin()

@@ -223,6 +223,59 @@ def test_hidden_states_and_attentions_are_what_each_token_sees(exported, padded)
                 torch.testing.assert_close(step.attentions[number][i, :, 0, first:], weights[i, :, at, first : at + 1])
 
 
+def test_a_graph_without_blocks_and_blocks_of_different_heads(tmp_path):
+    bare = {"graph": {"h": None, "logits": {"head": "lm", "in": "x"}}}
+    export_hf(tmp_path / "bare", tiny_arch(bare), built(bare))
+    assert len(load(tmp_path / "bare")(torch.arange(5)[None], output_hidden_states=True).hidden_states) == 1
+    over = {
+        "blocks": {"few": {"layers": 1, "heads": 1}},
+        "graph": {"h0": {"block": "few", "in": "x"}, "h": {"in": "h0", "schedule": ["phrase", "token"]}},
+    }
+    export_hf(tmp_path / "heads", tiny_arch(over), built(over))
+    model = load(tmp_path / "heads").double()
+    tokens = torch.randint(0, 17, (1, 12))
+    whole = model(tokens, output_attentions=True).attentions
+    said = model.generate(
+        tokens[:, :3], max_new_tokens=9, do_sample=False, output_attentions=True, return_dict_in_generate=True
+    )
+    assert [step[0].shape[1] for step in said.attentions] == [1] * 9
+    again = model(said.sequences, output_attentions=True).attentions
+    for number, weights in enumerate(said.attentions[-1]):
+        torch.testing.assert_close(weights[0, :, 0], again[number][0, :, -2, :-1])
+    assert len(whole) == 3
+
+
+def test_masks_and_settings_that_do_not_fit_are_refused(exported):
+    model, tokens = load(exported[0]), torch.randint(0, 17, (2, 9))
+    with pytest.raises(ValueError, match=r"has 30 positions, cache and input 0 \+ 9"):
+        model(tokens, attention_mask=torch.ones(2, 30))
+    state = model(tokens, use_cache=True).past_key_values
+    mask = torch.ones(2, 10, dtype=torch.long)
+    mask[0, 0] = 0
+    with pytest.raises(ValueError, match="earlier tokens"):
+        model(tokens[:, :1], attention_mask=mask, past_key_values=state)
+    with pytest.raises(ValueError, match="num_hidden_layers: is 2"):
+        transformers.AutoModelForCausalLM.from_pretrained(exported[0], trust_remote_code=True, num_hidden_layers=2)
+    model.train().activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="'eager'"):
+        model(tokens, output_attentions=True)
+
+
+def test_what_sees_its_whole_input_is_trained_and_classified_as_it_is_asked(tmp_path):
+    over = {"causal": False}
+    export_hf(tmp_path / "hf", tiny_arch(over), built(over))
+    model, tokens = load(tmp_path / "hf").double(), torch.randint(1, 17, (2, 12))
+    answers = tokens.flip(1)
+    expected = torch.nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), answers.flatten())
+    torch.testing.assert_close(model(tokens, labels=answers).loss, expected.float())
+    auto = transformers.AutoModelForSequenceClassification
+    scorer = auto.from_pretrained(tmp_path / "hf", trust_remote_code=True, num_labels=3).double().eval()
+    scorer.config.pad_token_id = 0
+    padded = tokens.clone()
+    padded[0, 8:] = 0
+    torch.testing.assert_close(scorer(padded).logits[:1], scorer(padded[:1, :8]).logits)
+
+
 def test_packed_texts_are_told_apart_by_their_positions(exported):
     model = load(exported[0]).double()
     texts = [torch.randint(0, 17, (length,)) for length in (5, 1, 9, 3)]

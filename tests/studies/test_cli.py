@@ -118,6 +118,27 @@ def test_a_time_budget_ends_a_search_and_loses_nothing(tmp_path):
     assert "interrupted" not in json.loads(run("status", tmp_path / "run", "--json"))["trials"]
 
 
+def test_a_time_budget_shorter_than_a_checkpoint_gets_on(tmp_path):
+    """A trial that is longer than the budget saves where it stands, and ends after some calls."""
+    file = tiny_study(tmp_path)
+    settings = (
+        "--dir",
+        tmp_path / "run",
+        "--serial",
+        "search.num_trials=1",
+        "training.flops=1e10",
+        "search.stopper=none",
+    )
+    steps = []
+    for _ in range(12):
+        run("search", file, *settings, "search.time_budget_s=2")
+        found = json.loads(run("status", tmp_path / "run", "--json"))["trials"]
+        steps.append(found)
+        if "interrupted" not in found and found.get("complete", 0) == found["total"]:
+            break
+    assert steps[-1].get("complete") == steps[-1]["total"], steps
+
+
 def test_what_runs_is_shown_while_it_runs(study):
     record, report = read_study(study[0] / "run")[0][0], Report(kind="progress", attempt=1, steps=12, tokens=640)
     report = replace(report, flops=record.training["flops"] / 4, seconds=2.0, train_loss=2.5)
