@@ -19,9 +19,11 @@ from studies.scale.law import Array, Law, Run, check_sizes, fit_law
 
 _WIDE = 10.0  # prior spread of a share: as good as none
 _DRIFTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # prior spreads of drift that are tried, for each unit of ln N
-_FORMS = np.concatenate([[0.0], np.geomspace(1e-4, 0.1, 13)])  # errors of form that are tried, nats
+_FORMS = np.geomspace(1e-3, 0.1, 13)  # errors of form that are tried, nats
+_USUAL_FORM, _FORM_FACTOR = 0.01, 3.0  # what ladders show, give or take: few runs can't tell that there is none
+_USUAL_NOISE, _NOISE_FREEDOM = 0.007, 4  # of a difference between seeds, and how many measured ones that counts for
 _NEAR = np.log(10.0)  # sizes a factor of ten apart share 37 % of an error of form
-_SHARED = 0.7  # of an error of form, by horizons of one size
+_SHARED = 0.7  # of an error of form, and of a seed's noise, by horizons of one size
 FURTHER = 10.0
 """Times the largest size: the target where none is given."""
 FARTHEST = 100.0
@@ -204,6 +206,7 @@ class Pair:
     difference: float
     cost: float
     """FLOPs, relative to the baseline's."""
+    seed: int = 0
 
 
 def pairs_of(runs: Sequence[Run], baseline: str) -> dict[str, list[Pair]]:
@@ -218,7 +221,7 @@ def pairs_of(runs: Sequence[Run], baseline: str) -> dict[str, list[Pair]]:
             gap = float(np.mean([run.loss for run in own]) - np.mean([run.loss for run in other]))
             known = own[0].flops is not None and other[0].flops is not None
             cost = (own[0].flops or 1.0) / (other[0].flops or 1.0) if known else 1.0
-            pairs[candidate].append(Pair(rung, own[0].size, own[0].tokens, gap, cost))
+            pairs[candidate].append(Pair(rung, own[0].size, own[0].tokens, gap, cost, seed))
     return dict(pairs)
 
 
@@ -234,7 +237,10 @@ def _seed_spread(pairs: Mapping[str, Sequence[Pair]]) -> float | None:
             found = [pair.difference for pair in own if pair.rung == rung]
             squares += float(np.var(found)) * len(found)
             freedom += len(found) - 1
-    return float(np.sqrt(squares / freedom)) if freedom else None
+    if not freedom:
+        return None
+    usual = _NOISE_FREEDOM * _USUAL_NOISE**2  # a pair or two tell little
+    return float(np.sqrt((squares + usual) / (freedom + _NOISE_FREEDOM)))
 
 
 def _resample(
@@ -276,7 +282,9 @@ class Fit:
         same = np.array([[pair.rung == other.rung for other in own] for pair in own])
         # What the form gets wrong at one size it gets wrong alike near it, and much of it at every horizon there.
         wrong = prior.form**2 * _nearness(sizes, sizes) * np.where(same, 1.0, _SHARED)
-        known = columns @ spread @ columns.T + wrong + self.noise**2 * np.eye(len(own))
+        trunk = np.array([[p.size == other.size and p.seed == other.seed for other in own] for p in own])
+        noise = self.noise**2 * np.where(np.eye(len(own), dtype=bool), 1.0, np.where(trunk, _SHARED, 0.0))
+        known = columns @ spread @ columns.T + wrong + noise
         across = at @ spread @ columns.T + prior.form**2 * _SHARED * _nearness(np.array([size]), sizes)
         gain = np.linalg.solve(known, across.T).T
         variance = at @ spread @ at.T + prior.form**2 - gain @ across.T
@@ -293,6 +301,7 @@ class Fit:
         """
         tried = [Prior(drift, float(form)) for drift in _DRIFTS for form in _FORMS]
         likely = np.array([sum(self._left_out(own, prior) for own in pairs.values()) for prior in tried])
+        likely -= 0.5 * np.log([prior.form / _USUAL_FORM for prior in tried]) ** 2 / np.log(_FORM_FACTOR) ** 2
         weights = np.exp(likely - likely.max())
         return tried, weights / weights.sum()
 
@@ -302,10 +311,12 @@ class Fit:
         for above in sorted({pair.size for pair in own})[1:]:
             lower, upper = [p for p in own if p.size < above], [p for p in own if p.size == above]
             mean, variance = replace(self, top=max(pair.size for pair in lower)).at(lower, prior, above)
-            for rung in {pair.rung for pair in upper}:
+            rungs = {pair.rung for pair in upper}
+            for rung in rungs:
                 found = [pair.difference for pair in upper if pair.rung == rung]
                 spread = variance + self.noise**2 / len(found)
-                total -= 0.5 * (np.log(spread) + (float(np.mean(found)) - mean) ** 2 / spread)
+                error = (float(np.mean(found)) - mean) ** 2
+                total -= 0.5 * (np.log(spread) + error / spread) / len(rungs)  # horizons off one trunk tell one thing
         return total
 
     def multipliers(self, size: float, tokens: float, differences: Array) -> Array:

@@ -2,10 +2,11 @@
 
 import csv
 import itertools
+import json
 
 import numpy as np
 import pytest
-from helpers import run_cli
+from helpers import ROOT, run_cli
 
 from builder import compile_arch, estimate
 from searchspace import SpecError, load_arch
@@ -240,3 +241,20 @@ def test_coarse_uses_count_whole_or_by_their_tokens():
     ((_, share),) = shared_of(compile_arch(arch), by_tokens=True).often
     assert whole == 3
     assert share == pytest.approx(1 / 8 + 1 / 4 + 1)
+
+
+def test_a_pair_of_seeds_makes_nobody_certain():
+    """Where nothing can be told apart, the first runs with a second seed don't tell it either (our own ladder's did)."""
+    found = json.loads((ROOT / "benchmarks/results/ladder.json").read_text())["runs"]
+    runs = [Run(*values) for values in found]
+    first = [run for run in runs if run.seed == 0]
+    pair = [
+        run for run in runs if run.seed == 1 and run.rung.startswith("16,") and run.candidate in ("plain", "spiral-21")
+    ]
+    assert len(pair) == 4
+    before, after = (rate(some, "plain", 2.6e6, 1e8) for some in (first, first + pair))
+    for answer in (before, after):
+        assert max(rated.best for rated in answer.rated) < 0.9
+        for rated in answer.rated[1:]:
+            low, high = rated.multiplier_interval
+            assert high / low > 1.25, rated.candidate
