@@ -17,9 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from searchspace.disk import open_regular, write_file
 from searchspace.errors import SpecError, show
 from searchspace.tables import table
@@ -29,6 +26,8 @@ from studies.data.documents import Document, documents, source_files
 from studies.data.settings import TextData
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _SCANNED, _LOOKED_AT = 1 << 24, 1 << 16  # tokens in memory at once; bytes from which much is told
@@ -57,6 +56,8 @@ class Corpus(Dataset):
 
     def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one training step, each (B, L) of int64."""
+        import numpy as np
+
         self._check_length(self.train, seq_len)
         draw = np.random.Generator(np.random.Philox(key=[seed, step]))
         starts = draw.integers(0, len(self.train) - seq_len, size=batch_size)
@@ -64,6 +65,8 @@ class Corpus(Dataset):
 
     def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The same held-out windows every time, evenly spaced, at least one, in batches of one size."""
+        import numpy as np
+
         self._check_length(self.val, seq_len)
         count = max(1, min(tokens, len(self.val)) // seq_len)
         batch_size = min(batch_size, count)
@@ -129,6 +132,7 @@ def prepare_corpus(config: TextData, folder: str | Path, base: Path = Path()) ->
 
 
 def _windows(tokens: NDArray[Any], starts: NDArray[Any], seq_len: int) -> tuple[Tensor, Tensor]:
+    import numpy as np
     import torch  # who only reads results needs no torch
 
     rows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
@@ -143,6 +147,8 @@ def _is_held_out(name: str, share: float) -> bool:
 
 def _write_tokens(config: TextData, folder: Path, base: Path) -> DataFacts:
     """Documents as they come, so that any number of them fits in memory."""
+    import numpy as np
+
     if config.tokenizer is not None:
         write_file(folder / TOKENIZER, read_tokenizer(find_path(config.tokenizer, base)))
     text: TextForm = "bytes" if config.tokenizer is None else "tokenizer"
@@ -220,6 +226,8 @@ class _TextLoss:
 
 
 def _dtype_for(vocab_size: int) -> np.dtype[Any]:
+    import numpy as np
+
     return np.dtype("uint8" if vocab_size <= 1 << 8 else "uint16" if vocab_size <= 1 << 16 else "uint32")
 
 
@@ -274,6 +282,8 @@ def look_at_tokens(
     Raises:
         SpecError: if a file is missing, of another format, or holds an id beyond the vocabulary.
     """
+    import numpy as np
+
     for part in parts:
         if not (source / part).is_file():
             what = f"there is no {part} in {show(str(source))}"
@@ -317,6 +327,8 @@ def look_at_tokens(
 
 def _look_through(file: Path, dtype: np.dtype[Any], vocab_size: int, notes: list[str]) -> int:
     """The number of tokens in a file. Raises `SpecError` if they are none of this vocabulary."""
+    import numpy as np
+
     with open_regular(file) as opened:
         size, head = os.fstat(opened.fileno()).st_size, opened.read(1024)
         for mark, what in _FORMATS.items():
@@ -350,6 +362,8 @@ def _look_through(file: Path, dtype: np.dtype[Any], vocab_size: int, notes: list
 
 def _bytes_per_token(file: Path, dtype: np.dtype[Any], codec: Codec) -> float:
     """Of the first tokens of a file, as their tokenizer writes them."""
+    import numpy as np
+
     tokens = np.fromfile(file, dtype, count=_LOOKED_AT)
     return max(len(codec.decode(tokens.tolist()).encode()) / max(1, len(tokens)), 1e-3)
 

@@ -15,9 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from searchspace.disk import new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import decode, key
@@ -26,6 +23,7 @@ from studies.data.codec import TOKENIZER, TextForm
 from studies.data.settings import DataConfig
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 FACTS = "corpus.json"
@@ -141,6 +139,8 @@ class Dataset:
         self.val = self._map("val", self.facts.val_tokens)
 
     def _map(self, part: str, tokens: int) -> NDArray[Any]:
+        import numpy as np
+
         file = self.folder / f"{part}.bin"
         with open_regular(file) as opened:
             size = os.fstat(opened.fileno()).st_size

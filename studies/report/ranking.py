@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from builder.pricing.cost import COSTS
 from studies.data.dataset import Dataset
@@ -125,7 +125,7 @@ class Finals:
             among: how many such gaps the one that is asked about was chosen from (Bonferroni).
         """
         a, b, error = self.gap(first, second)
-        return None if error is None else bool(abs(a - b) > t.ppf(1 - _LEVEL / among / 2, self.freedom) * error)
+        return None if error is None else bool(abs(a - b) > stdtrit(self.freedom, 1 - _LEVEL / among / 2) * error)
 
 
 def finals(records: Sequence[TrialRecord]) -> Finals:

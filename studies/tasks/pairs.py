@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from searchspace.disk import write_file
 from studies.data.dataset import DataFacts, Dataset, prepare_once
 from studies.data.settings import DataConfig
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 LEFT_OUT = -100
@@ -36,6 +34,7 @@ class Pairs(Dataset):
 
     def pairs(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (B, L) of int64."""
+        import numpy as np
         import torch
 
         inputs_BL, answers_BL = torch.from_numpy(rows.astype(np.int64)).chunk(2, dim=1)
@@ -44,6 +43,8 @@ class Pairs(Dataset):
         )
 
     def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        import numpy as np
+
         rows = self.rows(self.train)
         draw = np.random.Generator(np.random.Philox(key=[seed, step]))
         return self.pairs(rows[draw.integers(0, len(rows), size=batch_size)])

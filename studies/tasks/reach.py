@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
@@ -22,6 +19,7 @@ from studies.data.settings import DataConfig
 from studies.tasks.pairs import LEFT_OUT, Pairs, prepare_pairs
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 WALL, FREE, START, REACHED, CUT_OFF = range(5)
@@ -92,6 +90,7 @@ def drawn(inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
 
 def examine(model: Any, config: ReachData, most_cells: int) -> Examination:
     """Score a model on fresh mazes: all of them, and by how far the farthest reachable cell is."""
+    import numpy as np
     import torch
 
     count = max(1, most_cells // config.size**2)
@@ -125,6 +124,8 @@ def make_mazes(count: int, size: int, walls: float, seed: int) -> tuple[NDArray[
     Returns:
         Rows (count, 2 L) of uint8, and how many steps lead to the farthest cell that can be reached, (count,).
     """
+    import numpy as np
+
     draw = np.random.Generator(np.random.Philox(key=[seed, size]))
     grids = np.where(draw.random((count, size, size)) < walls, WALL, FREE).astype(np.uint8)
     starts = draw.integers(0, size * size, size=count)
