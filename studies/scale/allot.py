@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from searchspace.errors import SpecError
 from studies.config import LEAST_SIZES
@@ -154,4 +154,4 @@ def _wrong(gap: float, before: float, after: float) -> float:
     if before == 0.0:
         return 0.0
     moved = np.abs(gap + (before**2 - after**2) ** 0.5 * _NODES)
-    return float(_WEIGHTS @ norm.cdf(-moved / max(after, 1e-12)))
+    return float(_WEIGHTS @ ndtr(-moved / max(after, 1e-12)))
