@@ -369,7 +369,7 @@ def report(
 @_command
 def compare(first: StudyDir, second: StudyDir) -> None:
     """Two studies beside each other: what each asked, spent and found, and how their orders agree."""
-    from studies.commands.compare import compare_studies
+    from studies.api.compare import compare_studies
 
     compare_studies(first, second, console)
 

@@ -126,12 +126,12 @@ def test_a_time_budget_shorter_than_a_checkpoint_gets_on(tmp_path):
         tmp_path / "run",
         "--serial",
         "search.num_trials=1",
-        "training.flops=1e10",
+        "training.flops=6e9",
         "search.stopper=none",
     )
     steps = []
     for _ in range(12):
-        run("search", file, *settings, "search.time_budget_s=2")
+        run("search", file, *settings, "search.time_budget_s=1.5")
         found = json.loads(run("status", tmp_path / "run", "--json"))["trials"]
         steps.append(found)
         if "interrupted" not in found and found.get("complete", 0) == found["total"]:
