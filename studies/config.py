@@ -280,6 +280,11 @@ class StudyConfig:
         """What is learned."""
         return task_of(self.data)
 
+    @property
+    def is_custom(self) -> bool:
+        """Whether training or data are somebody's own code, which may be mended while the study stands."""
+        return self.train is not None or self.task.name == "custom"
+
     def absolute_budget(self) -> Budget:
         """The budget with every limit absolute, relative to the first baseline. Raises `SpecError`."""
         baseline = estimate(compile_arch(self.baselines[0])) if self.baselines else None

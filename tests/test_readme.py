@@ -51,7 +51,8 @@ def test_console_blocks_print_what_they_show(folder, monkeypatch):
 def test_python_blocks_run(folder):
     """Each by itself, in one process: most of its time is importing torch."""
     assert blocks("python")
-    alone = "\n".join(f"exec({text!r}, {{}})" for text in blocks("python"))
+    guide = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), flags=re.S)
+    alone = "\n".join(f"exec({text!r}, {{}})" for text in [*blocks("python"), *guide])
     subprocess.run([sys.executable, "-W", "error", "-c", alone], check=True, cwd=folder)
 
 
@@ -81,9 +82,6 @@ def test_from_an_idea_to_transformers(tmp_path, monkeypatch):
                 [sys.executable, "-c", block], check=True, cwd=tmp_path, capture_output=True, text=True
             )
             assert done.stdout.startswith("def ")
-    guide = (ROOT / "docs/python.md").read_text()
-    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.S):
-        subprocess.run([sys.executable, "-W", "error", "-c", block], check=True, cwd=tmp_path, capture_output=True)
     further = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), flags=re.S))
     assert "winner-hf" in further
     subprocess.run([sys.executable, "-c", further], check=True, cwd=tmp_path)

@@ -108,6 +108,8 @@ def run_study(
             say(console, f"{driver.halted}: {left} trials stand still on their way; the same command goes on")
         if note := driver.progress().note:
             say(console, note)
+        if waiting := driver.num_waiting:
+            say(console, f"note: {waiting} of search.enqueue wait; raise search.num_trials to launch them")
         if farewell:
             _farewell(driver, folder, corpus, console)
         sought = "search" if settings.search.num_trials else "ladder"

@@ -163,17 +163,12 @@ class StudyDriver:
         self._adopt()
         self.warm_start_note = self._warm_start(corpus)
 
-    @property
-    def _is_custom(self) -> bool:
-        """Whether training or data are somebody's own code."""
-        return self.study.train is not None or self.study.task.name == "custom"
-
     # -- state -----------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
         """Take over what the journal holds: finished trials stay, running ones are queued again."""
         for trial, record in self.journal.launched():
-            if record.state == "failed" and record.purpose == "search" and self._is_custom:
+            if record.state == "failed" and record.purpose == "search" and self.study.is_custom:
                 self._records[record.number] = record  # its author may have mended it: it counts for nothing
                 continue
             self._note_launch(record)
@@ -272,6 +267,11 @@ class StudyDriver:
 
     def _halt(self, reason: str) -> None:
         self.halted, self.out_of_time = reason, False
+
+    @property
+    def num_waiting(self) -> int:
+        """Enqueued candidates that `search.num_trials` leaves no place for."""
+        return self._proposer.waiting(self.journal.studies["search"]) if self._searched() else 0
 
     @property
     def is_unfinished(self) -> bool:

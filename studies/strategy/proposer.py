@@ -137,9 +137,8 @@ class Proposer:
 
     def _propose_given(self, study: optuna.Study, given: Enqueued) -> tuple[optuna.Trial, Proposal] | None:
         """What is given, unless it was launched before an interruption."""
-        key = json.dumps(encode(given), sort_keys=True)
-        known = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("enqueued") == key]
-        if any(trial.state != OptunaState.FAIL for trial in known):
+        key = _key_of(given)
+        if key in _enqueued(study, failed=not self.study.is_custom):
             return None
         if given.arch is not None:
             proposal = self.candidates.of_arch(given.arch)
@@ -149,6 +148,11 @@ class Proposer:
         if found is not None:
             found[0].set_user_attr("enqueued", key)
         return found
+
+    def waiting(self, study: optuna.Study) -> int:
+        """Given candidates that have not been launched."""
+        launched = _enqueued(study, failed=not self.study.is_custom)
+        return sum(_key_of(given) not in launched for given in self.study.search.enqueue)
 
     def _propose_random(self, study: optuna.Study, number: int) -> tuple[optuna.Trial, Proposal] | None:
         draw = random.Random(f"{self.study.search.seed}:{number}")
@@ -252,6 +256,16 @@ def list_candidates(study: StudyConfig) -> list[dict[str, Scalar]]:
     choices = [{**a, **t} for a in assignments(study.space.template) for t in trainings]
     random.Random("grid").shuffle(choices)
     return choices
+
+
+def _key_of(given: Enqueued) -> str:
+    return json.dumps(encode(given), sort_keys=True)
+
+
+def _enqueued(study: optuna.Study, *, failed: bool) -> set[str]:
+    """Keys of given candidates that were launched; ``failed``: those that failed, too."""
+    trials = study.get_trials(deepcopy=False)
+    return {trial.user_attrs.get("enqueued", "") for trial in trials if failed or trial.state != OptunaState.FAIL}
 
 
 def _seed_of(study_seed: int, number: int, attempt: int) -> int:

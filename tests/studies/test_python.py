@@ -5,18 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
 import pytest
 import torch
-from helpers import ROOT, tiny_arch
+from helpers import ROOT, make_driver, tiny_arch
 
 import builder
 import studies
 from searchspace import SpecError, load_arch, load_space
 from searchspace.plain import encode
 from studies import open_study, search
+from studies.execution.custom import CustomTraining
 
 SPACE = {
     "vocab_size": 16,
@@ -231,6 +233,16 @@ def test_a_mistake_of_ones_own_costs_no_candidate(tmp_path):
     assert all("NameError: oops" in trial.error for trial in study.trials if trial.state == "failed")
 
 
+def test_what_is_enqueued_too_late_is_told(tmp_path, capsys):
+    search(SPACE, dir=tmp_path / "s", train=by_width, num_trials=2, **QUIET)
+    late = {"enqueue": [{"d_model": 16, "blocks.core.layers": 2}], "settings": {"tracking": []}}
+    search(SPACE, dir=tmp_path / "s", train=by_width, num_trials=2, **late)
+    assert "1 of search.enqueue wait" in capsys.readouterr().err
+    study = search(SPACE, dir=tmp_path / "s", train=by_width, num_trials=3, **late)
+    assert study.trials[2].choices["blocks.core.layers"] == 2
+    assert "wait" not in capsys.readouterr().err
+
+
 def test_what_is_handed_over_is_told_apart(tmp_path):
     settings = {"num_trials": 1, **QUIET}
 
@@ -305,7 +317,7 @@ t.search(t.SPACE, dir=sys.argv[2], num_trials=5, ray=sys.argv[3] == "ray", **giv
     ("what", "where"),
     [
         ("train", "here"),
-        ("train", "ray"),
+        pytest.param("train", "ray", marks=pytest.mark.slow),
         pytest.param("data", "here", marks=pytest.mark.slow),
         pytest.param("data", "ray", marks=pytest.mark.slow),
     ],
@@ -330,6 +342,31 @@ def test_killed_it_goes_on_and_nothing_is_lost(tmp_path, what, where):
     assert losses(after).items() >= before.items()
     assert [trial.number for trial in after.trials] == list(range(5))
     assert not [trial for trial in after.trials if trial.state in ("running", "failed")]
+
+
+def test_what_is_handed_over_reaches_a_worker_whole(tmp_path):
+    """What Ray's worker does with it, without a cluster; `test_killed` has one."""
+    from studies.execution import on_ray
+
+    driver = make_driver(tmp_path)
+    spec = driver.next_trial()
+
+    def told(pickled):
+        worker = on_ray.Worker.__new__(on_ray.Worker)
+        worker.setup({"trial": spec.to_json()}, pickled, [])
+        return worker.step()
+
+    offset = 3.0
+    run = CustomTraining(
+        lambda spec: iter([offset - share for share in spec.rungs])
+    )  # a closure of __main__, as it were
+    report = told(on_ray._pickled(run))["report"]
+    assert json.loads(report)["rungs"][0]["score"] == 3.0 - spec.rungs[0]
+    broken = told(b"no pickle")
+    assert broken["done"]
+    assert "can't be loaded by a worker" in broken["report"]
+    with pytest.raises(SpecError, match="can't be sent to Ray's workers"):
+        on_ray._pickled(CustomTraining(partial(print, threading.Lock())))
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.stem)
