@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -178,11 +178,6 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         with _watchdog(self._timeout_s, self._last_words):
             report = next(self._reports)
         return {"report": report.to_json(), "done": report.kind in ("done", "failed")}
-
-    def cleanup(self) -> None:
-        """Let the trial save where it stands."""
-        if isinstance(self._reports, Generator):
-            self._reports.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -49,6 +50,8 @@ class TrialSpec:
     threads: int
     timeout_s: float = 1800.0
     """Seconds without a report after which the worker is taken for hung."""
+    until: float = math.inf
+    """When the study's time is over, in seconds since the epoch: near it a trial saves at every report."""
 
     @property
     def identity(self) -> str:

@@ -139,7 +139,8 @@ class StudyDriver:
         """Why the study can't go on now, if it can't."""
         self.out_of_time = False
         """Whether that is its time budget."""
-        self._begun = time.monotonic()
+        self._begun: float | None = None
+        """When the first trial was asked for: starting workers takes its time."""
         self.shares = rung_shares(study.search.stopper)
         self._baselines = [(arch, estimate(compile_arch(arch))) for arch in study.baselines]
         self.budget: Budget = study.budget.resolve(self._baselines[0][1] if self._baselines else None)
@@ -261,8 +262,9 @@ class StudyDriver:
         return bool(self.halted) or not self.is_unfinished
 
     def _look_at_the_clock(self) -> None:
-        limit = self.study.search.time_budget_s
-        if not self.halted and limit is not None and time.monotonic() - self._begun > limit:
+        limit, now = self.study.search.time_budget_s, time.monotonic()
+        self._begun = now if self._begun is None else self._begun
+        if not self.halted and limit is not None and now - self._begun > limit:
             self.halted, self.out_of_time = f"search.time_budget_s, {limit:g} seconds, is over", True
 
     def _halt(self, reason: str) -> None:
@@ -424,6 +426,13 @@ class StudyDriver:
             device=self.device,
             threads=self.study.resources.cpus_per_trial,
             timeout_s=self._timeout_s(),
+            until=self._until(),
+        )
+
+    def _until(self) -> float:
+        limit = self.study.search.time_budget_s
+        return (
+            math.inf if limit is None or self._begun is None else time.time() + limit + self._begun - time.monotonic()
         )
 
     def _timeout_s(self) -> float:

@@ -84,15 +84,11 @@ def run_trial(spec: TrialSpec, *, data: Any = None) -> Generator[Report, None, N
                 if trainer.step == leaves:
                     trainer.branch(until)
                 train_loss = trainer.train(leaves if trainer.step < leaves else until, time_limit_s=_PROGRESS_S)
-                if time.monotonic() - saved > spec.training.checkpoint_every_s and trainer.step < until:
+                due = time.monotonic() - saved > spec.training.checkpoint_every_s
+                if (due or time.time() > spec.until - 2 * _PROGRESS_S) and trainer.step < until:
                     save()
                     saved = time.monotonic()
-                try:
-                    yield report("progress", train_loss)
-                except GeneratorExit:  # the study stands still: it goes on from here
-                    if trainer.step < until:
-                        save()
-                    raise
+                yield report("progress", train_loss)
             score, metrics = trainer.evaluate()
             rungs.append(Rung(flops=trainer.flops, tokens=trainer.tokens, score=score, metrics=metrics))
             trainer.rejoin()
