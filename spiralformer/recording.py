@@ -112,10 +112,7 @@ def to_tokens(
             read_BL = (plain_BL + clock.offset + 1) // clock.chunk - 1
             streams.append(take(call.stream, read_BL))
             if call.weights is not None:
-                rows_BNLM = take(call.weights.transpose(1, 2).flatten(2), read_BL).unflatten(
-                    2, (call.weights.shape[1], -1)
-                )
-                weights.append(spread_keys(rows_BNLM.transpose(1, 2), clock, plain_BL))
+                weights.append(spread_keys(take_rows(call.weights, read_BL), clock, plain_BL))
     return streams, weights
 
 
@@ -141,10 +138,7 @@ def last_given(
             found.append(Given(zero, like_BLD.new_zeros(len(lengths), heads, 1, 0)))
             continue
         read_B1 = torch.tensor([[clock.count(length) - 1] for length in lengths], device=like_BLD.device)
-        weights = call.weights
-        if weights is not None:
-            flat = take(weights.transpose(1, 2).flatten(2), read_B1)
-            weights = flat.unflatten(2, (weights.shape[1], -1)).transpose(1, 2)
+        weights = None if call.weights is None else take_rows(call.weights, read_B1)
         found.append(Given(take(call.stream, read_B1), weights))
     return found
 
@@ -176,3 +170,9 @@ def take(values_BMX: Tensor, read_BL: Tensor) -> Tensor:
     index = read_BL.clamp(min=0, max=max(values_BMX.shape[1] - 1, 0))
     taken = values_BMX.gather(1, index[..., None].expand(-1, -1, values_BMX.shape[2]))
     return torch.where((read_BL >= 0)[..., None], taken, 0.0)
+
+
+def take_rows(values_BNMX: Tensor, read_BL: Tensor) -> Tensor:
+    """`take` of every head: (B, N, M, X) -> (B, N, L, X)."""
+    taken = take(values_BNMX.transpose(1, 2).flatten(2), read_BL)
+    return taken.unflatten(2, values_BNMX.shape[1::2]).transpose(1, 2)

@@ -48,8 +48,7 @@ CACHE = textwrap.dedent(
             first_B1 = 0 if self.cache.first_B is None else self.cache.first_B[:, None]
             place_BL = torch.arange(self.cache.columns, device=held_BKMH.device) - first_B1
             read_BL = (place_BL.expand(held_BKMH.shape[0], -1) + self.clock.offset + 1) // self.clock.chunk - 1
-            flat_BML = held_BKMH.transpose(1, 2).flatten(2)
-            return take(flat_BML, read_BL).unflatten(2, held_BKMH.shape[1::2]).transpose(1, 2)
+            return take_rows(held_BKMH, read_BL)
 
 
     class DecodeCache(DecodeState, Cache):
@@ -217,6 +216,7 @@ class SpiralFormerPreTrainedModel(PreTrainedModel):
     config_class = SpiralFormerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    _input_embed_layer = "embed"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -231,6 +231,10 @@ class SpiralFormerPreTrainedModel(PreTrainedModel):
             own = FACTS.get(name)
             if own is not None and (given := getattr(config, name, own)) != own:
                 raise ValueError(f"config.{{name}}: is {{given}}, this model's is {{own}} for good")
+
+    def _told(self, out, return_dict):
+        named = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return out if named else out.to_tuple()
 
     def _init_weights(self, module):
         missing = [
@@ -261,12 +265,6 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
                 module.config, module.is_causal = config, module.causal
                 module.num_key_value_groups = module.heads // module.kv_heads
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.embed
-
-    def set_input_embeddings(self, value):
-        self.embed = value
 
     def forward(
         self,
@@ -333,8 +331,7 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
         out = BaseModelOutputWithPast(
             last_hidden_state=last_BLD, past_key_values=state, hidden_states=streams, attentions=weights
         )
-        named = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
-        return out if named else out.to_tuple()
+        return self._told(out, return_dict)
 
     def _run(self, embeds_BLD, attention_mask, state, recorder, may_crop):
         """What the head reads; and where a recorder listens, streams and attention weights of every layer call."""
@@ -449,18 +446,6 @@ class SpiralFormerForCausalLM(SpiralFormerPreTrainedModel, GenerationMixin):
         self.lm_head.initial_values = {{"weight": INITIAL.get("lm_head.weight", ("fill", 0.0))}}
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.model.embed
-
-    def set_input_embeddings(self, value):
-        self.model.embed = value
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def set_output_embeddings(self, value):
-        self.lm_head = value
-
     def forward(
         self,
         input_ids=None,
@@ -513,8 +498,7 @@ class SpiralFormerForCausalLM(SpiralFormerPreTrainedModel, GenerationMixin):
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
-        named = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
-        return result if named else result.to_tuple()
+        return self._told(result, return_dict)
 
     def new_state(self, batch_size=None):
         """A `DecodeCache` that holds nothing yet."""
@@ -569,12 +553,6 @@ class SpiralFormerForSequenceClassification(SpiralFormerPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.model.embed
-
-    def set_input_embeddings(self, value):
-        self.model.embed = value
-
     def forward(self, input_ids=None, attention_mask=None, labels=None, return_dict=None, **settings):
         """Scores (B, labels) of each row's last token: by the mask, else the last that is no ``pad_token_id``."""
         if attention_mask is None and input_ids is not None and input_ids.shape[0] > 1:
@@ -601,8 +579,7 @@ class SpiralFormerForSequenceClassification(SpiralFormerPreTrainedModel):
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
-        named = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
-        return result if named else result.to_tuple()
+        return self._told(result, return_dict)
 
 
 def _joined(steps):

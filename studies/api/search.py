@@ -87,7 +87,7 @@ def search(
     run: Runner = run_trial
     if train is not None:
         run = CustomTraining(train)
-    elif isinstance(data, Data):
+    elif _is_object(data):
         run = partial(run_trial, data=data)
     console = Console(stderr=True, quiet=not progress)
     serial = not (ray or address)
@@ -115,7 +115,7 @@ def _study(
     if isinstance(enqueue, Mapping | str):
         raise SpecError("enqueue", f"is {show(enqueue)}", "give a list")
     if isinstance(space, StudyConfig):
-        if isinstance(data, Data) and describe_data(data, _context(space)) == space.data:
+        if _is_object(data) and describe_data(data, _context(space)) == space.data:
             data = None  # the same that the study began with
         given = {"data": data, "task": task, "training": training, "budget": budget}
         if train is not None and space.train != name_of(train):
@@ -136,7 +136,7 @@ def _study(
             raise SpecError(f"settings.search.{name}", "is an argument of its own", f"give {name}=")
     plain = {
         "space": space.data if isinstance(space, SpaceSpec) else space,
-        "data": {} if isinstance(data, Data) else _data(data, task, train),
+        "data": {} if _is_object(data) else _data(data, task, train),
         "training": training or _TRAINING,
         "budget": budget or {},
         "baseline": [_plain(each) for each in listed],
@@ -148,11 +148,16 @@ def _study(
     plain.setdefault("name", re.sub(r"[^\w.-]", "-", Path(dir).resolve().name).lstrip(".-") or "study")
     study = load_study(plain)
     study.space.check()
-    if not isinstance(data, Data):
+    if not _is_object(data):
         return study
     if task not in (None, "custom"):
         raise SpecError("task", "an object of one's own has a task of its own", "leave it out")
     return load_study({**plain, "data": describe_data(data, _context(study)).settings()})
+
+
+def _is_object(data: Any) -> bool:
+    """Whether data are somebody's own object, not a section of a study."""
+    return data is not None and not isinstance(data, Mapping)
 
 
 def _context(study: StudyConfig) -> int:
@@ -163,7 +168,7 @@ def _plain(given: Any) -> Any:
     return encode(given) if isinstance(given, ArchSpec) else given
 
 
-def _data(data: Any, task: str | None, train: TrainingFunction | None) -> Any:
+def _data(data: Mapping[str, Any] | None, task: str | None, train: TrainingFunction | None) -> dict[str, Any]:
     """The section ``data``."""
     if task is not None and task not in TASKS:
         raise SpecError("task", f"unknown task {task!r}", one_of(TASKS, task))
@@ -171,10 +176,7 @@ def _data(data: Any, task: str | None, train: TrainingFunction | None) -> Any:
         if task is None and train is not None:
             return CustomData().settings()
         return {"kind": TASKS[task].kinds[0]} if task is not None else {}
-    if isinstance(data, Mapping):
-        kind = data.get("kind", next(iter(SOURCES)) if task is None else TASKS[task].kinds[0])
-        if task is not None and kind in SOURCES and SOURCES[kind].name != task:
-            raise SpecError("task", f"{kind} are data of the task {SOURCES[kind].name}, not {task}", "leave it out")
-        return {**data, "kind": kind}
-    lacks = [name for name in ("vocab_size", "batch", "eval_batches") if not hasattr(data, name)]
-    raise SpecError("data", f"{type(data).__name__} lacks {', '.join(lacks)}", "see docs/python.md")
+    kind = data.get("kind", next(iter(SOURCES)) if task is None else TASKS[task].kinds[0])
+    if task is not None and kind in SOURCES and SOURCES[kind].name != task:
+        raise SpecError("task", f"{kind} are data of the task {SOURCES[kind].name}, not {task}", "leave it out")
+    return {**data, "kind": kind}

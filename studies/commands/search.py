@@ -122,8 +122,9 @@ def _check_runner(settings: StudyConfig, run: Runner) -> None:
     """Raise `SpecError` if what Python handed over when the study began is not handed over again."""
     if run is not run_trial:
         return
-    for path, what in (("train", settings.train), ("data", settings.plain.get("data", {}).get("name"))):
-        if what is not None and (path == "train" or isinstance(settings.data, CustomData)):
+    data = settings.data.name if isinstance(settings.data, CustomData) else None
+    for path, what in (("train", settings.train), ("data", data)):
+        if what is not None:
             remedy = f"call studies.search with it as {path}="
             raise SpecError(path, f"is {what}, which was handed over from Python", remedy)
 

@@ -16,11 +16,10 @@ from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import PARTS, DataFacts, Dataset, Headline, Metric, prepare_once, read_facts
 from studies.data.settings import DataConfig
+from studies.tasks.pairs import LEFT_OUT
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_LEFT_OUT = -100
 
 
 @runtime_checkable
@@ -80,19 +79,19 @@ def _digest_of(data: Data, vocab_size: int, seq_len: int) -> str:
     digest = hashlib.sha256()
     pairs = [data.batch(0, 0, 2, seq_len), data.batch(0, 1, 2, seq_len), *islice(data.eval_batches(64, 2, seq_len), 2)]
     for pair in pairs:
-        inputs_BL, targets_BL = checked_pair("data", pair, vocab_size, 2, seq_len)
-        wrong_BL = (targets_BL != _LEFT_OUT) & ((targets_BL < 0) | (targets_BL >= vocab_size))
+        inputs_BL, targets_BL = _checked_pair("data", pair, vocab_size, 2, seq_len)
+        wrong_BL = (targets_BL != LEFT_OUT) & ((targets_BL < 0) | (targets_BL >= vocab_size))
         if wrong_BL.any() and not hasattr(data, "loss"):
             what = f"gives the target {int(targets_BL[wrong_BL][0])}"
             raise SpecError(
-                "data", what, f"give tokens from 0 to {vocab_size - 1}, and {_LEFT_OUT} for what is left out"
+                "data", what, f"give tokens from 0 to {vocab_size - 1}, and {LEFT_OUT} for what is left out"
             )
         for part in (inputs_BL, targets_BL):
             digest.update(part.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def checked_pair(where: str, pair: Any, vocab_size: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+def _checked_pair(where: str, pair: Any, vocab_size: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets. Raises `SpecError` if they are not what a model takes."""
     import torch
 
@@ -132,12 +131,12 @@ class CustomDataset(Dataset):
 
     def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
         pair = self._given().batch(seed, step, batch_size, seq_len)
-        return checked_pair("data.batch", pair, self.facts.vocab_size, batch_size, seq_len)
+        return _checked_pair("data.batch", pair, self.facts.vocab_size, batch_size, seq_len)
 
     def eval_batches(self, tokens: int, batch_size: int, seq_len: int) -> Iterator[tuple[Tensor, Tensor]]:
         count = 0
         for count, pair in enumerate(self._given().eval_batches(tokens, batch_size, seq_len), start=1):  # noqa: B007
-            yield checked_pair("data.eval_batches", pair, self.facts.vocab_size, batch_size, seq_len)
+            yield _checked_pair("data.eval_batches", pair, self.facts.vocab_size, batch_size, seq_len)
         if not count:
             raise SpecError("data.eval_batches", "gives nothing", "give at least one batch")
 
@@ -153,8 +152,8 @@ class CustomDataset(Dataset):
         from torch.nn import functional
 
         logits, targets = logits_BLV.flatten(0, 1).float(), targets_BL.flatten()
-        summed = functional.cross_entropy(logits, targets, ignore_index=_LEFT_OUT, reduction="sum")
-        return summed / (targets != _LEFT_OUT).sum().clamp(min=1)  # a part of a batch may have none
+        summed = functional.cross_entropy(logits, targets, ignore_index=LEFT_OUT, reduction="sum")
+        return summed / (targets != LEFT_OUT).sum().clamp(min=1)  # a part of a batch may have none
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
         import torch
@@ -164,9 +163,6 @@ class CustomDataset(Dataset):
             raise SpecError("data.measure", f"gives {type(more).__name__}", "give a mapping of names to numbers")
         measured = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in more.items()}
         return {**measured, "loss": self.loss(logits_BLV, targets_BL)}
-
-    def result(self, means: Mapping[str, float]) -> dict[str, float]:
-        return dict(means)
 
     def _given(self) -> Any:
         if self._data is None:
