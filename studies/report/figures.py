@@ -111,7 +111,7 @@ def _curves(complete: Sequence[TrialRecord]) -> go.Figure:
     for record in [r for r in complete if r.curve][:_MOST_WITHIN]:
         is_baseline = record.purpose == "baseline"
         x, y = zip(*record.curve, strict=True)
-        line = {"color": _GREEN, "width": 3} if is_baseline else {"width": 1.5}
+        line = {"color": _INK, "width": 3} if is_baseline else {"width": 1.5}
         name = f"{record.number}: {record.name if is_baseline else summarize(record.arch_spec())}"
         figure.add_scatter(x=x, y=y, mode="lines", line=line, name=name)
     figure.update_yaxes(title="training loss, nats")
