@@ -84,8 +84,8 @@ def run_trial(spec: TrialSpec, *, data: Any = None) -> Generator[Report, None, N
                 if trainer.step == leaves:
                     trainer.branch(until)
                 train_loss = trainer.train(leaves if trainer.step < leaves else until, time_limit_s=_PROGRESS_S)
-                due = time.monotonic() - saved > spec.training.checkpoint_every_s
-                if (due or time.time() > spec.until - 2 * _PROGRESS_S) and trainer.step < until:
+                due = time.monotonic() - saved > spec.training.checkpoint_every_s and trainer.step < until
+                if due or time.time() > spec.until - 2 * _PROGRESS_S:  # the study may stop at this report
                     save()
                     saved = time.monotonic()
                 yield report("progress", train_loss)

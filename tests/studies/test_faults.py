@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from studies.records.reading import FORMAT_KEY, open_for_reading
 from studies.records.resume import check_settings, keep_settings
 from studies.records.trial import Report, Rung
 from studies.report.ranking import best_of, front, notes, promotion_table, promotions
-from studies.training.run_trial import _memory_asked, reason_of
+from studies.training.run_trial import _memory_asked, reason_of, run_trial
 
 OK = (Rung(flops=0.5, tokens=1, score=2.0), Rung(flops=1.0, tokens=1, score=1.0))
 
@@ -260,3 +261,17 @@ def test_a_study_that_never_launched_leaves_its_folder_free(tmp_path):
     assert (driver.folder / JOURNAL).exists()
     with pytest.raises(SpecError, match=r"training\.lr"):
         check_settings(first.study, first.folder)
+
+
+def test_a_trial_that_is_stopped_at_every_report_gets_to_its_end(tmp_path):
+    """As a time budget does that is shorter than the trial: the last steps before a rung count, too."""
+    spec = replace(make_driver(tmp_path).next_trial(), until=0.0)
+    seen = []
+    for _ in range(10):
+        for report in run_trial(spec):
+            seen.append(report.kind)
+            if report.kind == "progress":
+                break
+        if seen[-1] == "done":
+            break
+    assert seen[-1] == "done", seen
