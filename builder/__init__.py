@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from builder.exchange.bundle import Bundle, load_bundle, save_bundle
     from builder.exchange.hf_import import import_hf
+    from builder.graph.blocks import FeedForwardRow, NormRow, RecallRow, ResidualRow, feed_forward
     from builder.graph.compiler import compile_arch
+    from builder.graph.emit import Value
     from builder.graph.ir import Graph, Level, Node
+    from builder.graph.ops import operation, pool, upscale
+    from builder.graph.topologies import Loop, topology
     from builder.lowering import build_model
     from builder.pricing.budget import Budget, BudgetSpec
     from builder.pricing.cost import Cost, breakdown, estimate
@@ -20,8 +24,12 @@ if TYPE_CHECKING:
 _HOME = {
     "exchange.bundle": ("Bundle", "load_bundle", "save_bundle"),
     "exchange.hf_import": ("import_hf",),
+    "graph.blocks": ("FeedForwardRow", "NormRow", "RecallRow", "ResidualRow", "feed_forward"),
     "graph.compiler": ("compile_arch",),
+    "graph.emit": ("Value",),
     "graph.ir": ("Graph", "Level", "Node"),
+    "graph.ops": ("operation", "pool", "upscale"),
+    "graph.topologies": ("Loop", "topology"),
     "lowering": ("build_model",),
     "pricing.budget": ("Budget", "BudgetSpec"),
     "pricing.cost": ("Cost", "breakdown", "estimate"),
@@ -32,16 +40,27 @@ __all__ = [
     "BudgetSpec",
     "Bundle",
     "Cost",
+    "FeedForwardRow",
     "Graph",
     "Level",
+    "Loop",
     "Node",
+    "NormRow",
+    "RecallRow",
+    "ResidualRow",
+    "Value",
     "breakdown",
     "build_model",
     "compile_arch",
     "estimate",
+    "feed_forward",
     "import_hf",
     "load_bundle",
+    "operation",
+    "pool",
     "save_bundle",
+    "topology",
+    "upscale",
 ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -65,10 +66,16 @@ def init_settings(graph: Graph) -> dict[str, Any]:
 # -- parts -----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=256)
 def class_of(name: PartName) -> Any:
     """The class that a table names."""
-    home, _, attribute = name.path.rpartition(".")
+    if name.module:
+        return attrgetter(name.path.partition(":")[2])(import_module(name.module))
+    return _own_class(name.path)
+
+
+@lru_cache(maxsize=256)
+def _own_class(path: str) -> Any:
+    home, _, attribute = path.rpartition(".")
     return getattr(import_module("torch.nn" if home == "nn" else f"spiralformer.{home}"), attribute)
 
 
@@ -95,10 +102,10 @@ def source_of(value: object) -> str:
     return f"{value.name}({', '.join([*map(source_of, value.args), *settings])})"
 
 
-def names_of(value: object) -> set[str]:
-    """Names of all classes of `spiralformer` in it."""
+def names_of(value: object) -> set[tuple[str, str]]:
+    """All classes of `spiralformer` and of plugins in it: the plugin's module, or nothing, and the name."""
     if isinstance(value, PartName):
-        return set() if value.path.startswith("nn.") else {str(value)}
+        return set() if value.path.startswith("nn.") else {(value.module, str(value))}
     if isinstance(value, PartCall):
         return names_of(value.name).union(*map(names_of, (*value.args, *value.settings.values())))
     return set()

@@ -317,7 +317,7 @@ def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
     if len(node.schedule) % stages:
         raise SpecError(
             f"{path}.schedule",
-            f"has {len(node.schedule)} iterations, but its Runge-Kutta scheme takes {stages} a step",
+            f"has {len(node.schedule)} iterations, but its {node.topology.kind} takes {stages} a step",
             f"give a multiple of {stages}",
         )
     if node.reads_embedding and node.embedding is None and len(embeds) != 1:

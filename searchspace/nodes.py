@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import dataclass_decoder, decode, expect_mapping, key
+from searchspace.tables import Open
 from searchspace.topologies import TopologySpec
 
-PoolKind: TypeAlias = Literal["mean", "self_aggregate", "last", "linear", "attention"]
-UpscaleKind: TypeAlias = Literal["uniform", "learned"]
+PoolKind: TypeAlias = Annotated[Literal["mean", "self_aggregate", "last", "linear", "attention"], Open("pool")]
+UpscaleKind: TypeAlias = Annotated[Literal["uniform", "learned"], Open("upscale")]
 JoinKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "sum", "weighted", "mixture"]
 EmbedScale: TypeAlias = Literal["none", "sqrt_d_model"]
 FrontRule: TypeAlias = Literal["read", "zero"]
-ResidualKind: TypeAlias = Literal["add", "gate", "gru"]
+ResidualKind: TypeAlias = Annotated[Literal["add", "gate", "gru"], Open("residual")]
 Positions: TypeAlias = Literal["chunk_index", "last_token"]
-StepKind: TypeAlias = Literal["add", "scale"]
-NormKind: TypeAlias = Literal["rms", "layer"]
+StepKind: TypeAlias = Annotated[Literal["add", "scale"], Open("step")]
+NormKind: TypeAlias = Annotated[Literal["rms", "layer"], Open("norm")]
 NormPlace: TypeAlias = Literal["pre", "peri", "post", "sandwich"]
-FfnKind: TypeAlias = Literal["gelu", "swiglu", "relu2"]
-RecallKind: TypeAlias = Literal["add", "linear", "concat"]
-LossKind: TypeAlias = Literal["z"]
+FfnKind: TypeAlias = Annotated[Literal["gelu", "swiglu", "relu2"], Open("ffn")]
+RecallKind: TypeAlias = Annotated[Literal["add", "linear", "concat"], Open("recall")]
+LossKind: TypeAlias = Annotated[Literal["z"], Open("loss")]
 ReadRule: TypeAlias = Literal["auto", "closed", "own_chunk"]
 ResidualScale: TypeAlias = Literal["none", "inverse_depth", "inverse_sqrt_depth"]
 Parametrization: TypeAlias = Literal["standard", "mup", "completep"]

@@ -18,7 +18,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, Union
 
 import yaml
 
+from searchspace import plugins
 from searchspace.errors import SpecError, one_of, show
+from searchspace.tables import kind_of, options
 
 T = TypeVar("T")
 Decoder: TypeAlias = Callable[[object, str], Any]
@@ -100,6 +102,8 @@ def decoder_for(annotation: Any) -> Decoder:
     """The function that decodes one annotated type."""
     origin = typing.get_origin(annotation)
     args = typing.get_args(annotation)
+    if (kind := kind_of(annotation)) is not None:
+        return _literal_decoder(options(annotation), kind)
     if hasattr(annotation, "__decode__"):
         return typing.cast(Decoder, annotation.__decode__)
     if dataclasses.is_dataclass(annotation):
@@ -170,13 +174,18 @@ _SCALARS: dict[Any, Decoder] = {
 }
 
 
-def _literal_decoder(options: tuple[Any, ...]) -> Decoder:
-    known = frozenset(options)
+def _literal_decoder(names: tuple[Any, ...], kind: str = "") -> Decoder:
+    """Of one of these names, or of one of its kind that a plugin adds."""
+    known = frozenset(names)
 
     def decode_literal(data: object, path: str) -> object:
         if isinstance(data, str | int) and not isinstance(data, bool) and data in known:
             return data
-        raise SpecError(path, f"unknown value {show(data)}", one_of(map(str, options), data))
+        if kind and plugins.provided(kind, data):
+            return data
+        known_names = [*map(str, names), *(plugins.names(kind) if kind else ())]
+        remedy = one_of(known_names, data) + (plugins.HINT if kind and isinstance(data, str) else "")
+        raise SpecError(path, f"unknown value {show(data)}", remedy)
 
     return decode_literal
 
@@ -248,7 +257,7 @@ def _bounded(decoder: Decoder, low: float | None, high: float | None) -> Decoder
 @cache
 def dataclass_decoder(cls: type) -> Decoder:
     """The decoder of a dataclass written as a mapping, its own ``__decode__`` left aside."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     rows: dict[str, tuple[str, Decoder]] = {}
     required: list[str] = []
     for f in dataclasses.fields(cls):

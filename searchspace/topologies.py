@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import decode, decoder_for, encode, expect_mapping, join_path, key
-from searchspace.tables import complete, table
+from searchspace.plugins import provided
+from searchspace.tables import Open, TableError, complete, options, table
 
-TopologyKind: TypeAlias = Literal["base", "residual", "anchor", "anchor_star", "mesh", "mix", "runge_kutta"]
+TopologyKind: TypeAlias = Annotated[
+    Literal["base", "residual", "anchor", "anchor_star", "mesh", "mix", "runge_kutta"], Open("topology")
+]
 Support: TypeAlias = Literal["residual", "anchor", "anchor_star"]
 MixWeights: TypeAlias = Literal["sum", "static", "dynamic"]
 Tableau: TypeAlias = Literal["euler", "midpoint", "rk4"]
@@ -99,7 +102,12 @@ TABLEAUS: dict[str, ButcherTableau] = {
     "rk4": ButcherTableau(((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
 
-Settings: TypeAlias = MeshSettings | MixSettings | RungeKuttaSettings
+
+class Settings(Protocol):
+    """Of a topology: a frozen dataclass of keys."""
+
+    def check(self, path: str) -> None:
+        """Raise `SpecError` for what its keys alone don't rule out."""
 
 
 @complete
@@ -115,6 +123,14 @@ class TopologyRow:
     """Whether it uses the embedding; of its settings."""
     stages: Callable[[Any], int]
     """How many iterations make a step; of its settings."""
+    unroll: Callable[[Any], Any] | None = None
+    """Of a plugin's: what it makes of a `builder.Loop`; of ours, `builder.graph.topologies` says."""
+
+
+def _places(row: TopologyRow) -> tuple[str, ...]:
+    if row.unroll is None:
+        raise TableError(f"topology '{row.name}' does not say: unroll")
+    return (f"topology:{row.name}",)
 
 
 def _plain(name: str, *, reads_embedding: bool = False) -> TopologyRow:
@@ -140,8 +156,14 @@ TOPOLOGIES = table(
             stages=lambda s: s.scheme.stages,
         ),
     ),
-    get_args(TopologyKind),
+    options(TopologyKind),
+    places=_places,
 )
+
+
+def _row(name: str) -> TopologyRow | None:
+    """Ours, or a plugin's."""
+    return TOPOLOGIES[name] if name in TOPOLOGIES or provided("topology", name) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,12 +180,13 @@ class TopologySpec:
 
     @staticmethod
     def __decode__(data: object, path: str) -> TopologySpec:
-        if isinstance(data, str) and (data not in TOPOLOGIES or TOPOLOGIES[data].bare):
+        if isinstance(data, str) and ((row := _row(data)) is None or row.bare):
             kind: TopologyKind = decoder_for(TopologyKind)(data, path)
             settings = TOPOLOGIES[kind].settings
             return TopologySpec(kind=kind, settings=settings() if settings else None)
         mapping = expect_mapping(data, path, "a topology: a name or {mesh: {slots: auto}}")
         name = next(iter(mapping), "")
+        _row(name)
         known = {row.name: row.settings for row in TOPOLOGIES.values() if row.settings}
         if len(mapping) != 1 or name not in known:
             raise SpecError(path, f"unknown topology {show(mapping)}", "write a name, or " + one_of(known, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -45,9 +46,33 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.path=value, 
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 # Choices that --help lists; spelt out, as their tables take long to import (tests hold them to the tables).
 Language = Literal["architecture", "space", "study"]
-ExportFormat = Literal["bundle", "hf", "torch"]
+EXPORT_FORMATS = ["bundle", "hf", "torch"]
 Learner = Literal["auto", "cost", "scaling_law", "tabular", "gnn"]
 TextSource = Literal["text", "jsonl", "parquet", "hf", "tokens"]
+
+
+def _load_plugins(sources: list[str] | None) -> list[str] | None:
+    """Before any other option is read: a plugin may add to its choices."""
+    from searchspace.plugins import load_plugin
+
+    for source in sources or ():
+        try:
+            load_plugin(source)
+        except SpecError as error:
+            _end(error, interrupted=False)
+    return sources
+
+
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE_OR_MODULE",
+        callback=_load_plugins,
+        is_eager=True,
+        help="Run this plugin's code first, and use what it adds; may be repeated.",
+    ),
+]
 
 
 def _end(error: Exception | KeyboardInterrupt, *, interrupted: bool) -> None:
@@ -69,7 +94,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command that ends with one message and a documented exit code, whatever the system does to it."""
 
     @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, plugin: Any = None, **kwargs: Any) -> None:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone shows '?'
@@ -80,12 +105,17 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             except (Exception, KeyboardInterrupt) as error:
                 _end(error, interrupted=bool(interrupted))
 
+    known = inspect.signature(function, eval_str=True)
+    option = inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=PluginOption)
+    run.__signature__ = known.replace(parameters=[*known.parameters.values(), option])  # type: ignore[attr-defined]
     return app.command(function.__name__.replace("_shipped", "").replace("_", "-"))(run)
 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"spiralformer {version('spiralformer')}")
+        from searchspace.plugins import tell
+
+        print("\n".join([f"spiralformer {version('spiralformer')}", *tell()]))
         raise typer.Exit
 
 
@@ -209,6 +239,16 @@ def check(
     from studies.commands.files import check_files
 
     check_files(file, overrides or (), console)
+
+
+@_command
+def verify(
+    slow: Annotated[bool, typer.Option("--all", help="In every combination with what is built in.")] = False,
+) -> None:
+    """Hold what the plugins given add, or else those installed, to the laws that our own parts are held to."""
+    from studies.commands.verify import verify_plugins
+
+    verify_plugins(console, everything=slow)
 
 
 @_command
@@ -379,7 +419,15 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder that search made, or a bundle.")],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Where to; default DIR/export/trial-N.")] = None,
     trial: Annotated[int | None, typer.Option(help="Trial number; default: the best.")] = None,
-    form: Annotated[ExportFormat, typer.Option("--format", help="hf: Hugging Face; torch: a .pt2.")] = "bundle",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar=f"[{'|'.join(EXPORT_FORMATS)}]",
+            autocompletion=lambda: EXPORT_FORMATS,
+            help="hf: Hugging Face; torch: a .pt2; or a plugin's.",
+        ),
+    ] = "bundle",
 ) -> None:
     """Export a trained trial for use elsewhere; what is written is compared with the model before it says done."""
     from studies.commands.export import run_export

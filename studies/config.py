@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.budget import Budget, BudgetSpec
@@ -19,12 +19,16 @@ from searchspace.choices import Categorical, Decision, Integer, Scalar, check_va
 from searchspace.errors import SpecError, one_of, show
 from searchspace.files import arch_from_data, extend, find_file, located, merge, not_found, parse_overrides, read_data
 from searchspace.plain import dataclass_decoder, decode, dump_yaml, encode, expect_mapping, join_path, key, plain_copy
+from searchspace.plugins import PluginRecord, decode_records, load_named, needing, records
 from searchspace.space import SpaceSpec
+from searchspace.tables import Open
 from searchspace.template import Decided, Template
 from studies.data.settings import DataConfig, TextData
 from studies.tasks.table import TASKS, Task, decode_data, task_of
 
-SamplerName: TypeAlias = Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "predictor"]
+SamplerName: TypeAlias = Annotated[
+    Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "predictor"], Open("sampler")
+]
 LearnerName: TypeAlias = Literal["cost", "scaling_law", "tabular", "gnn"]
 StopperName: TypeAlias = Literal["none", "asha", "median"]
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
@@ -270,6 +274,7 @@ class StudyConfig:
     resources: ResourcesConfig
     train: str | None
     tracking: tuple[TrackerName, ...]
+    plugins: tuple[PluginRecord, ...] = ()
     plain: dict[str, Any] = field(repr=False)
     """Everything above as plain data, files inlined."""
     base: Path = Path()
@@ -318,6 +323,11 @@ class StudyKeys:
     tracking: TrackerName | tuple[TrackerName, ...] = key(
         "Experiment trackers that are told of every trial.", default=("tensorboard",)
     )
+    plugins: tuple[PluginRecord, ...] = key(
+        "Plugins that it needs: name, version and sha256 of each; a search notes those that it was given.",
+        default=(),
+        decoder=decode_records,
+    )
 
 
 _SECTIONS = {
@@ -365,7 +375,7 @@ def load_study(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     """
     if isinstance(path, Mapping):
         data = merge(_inline(extend(plain_copy(path), Path.cwd()), Path.cwd()), parse_overrides(overrides))
-        return replace(study_from_data(data), base=Path.cwd())
+        return replace(_with_plugins(study_from_data(data)), base=Path.cwd())
     file = find_study(path)
     with located(file, overrides):
         names = [text for text in overrides if text.partition("=")[0] in ("space", "baseline")]
@@ -380,7 +390,15 @@ def load_study(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
         ):
             here = os.path.abspath(file.parent / os.path.expanduser(place))  # commands on the folder know no file
             data["resources"] = {**resources, "checkpoints": here if place.strip() else place}
-        return replace(study_from_data(data), base=file.parent)
+        return replace(_with_plugins(study_from_data(data)), base=file.parent)
+
+
+def _with_plugins(study: StudyConfig) -> StudyConfig:
+    """The study, that says which plugins it is loaded with."""
+    load_named(study.plain)
+    found = records()
+    plain = {**study.plain, "plugins": [record.to_plain() for record in found]} if found else study.plain
+    return replace(study, plugins=found, plain=plain)
 
 
 def find_study(path: str | Path) -> Path:
@@ -397,7 +415,12 @@ def find_study(path: str | Path) -> Path:
 
 
 def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
-    """Build a study from inlined plain data. Raises `SpecError`."""
+    """Build a study from inlined plain data. Raises `SpecError`; for a plugin that it lacks, before anything else."""
+    with needing(decode_records(data.get("plugins", []), "plugins")):
+        return _study_from_data(data)
+
+
+def _study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     open_parts = ("space", "training", "baseline")
     search = data.get("search")
     ladder_alone = isinstance(search, dict) and search.get("num_trials") == 0 and data.get("scale") is not None
@@ -437,6 +460,7 @@ def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         scale=keys.scale,
         resources=keys.resources,
         train=keys.train,
+        plugins=keys.plugins,
         tracking=(keys.tracking,) if isinstance(keys.tracking, str) else tuple(dict.fromkeys(keys.tracking)),
         plain=dict(data),
     )

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from searchspace import plugins
+
 torch.set_num_threads(1)
 
 # tests/test_fuzz.py measures time itself; by default it looks at the same examples every time.
@@ -17,3 +19,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins():
+    """What a test loads is no other test's."""
+    yield
+    plugins.forget_plugins()

@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from builder import build_model, compile_arch
-from builder.graph.ir import Graph
+from builder.laws import randomize
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data, merge
 
@@ -61,47 +58,9 @@ def tiny_arch(over: dict[str, Any] | None = None) -> ArchSpec:
     return arch_from_data(tiny_data(over))
 
 
-def truth(graph: Graph) -> tuple[int, int]:
-    """Unique parameters, and forward FLOPs over one sequence, of the built module.
-
-    Small models run, in a quarter of the time that shapes alone take; each kernel of attention counts its own FLOPs.
-    """
-    device = "cpu" if graph.d_model <= 128 else "meta"
-    model = build_model(graph, device=device)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, graph.seq_len, dtype=torch.long, device=device))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
-
-
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter random: zero-initialised scorers and allocations would hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            std = 0.3 if parameter.dim() < 2 else 1.5 * parameter.shape[1] ** -0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + (parameter.dim() < 2))
-    return model.eval()
-
-
 def built(over: dict[str, Any] | None = None, seed: int = 0) -> nn.Module:
     """A tiny model with random weights."""
     return randomize(build_model(compile_arch(tiny_arch(over))), seed)
-
-
-@torch.no_grad()
-def first_leak(model: nn.Module, length: int, vocab_size: int) -> tuple[int, int] | None:
-    """The first (changed token, earlier position whose logits changed); None if there is none."""
-    generator = torch.Generator().manual_seed(length)
-    base_L = torch.randint(0, vocab_size, (length,), generator=generator)
-    changed_LL = base_L.repeat(length, 1)
-    changed_LL[torch.arange(length), torch.arange(length)] = (base_L + 1) % vocab_size
-    logits = model.double()(torch.cat((base_L[None], changed_LL)))
-    moved = (logits[1:] - logits[:1]).abs().amax(dim=-1) > 1e-9
-    assert moved.diagonal().all(), "a token must reach its own logits, else the test sees nothing"
-    for token, position in moved.nonzero().tolist():
-        if position < token:
-            return token, position
-    return None
 
 
 def tiny_study(folder: Path, over: dict[str, Any] | None = None) -> Path:

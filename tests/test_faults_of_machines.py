@@ -14,6 +14,18 @@ from helpers import ROOT, built, run_cli, tiny_arch, tiny_study
 from builder import save_bundle
 
 CODES = {0, 2, 3}
+PLUGIN = """
+from searchspace import Plugin
+from studies import AddedMetric
+
+
+def likeliest(logits, targets):
+    asked = targets != -100
+    return ((logits.argmax(-1) == targets) & asked).sum() / asked.sum()
+
+
+PLUGIN = Plugin(name="words", version="1", api=1, rows=(AddedMetric("likeliest", "likeliest", "share", "higher", "text_lm", likeliest),))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +51,7 @@ def world(tmp_path_factory):
     (folder / "ladder.csv").write_text("\n".join(["candidate,size,tokens,loss", *rows]) + "\n")
     over = {"vocab_size": 256}
     save_bundle(folder / "bundle", tiny_arch(over), built(over))
+    (folder / "words.py").write_text(PLUGIN)
     (folder / "hf").mkdir()
     (folder / "hf/config.json").write_text('{"model_type": "llama"}')
     return folder
@@ -70,6 +83,7 @@ def commands(world, out):
         "report": ["report", run],
         "report --watch": ["report", run, "--watch"],
         "export": ["export", run, "-o", out / "b"],
+        "verify": ["verify", "--plugin", world / "words.py"],
         "export hf": ["export", bundle, "--format", "hf", "-o", out / "h"],
         "export torch": ["export", bundle, "--format", "torch", "-o", out / "p.pt2"],
         "predict": ["predict", run, "--learner", "cost", "--candidates", "8", "-o", out / "y"],

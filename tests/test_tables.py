@@ -68,7 +68,7 @@ def test_the_classes_that_rows_name_exist(name):
 REMOVALS = [  # file, what is taken out of it, what the import says
     (
         "builder/graph/ops.py",
-        '    _pool("last", "pooling.LastPool"),\n',
+        '    pool("last", "pooling.LastPool"),\n',
         "an operation 'pool.last' can be written in a file",
     ),
     ("builder/graph/ops.py", "        draw=draw,\n", "Operation 'embed' does not say: draw"),
@@ -82,7 +82,7 @@ REMOVALS = [  # file, what is taken out of it, what the import says
     ),
     (
         "builder/graph/blocks.py",
-        '        FeedForwardRow("relu2", "feedforward.SquaredReluFeedForward", _four, 1),\n',
+        '        feed_forward("relu2", "feedforward.SquaredReluFeedForward"),\n',
         "a feed-forward 'relu2' can be written",
     ),
     ("builder/graph/topologies.py", '        Unrolling("mix", _mix),\n', "a topology 'mix' can be written"),
@@ -104,10 +104,10 @@ REMOVALS = [  # file, what is taken out of it, what the import says
     ),
 ]
 ADDITIONS = [  # file, a name of a literal, the same and one more, what the import of the table says
-    ("searchspace/nodes.py", 'PoolKind: TypeAlias = Literal["mean"', 'PoolKind: TypeAlias = Literal["max", "mean"', "builder.graph.ops", "an operation 'pool.max' can be written"),
-    ("searchspace/nodes.py", 'FfnKind: TypeAlias = Literal["gelu"', 'FfnKind: TypeAlias = Literal["moe", "gelu"', "builder.graph.blocks", "a feed-forward 'moe' can be written"),
-    ("searchspace/topologies.py", 'TopologyKind: TypeAlias = Literal["base"', 'TopologyKind: TypeAlias = Literal["dense", "base"', "searchspace.topologies", "a topology 'dense' can be written"),
-    ("studies/config.py", 'SamplerName: TypeAlias = Literal["tpe"', 'SamplerName: TypeAlias = Literal["bore", "tpe"', "studies.strategy.samplers", "a sampler 'bore' can be written"),
+    ("searchspace/nodes.py", 'PoolKind: TypeAlias = Annotated[Literal["mean"', 'PoolKind: TypeAlias = Annotated[Literal["max", "mean"', "builder.graph.ops", "an operation 'pool.max' can be written"),
+    ("searchspace/nodes.py", 'FfnKind: TypeAlias = Annotated[Literal["gelu"', 'FfnKind: TypeAlias = Annotated[Literal["moe", "gelu"', "builder.graph.blocks", "a feed-forward 'moe' can be written"),
+    ("searchspace/topologies.py", '    Literal["base", "residual"', '    Literal["dense", "base", "residual"', "searchspace.topologies", "a topology 'dense' can be written"),
+    ("studies/config.py", '    Literal["tpe"', '    Literal["bore", "tpe"', "studies.strategy.samplers", "a sampler 'bore' can be written"),
 ]  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from helpers import ROOT
 
 POOL = (
     {
-        "searchspace/nodes.py": [('PoolKind: TypeAlias = Literal["mean"', 'PoolKind: TypeAlias = Literal["max", "mean"')],
-        "builder/graph/ops.py": [('    _pool("mean", "pooling.MeanPool"),\n', '    _pool("mean", "pooling.MeanPool"),\n    _pool("max", "pooling.MaxPool"),\n')],
+        "searchspace/nodes.py": [('PoolKind: TypeAlias = Annotated[Literal["mean"', 'PoolKind: TypeAlias = Annotated[Literal["max", "mean"')],
+        "builder/graph/ops.py": [('    pool("mean", "pooling.MeanPool"),\n', '    pool("mean", "pooling.MeanPool"),\n    pool("max", "pooling.MaxPool"),\n')],
         "spiralformer/pooling.py": [("class LastPool(Pool):", '''class MaxPool(Pool):
     """A chunk's largest values; members that a first chunk lacks count for nothing."""
 
@@ -36,8 +36,8 @@ assert sum(node.op == "pool.max" for node in merged.nodes) == 1  # it owns nothi
 )  # fmt: skip
 FEED_FORWARD = (
     {
-        "searchspace/nodes.py": [('FfnKind: TypeAlias = Literal["gelu"', 'FfnKind: TypeAlias = Literal["silu", "gelu"')],
-        "builder/graph/blocks.py": [('        FeedForwardRow("relu2"', '        FeedForwardRow("silu", "feedforward.SiluFeedForward", _four, 1),\n        FeedForwardRow("relu2"')],
+        "searchspace/nodes.py": [('FfnKind: TypeAlias = Annotated[Literal["gelu"', 'FfnKind: TypeAlias = Annotated[Literal["silu", "gelu"')],
+        "builder/graph/blocks.py": [('        feed_forward("relu2"', '        feed_forward("silu", "feedforward.SiluFeedForward"),\n        feed_forward("relu2"')],
         "spiralformer/feedforward.py": [("class SquaredReluFeedForward", '''class SiluFeedForward(GeluFeedForward):
     """out(silu(up(x)))."""
 
@@ -56,7 +56,7 @@ assert "SiluFeedForward" in modeling_code(graph) and "`silu`" in key_reference()
 TOPOLOGY = (
     {
         "searchspace/topologies.py": [
-            ('TopologyKind: TypeAlias = Literal["base"', 'TopologyKind: TypeAlias = Literal["twice", "base"'),
+            ('    Literal["base", "residual"', '    Literal["twice", "base", "residual"'),
             ('        _plain("anchor"),\n', '        _plain("anchor"),\n        _plain("twice"),\n'),
         ],
         "builder/graph/topologies.py": [('        Unrolling("anchor",', '        Unrolling("twice", _added_to(lambda loop, state: (state, loop.start))),\n        Unrolling("anchor",')],
@@ -100,7 +100,7 @@ assert "cache_bytes" in json.dumps(json_schema("study"))
 )  # fmt: skip
 SAMPLER = (
     {
-        "studies/config.py": [('SamplerName: TypeAlias = Literal["tpe"', 'SamplerName: TypeAlias = Literal["qmc", "tpe"')],
+        "studies/config.py": [('SamplerName: TypeAlias = Annotated[\n    Literal["tpe"', 'SamplerName: TypeAlias = Annotated[\n    Literal["qmc", "tpe"')],
         "studies/strategy/samplers.py": [('        Sampler("random",', '        Sampler("qmc", "a quasi-random sequence", lambda asked: optuna.samplers.QMCSampler(seed=asked.seed, warn_independent_sampling=False, warn_asynchronous_seeding=False)),\n        Sampler("random",')],
     },
     """
@@ -209,7 +209,8 @@ PRELUDE = """
 import json, sys, tempfile
 from pathlib import Path
 import torch
-from helpers import end_all, first_leak, make_driver, randomize, run_cli, tiny_arch, tiny_data, truth
+from helpers import end_all, make_driver, run_cli, tiny_arch, tiny_data
+from builder.laws import first_leak, randomize, truth
 from builder import BudgetSpec, build_model, compile_arch, estimate, save_bundle
 from builder.exchange.hf_export import modeling_code
 from searchspace.plain import decode, dump_yaml
@@ -217,7 +218,6 @@ from studies.config import COST_OBJECTIVES
 from studies.show.keys import key_reference
 from studies.show.schema import json_schema
 from studies.show.svg import draw_svg
-from studies.tasks.table import SOURCES, TASKS
 
 folder = Path(tempfile.mkdtemp())
 

@@ -30,6 +30,7 @@ from searchspace.arch import ArchSpec
 from searchspace.disk import check_regular, new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError, show
 from searchspace.files import load_arch
+from searchspace.plugins import decode_records, needing, used_by
 from spiralformer.model import SpiralFormer
 
 FORMAT = 1  # raised when an older reader would misread a bundle
@@ -81,9 +82,11 @@ def save_bundle(
         write_file(work / _CARD, card or f"# {arch.name}\n")
         for file in files:
             shutil.copyfile(file, work / file.name)
+        used = used_by(arch, f"task:{(facts or {}).get('data_settings', {}).get('kind')}")
         manifest = {
             "format": FORMAT,
             "arch_id": graph.arch_id,
+            **({"plugins": [record.to_plain() for record in used]} if used else {}),
             "cost": _cost_facts(estimate(graph)),
             "versions": _versions(),
             **(facts or {}),
@@ -133,8 +136,9 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
                 "export it again",
                 file=str(path),
             )
-    arch = load_arch(folder / _ARCH)
-    graph = compile_arch(arch)
+    with needing(decode_records(manifest.get("plugins", []), "plugins"), file=str(folder)):
+        arch = load_arch(folder / _ARCH)
+        graph = compile_arch(arch)
     if graph.arch_id != manifest["arch_id"]:
         what = f"describes {graph.arch_id}, the manifest {show(manifest['arch_id'])}"
         raise SpecError("", what, "export it again", file=str(folder / _ARCH))

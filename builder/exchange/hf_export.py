@@ -21,7 +21,7 @@ import torch
 
 from builder.exchange.bundle import save_weights
 from builder.exchange.hf_template import ALWAYS, CACHE, HEAD, MODEL, NO_CACHE
-from builder.exchange.source import library, names_in, sources_of
+from builder.exchange.source import Library, library, names_in
 from builder.graph.blocks import ffn_dim
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph, Level
@@ -41,6 +41,7 @@ from searchspace.arch import ArchSpec, head_dim
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import encode
+from searchspace.plugins import plugin_of, used_by
 from spiralformer.init import initial_values
 from spiralformer.model import SpiralFormer
 
@@ -142,6 +143,7 @@ def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[st
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "architecture": encode(arch),
         **({"training": dict(facts)} if facts else {}),
+        **({"plugins": [record.to_plain() for record in used]} if (used := used_by(arch)) else {}),
     }
 
 
@@ -169,10 +171,9 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
     if why_undecodable(graph):
         return
     prompt_BL = tokens_BL[:, : max(1, length // 2)]
-    mine = model.generate(prompt_BL, _CHECKED_TOKENS, temperature=0.0)
-    yours = loaded.generate(
-        prompt_BL, attention_mask=torch.ones_like(prompt_BL), max_new_tokens=_CHECKED_TOKENS, do_sample=False
-    )
+    count = max(1, min(_CHECKED_TOKENS, graph.seq_len - prompt_BL.shape[1]))
+    mine = model.generate(prompt_BL, count, temperature=0.0)
+    yours = loaded.generate(prompt_BL, attention_mask=torch.ones_like(prompt_BL), max_new_tokens=count, do_sample=False)
     if not torch.equal(mine, yours):
         raise SpecError("", "the exported model continues a text otherwise", "report this as a bug", str(folder))
 
@@ -197,10 +198,14 @@ def modeling_code(graph: Graph) -> str:
         tied={"lm_head.weight": "model.embed.weight"} if graph.tie_embeddings else None,
     )
     cache = NO_CACHE if undecodable else CACHE
-    roots = {name for part in made.values() for name in names_of(part)} | names_in(model) | names_in(cache)
-    parts = sources_of(roots, decodes=not undecodable)
-    head = HEAD.format(name=graph.name, arch_id=graph.arch_id)
-    return "\n\n".join([head, _imports(f"{parts}\n\n{cache}\n\n{model}"), parts, f"\n{cache}\n", model]) + "\n"
+    classes = {name for part in made.values() for name in names_of(part)}
+    plugins = tuple(importlib.import_module(module) for module in sorted({module for module, _ in classes} - {""}))
+    known = library(decodes=not undecodable, plugins=plugins)
+    parts = known.sources_of({*classes, *(("", name) for name in names_in(model) | names_in(cache))})
+    carried = "".join(f"\nCarries code of plugin {plugin_of(module.__name__)}." for module in plugins)
+    head = HEAD.format(name=graph.name, arch_id=graph.arch_id, carried=carried)
+    code = "\n\n".join([head, _imports(f"{parts}\n\n{cache}\n\n{model}", known), parts, f"\n{cache}\n", model])
+    return code + "\n"
 
 
 def _sites(graph: Graph) -> list[tuple[Level, int, int]]:
@@ -263,9 +268,8 @@ def _wrap(line: str) -> str:
     return f"{head}\n            BlockConfig(\n{rows}            )\n        )"
 
 
-def _imports(code: str) -> str:
-    _, imports = library(decodes=True)
+def _imports(code: str, known: Library) -> str:
     used = names_in(code) - {"torch", "nn", "F"}
-    lines = ALWAYS | {imports[name] for name in used if name in imports}
+    lines = ALWAYS | {known.imports[name] for name in used if name in known.imports}
     standard = {line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names}
     return "\n".join([*sorted(standard), "", *sorted(lines - standard)])

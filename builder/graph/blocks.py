@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, get_args
+from typing import TypeAlias
 
 from searchspace.arch import BlockSpec
 from searchspace.nodes import FfnKind, NormKind, NormPlace, RecallKind, ResidualKind, ResidualScale
-from searchspace.tables import complete, table
+from searchspace.tables import complete, options, table
 
 Count: TypeAlias = Callable[[int], int]
 """Of D."""
@@ -24,11 +24,13 @@ class FeedForwardRow:
     """A feed-forward; its class is made with (D, F, bias)."""
 
     name: str
-    part: str
+    part: str | type
     hidden: Count
     """F where the file gives none, of D."""
-    maps_in: int
-    """How many D x F maps lead in; one leads out."""
+    params: Callable[[int, int, bool], int]
+    """Of (D, F, bias)."""
+    work: Callable[[int, int], int]
+    """Of (D, F)."""
 
 
 @complete
@@ -37,7 +39,7 @@ class NormRow:
     """A normalization; its class is made with (D, eps=)."""
 
     name: str
-    part: str
+    part: str | type
     params: Count
 
 
@@ -47,7 +49,7 @@ class ResidualRow:
     """How a branch's output meets the state; its class is made with (D, scale)."""
 
     name: str
-    part: str
+    part: str | type
     params: Count
     work: Count
 
@@ -58,7 +60,7 @@ class RecallRow:
     """How a stream is injected again; its class is made with (D)."""
 
     name: str
-    part: str
+    part: str | type
     params: Count
     work: Count
 
@@ -96,14 +98,33 @@ def _none(d: int) -> int:
     return 0
 
 
+def feed_forward(name: str, part: str | type, hidden: Count = _four, maps_in: int = 1) -> FeedForwardRow:
+    """One of linear maps alone: ``maps_in`` of D x F lead in, one leads out. Others are a `FeedForwardRow`.
+
+    Args:
+        name: in files.
+        part: its class, made with (D, F, bias).
+        hidden: F where the file gives none, of D.
+        maps_in: how many maps lead in.
+    """
+    return FeedForwardRow(
+        name,
+        part,
+        hidden,
+        lambda d, f, bias: (maps_in + 1) * d * f + (maps_in * f + d if bias else 0),
+        lambda d, f: (maps_in + 1) * d * f,
+    )
+
+
 FEED_FORWARDS = table(
     "a feed-forward",
     (
-        FeedForwardRow("gelu", "feedforward.GeluFeedForward", _four, 1),
-        FeedForwardRow("relu2", "feedforward.SquaredReluFeedForward", _four, 1),
-        FeedForwardRow("swiglu", "feedforward.GatedFeedForward", lambda d: -(-8 * d // 24) * 8, 2),
+        feed_forward("gelu", "feedforward.GeluFeedForward"),
+        feed_forward("relu2", "feedforward.SquaredReluFeedForward"),
+        feed_forward("swiglu", "feedforward.GatedFeedForward", lambda d: -(-8 * d // 24) * 8, 2),
     ),
-    get_args(FfnKind),
+    options(FfnKind),
+    places="ffn",
 )
 NORMS = table(
     "a norm",
@@ -111,7 +132,8 @@ NORMS = table(
         NormRow("rms", "nn.RMSNorm", lambda d: d),
         NormRow("layer", "nn.LayerNorm", lambda d: 2 * d),
     ),
-    get_args(NormKind),
+    options(NormKind),
+    places="norm",
 )
 RESIDUALS = table(
     "a residual",
@@ -120,7 +142,8 @@ RESIDUALS = table(
         ResidualRow("gate", "residual.GateResidual", lambda d: 2 * d * d, lambda d: 2 * d * d),
         ResidualRow("gru", "residual.GruResidual", lambda d: 6 * d * (d + 1), lambda d: 6 * d * d),
     ),
-    get_args(ResidualKind),
+    options(ResidualKind),
+    places="residual",
 )
 RECALLS = table(
     "a recall",
@@ -129,7 +152,8 @@ RECALLS = table(
         RecallRow("linear", "recall.LinearRecall", lambda d: 2 * d * d, lambda d: 2 * d * d),
         RecallRow("concat", "recall.ConcatRecall", lambda d: 2 * d * d, lambda d: 2 * d * d),
     ),
-    get_args(RecallKind),
+    options(RecallKind),
+    places="recall",
 )
 NORM_PLACES = table(
     "a norm place",
@@ -139,7 +163,7 @@ NORM_PLACES = table(
         NormPlaceRow("post", pre=False, peri=False, post=True),
         NormPlaceRow("sandwich", pre=True, peri=False, post=True),
     ),
-    get_args(NormPlace),
+    options(NormPlace),
 )
 RESIDUAL_SCALES = table(
     "a residual scale",
@@ -148,7 +172,7 @@ RESIDUAL_SCALES = table(
         ResidualScaleRow("inverse_depth", 1.0),
         ResidualScaleRow("inverse_sqrt_depth", 0.5),
     ),
-    get_args(ResidualScale),
+    options(ResidualScale),
 )
 
 

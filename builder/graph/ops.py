@@ -8,10 +8,20 @@ closes its chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
-from builder.graph.blocks import FEED_FORWARDS, NORM_PLACES, NORMS, RECALLS, RESIDUALS, ffn_dim, norm_params
+from builder.graph.blocks import (
+    FEED_FORWARDS,
+    NORM_PLACES,
+    NORMS,
+    RECALLS,
+    RESIDUALS,
+    NormRow,
+    RecallRow,
+    ffn_dim,
+    norm_params,
+)
 from builder.graph.ir import TOKEN_LEVEL, Graph, Level, Node
 from builder.graph.row import (
     CallRule,
@@ -25,17 +35,17 @@ from builder.graph.row import (
     Operation,
     ParamsRule,
     PartCall,
-    PartName,
     PartRule,
     Sees,
     Work,
     WorkRule,
+    named,
     part,
     ports,
 )
 from searchspace.arch import BlockSpec, head_dim, rotary_dim
 from searchspace.nodes import LossKind, NormKind, PoolKind, RecallKind, StepKind, UpscaleKind
-from searchspace.tables import table
+from searchspace.tables import TableError, options, table
 
 STREAM, MEMORY, LOGITS = Kind.STREAM, Kind.MEMORY, Kind.LOGITS
 
@@ -119,31 +129,53 @@ def _no_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
     return Work(node.level, 0)
 
 
-def _linear(
-    outputs: Callable[[Graph, Node, Sequence[Level]], int], *, bias: bool = True, at_input: bool = False
-) -> tuple[ParamsRule, WorkRule]:
-    """Rules of one linear map from d_model, run at the output's or the input's level."""
+def _linear(outputs: Callable[[Graph, Node, Sequence[Level]], int]) -> tuple[ParamsRule, WorkRule]:
+    """Rules of one linear map from d_model, with biases, run at the output's level."""
 
     def params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
-        return (graph.d_model + bias) * outputs(graph, node, levels)
+        return (graph.d_model + 1) * outputs(graph, node, levels)
 
     def work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
-        return Work(levels[0] if at_input else node.level, 2 * graph.d_model * outputs(graph, node, levels))
+        return Work(node.level, 2 * graph.d_model * outputs(graph, node, levels))
 
     return params, work
+
+
+ChunkCount: TypeAlias = Callable[[int, int], int]
+"""Of (G, D): the coarse level's chunk in positions of the fine one, and the width."""
+
+
+def _of_chunk(params: ChunkCount, at_latent: ChunkCount, at_member: ChunkCount) -> tuple[ParamsRule, WorkRule]:
+    """Rules of what leads from one level to another, from multiply-adds at each latent and at each of its members."""
+
+    def sizes(graph: Graph, node: Node, levels: Sequence[Level]) -> tuple[int, int]:
+        fine, coarse = sorted((levels[0].chunk, node.level.chunk))
+        return coarse // fine, graph.d_model
+
+    def work(graph: Graph, node: Node, levels: Sequence[Level]) -> tuple[Work, ...]:
+        fine, coarse = sorted((levels[0], node.level))
+        size = sizes(graph, node, levels)
+        works = (Work(coarse, 2 * at_latent(*size)), Work(fine, 2 * at_member(*size)))
+        return tuple(item for item in works if item.per_position) or (Work(node.level, 0),)
+
+    return lambda graph, node, levels: params(*sizes(graph, node, levels)), work
+
+
+def _nothing(chunk: int, d: int) -> int:
+    return 0
 
 
 def block_params(block: BlockSpec, d_model: int) -> int:
     """Parameters of a whole block."""
     d, h, f = d_model, head_dim(block, d_model), ffn_dim(block, d_model)
     heads, kv_heads = block.heads, block.kv_heads or block.heads
-    up = FEED_FORWARDS[block.ffn].maps_in * f
     qkv = (heads + 2 * kv_heads) * h
-    matrices = d * qkv + heads * h * d + d * up + f * d
-    biases = qkv + d + up + d if block.bias else 0
+    matrices = d * qkv + heads * h * d
+    biases = qkv + d if block.bias else 0
+    ffn = FEED_FORWARDS[block.ffn].params(d, f, block.bias)
     norms = 2 * NORM_PLACES[block.norm_place].count * norm_params(block.norm, d) + (2 * h if block.qk_norm else 0)
     recall = RECALLS[block.recall].params(d) if block.recall else 0
-    return block.layers * (matrices + biases + norms + 2 * RESIDUALS[block.residual].params(d) + recall)
+    return block.layers * (matrices + biases + ffn + norms + 2 * RESIDUALS[block.residual].params(d) + recall)
 
 
 def _block_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
@@ -154,7 +186,7 @@ def _block_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
     block, d = graph.block_of(node), graph.d_model
     h, f = head_dim(block, d), ffn_dim(block, d)
     heads, kv_heads = block.heads, block.kv_heads or block.heads
-    matrices = d * (heads + 2 * kv_heads) * h + heads * h * d + (FEED_FORWARDS[block.ffn].maps_in + 1) * d * f
+    matrices = d * (heads + 2 * kv_heads) * h + heads * h * d + FEED_FORWARDS[block.ffn].work(d, f)
     matrices += 2 * RESIDUALS[block.residual].work(d)
     matrices += 2 * RECALLS[block.recall].work(d) if block.recall else 0  # the one map serves both sub-layers
     return Work(node.level, 2 * matrices * block.layers, 4 * heads * h * block.layers, 2 * kv_heads * h * block.layers)
@@ -173,23 +205,6 @@ def _head_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
     return Work(node.level, 2 * graph.d_model * graph.vocab_size)
 
 
-def _pool_mix_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
-    return node.level.chunk // levels[0].chunk * graph.d_model**2
-
-
-def _pool_mix_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
-    return Work(node.level, 2 * _pool_mix_params(graph, node, levels))
-
-
-def _pool_attention_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
-    return 4 * graph.d_model**2
-
-
-def _pool_attention_work(graph: Graph, node: Node, levels: Sequence[Level]) -> tuple[Work, ...]:
-    """Keys and values of every member, query and output of every latent."""
-    return Work(levels[0], 4 * graph.d_model**2), Work(node.level, 4 * graph.d_model**2)
-
-
 def _weighted_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
     return len(node.numbers("factors")) if node.attr("learned", bool) else 0
 
@@ -198,10 +213,6 @@ def _vector_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
     return graph.d_model
 
 
-_pool_mix = (_pool_mix_params, _pool_mix_work)
-_pool_attention = (_pool_attention_params, _pool_attention_work)
-_scorer = _linear(lambda graph, node, levels: 1, bias=False, at_input=True)
-_allocation = _linear(lambda graph, node, levels: levels[0].chunk // node.level.chunk, at_input=True)
 _router = _linear(lambda graph, node, levels: node.attr("slots", int))
 _mixture = _linear(lambda graph, node, levels: len(levels) - 1)
 
@@ -209,7 +220,7 @@ _mixture = _linear(lambda graph, node, levels: len(levels) - 1)
 # -- modules ---------------------------------------------------------------------------------------
 
 
-def _made(path: str, *, width: bool = False) -> PartRule:
+def _made(path: str | type, *, width: bool = False) -> PartRule:
     """Made with nothing, or with d_model."""
     return lambda graph, node, levels: part(path, graph.d_model) if width else part(path)
 
@@ -238,14 +249,14 @@ def _block_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
         d_model=d_model,
         kv_heads=block.kv_heads or block.heads,
         head_dim=head_dim(block, d_model),
-        ffn=PartName(FEED_FORWARDS[block.ffn].part),
+        ffn=named(FEED_FORWARDS[block.ffn].part),
         ffn_dim=ffn_dim(block, d_model),
-        layer=PartName("block.ParallelLayer" if block.parallel_residual else "block.Layer"),
-        norm=PartName(NORMS[block.norm].part),
+        layer=named("block.ParallelLayer" if block.parallel_residual else "block.Layer"),
+        norm=named(NORMS[block.norm].part),
         norm_eps=graph.norm_eps,
         norm_places=(place.pre, place.peri, place.post),
-        residual=PartName(RESIDUALS[block.residual].part),
-        recall=PartName(RECALLS[block.recall].part) if block.recall else None,
+        residual=named(RESIDUALS[block.residual].part),
+        recall=named(RECALLS[block.recall].part) if block.recall else None,
         rotary_dim=rotary_dim(block, d_model),
         causal=graph.is_causal_block(block),
         branch_scale=graph.branch_scale,
@@ -269,7 +280,7 @@ def _head_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
     return part("embedding.Head", graph.d_model, graph.vocab_size, norm)
 
 
-def _pool_part(path: str, width: bool) -> PartRule:
+def _pool_part(path: str | type, width: bool) -> PartRule:
     def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
         chunk, offset = node.level.relative_to(levels[0])
         return part(path, chunk, offset, graph.d_model) if width else part(path, chunk, offset)
@@ -277,7 +288,7 @@ def _pool_part(path: str, width: bool) -> PartRule:
     return rule
 
 
-def _upscale_part(path: str, width: bool) -> PartRule:
+def _upscale_part(path: str | type, width: bool) -> PartRule:
     def rule(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
         chunk, offset = levels[0].relative_to(node.level)
         settings: dict[str, object] = {"d_model": graph.d_model} if width else {}
@@ -295,7 +306,7 @@ def _weighted_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCal
 # -- rows ------------------------------------------------------------------------------------------
 
 
-def _row(
+def operation(
     name: str,
     takes: Mapping[str, Kind],
     part: PartRule | None,
@@ -312,7 +323,24 @@ def _row(
     sees: Sees = "",
     identity: IdentityRule = lambda node, levels: False,
 ) -> Operation:
-    """A row of what works on each position alone, unless it says otherwise."""
+    """A row of what works on each position alone, unless it says otherwise; see `Operation`.
+
+    Args:
+        name: ``FAMILY.NAME``.
+        takes: kinds of its inputs by port; ``recall?`` is optional, ``states*`` are many.
+        part: how its module is made.
+        draw: how it stands in the picture.
+        cost: rules of its parameters and of its FLOPs.
+        init: as there, and so are the rest.
+        gives: a stream, or what else.
+        attrs: attributes with their types.
+        level: what is wrong with its levels.
+        lookahead: how far it looks ahead.
+        decode: how it runs token by token.
+        call: further keywords of its module.
+        sees: whose padding it is told of.
+        identity: whether it gives its input as it is.
+    """
     return Operation(
         name,
         ports=ports(takes),
@@ -332,21 +360,33 @@ def _row(
     )
 
 
-def _pool(
-    kind: str,
-    path: str,
+def pool(
+    name: str,
+    part: str | type,
     *,
     width: bool = False,
-    cost: tuple[ParamsRule, WorkRule] = (_no_params, _no_work),
+    params: ChunkCount = _nothing,
+    at_latent: ChunkCount = _nothing,
+    at_member: ChunkCount = _nothing,
     init: Init = "nothing",
 ) -> Operation:
-    """``path`` is made with the relative chunk and offset, and with d_model where ``width``."""
-    return _row(
-        f"pool.{kind}",
+    """A pool.
+
+    Args:
+        name: in files.
+        part: a subclass of `spiralformer.pooling.Pool`, made with the chunk and the offset.
+        width: whether it is made with d_model too.
+        params: how many it has.
+        at_latent: multiply-adds of matrix products at each latent.
+        at_member: the same at each position that is pooled.
+        init: as in `Operation`.
+    """
+    return operation(
+        f"pool.{name}",
         {"stream": STREAM},
-        _pool_part(path, width),
+        _pool_part(part, width),
         LANE,
-        cost=cost,
+        cost=_of_chunk(params, at_latent, at_member),
         init=init,
         level=_coarser,
         decode="remembers",
@@ -354,20 +394,23 @@ def _pool(
     )
 
 
-def _upscale(
-    kind: str,
-    path: str,
+def upscale(
+    name: str,
+    part: str | type,
     *,
     width: bool = False,
-    cost: tuple[ParamsRule, WorkRule] = (_no_params, _no_work),
+    params: ChunkCount = _nothing,
+    at_latent: ChunkCount = _nothing,
+    at_member: ChunkCount = _nothing,
     init: Init = "nothing",
 ) -> Operation:
-    return _row(
-        f"upscale.{kind}",
+    """An up-scaling: as `pool`, of a subclass of `spiralformer.upscale.Upscale`."""
+    return operation(
+        f"upscale.{name}",
         {"latents": STREAM},
-        _upscale_part(path, width),
+        _upscale_part(part, width),
         LANE,
-        cost=cost,
+        cost=_of_chunk(params, at_latent, at_member),
         init=init,
         attrs={"delay": int, "reads": str, "front?": str},
         level=_finer,
@@ -387,24 +430,21 @@ def _by_width(params: Callable[[int], int], work: Callable[[int], int]) -> tuple
     )
 
 
-def _norms() -> Iterator[Operation]:
+def _norm(row: NormRow) -> Operation:
     sign = Drawing("sign", "M-1.5-7h3v14h-3z", "solid", half=2, space=4, words="▮ norm")
-    for kind, row in NORMS.items():
-        cost = _by_width(row.params, lambda d: 0)
-        yield _row(f"norm.{kind}", {"stream": STREAM}, _norm_part(kind), sign, cost=cost, init="own")
+    cost = _by_width(row.params, lambda d: 0)
+    return operation(f"norm.{row.name}", {"stream": STREAM}, _norm_part(row.name), sign, cost=cost, init="own")
 
 
-def _recalls() -> Iterator[Operation]:
-    sign = Drawing("sign", "M-5 0 0-5 5 0 0 5z", half=5, space=6, dashes=("recall",))
-    for kind, row in RECALLS.items():
-        yield _row(
-            f"recall.{kind}",
-            {"state": STREAM, "recall": STREAM},
-            _made(row.part, width=True),
-            sign,
-            cost=_by_width(row.params, row.work),
-            init="own" if row.params(1) else "nothing",
-        )
+def _recall(row: RecallRow) -> Operation:
+    return operation(
+        f"recall.{row.name}",
+        {"state": STREAM, "recall": STREAM},
+        _made(row.part, width=True),
+        Drawing("sign", "M-5 0 0-5 5 0 0 5z", half=5, space=6, dashes=("recall",)),
+        cost=_by_width(row.params, row.work),
+        init="own" if row.params(1) else "nothing",
+    )
 
 
 _STEP = Drawing("sign", "M-4-4h8v8h-8z", half=4, space=6, words="□ step vector")
@@ -413,7 +453,7 @@ _READ = Drawing("sign", _DOT, "solid", space=7, over_drop=True, hides=("memory",
 
 _VECTOR = (_vector_params, _no_work)
 _ROWS = (
-    _row(
+    operation(
         "embed",
         {},
         _embed_part,
@@ -423,7 +463,7 @@ _ROWS = (
         attrs={"scale?": str},
         level=_token_level,
     ),
-    _row(
+    operation(
         "block",
         {"stream": STREAM, "recall?": STREAM},
         _block_part,
@@ -436,22 +476,45 @@ _ROWS = (
         call=_block_call,
         sees="own",
     ),
-    _pool("mean", "pooling.MeanPool"),
-    _pool("last", "pooling.LastPool"),
-    _pool("self_aggregate", "pooling.SelfAggregatePool", width=True, cost=_scorer, init="own"),
-    _pool("linear", "pooling.LinearPool", width=True, cost=_pool_mix, init="own"),
-    _pool(
+    pool("mean", "pooling.MeanPool"),
+    pool("last", "pooling.LastPool"),
+    pool(
+        "self_aggregate",
+        "pooling.SelfAggregatePool",
+        width=True,
+        params=lambda chunk, d: d,
+        at_member=lambda chunk, d: d,
+        init="own",
+    ),
+    pool(
+        "linear",
+        "pooling.LinearPool",
+        width=True,
+        params=lambda chunk, d: chunk * d**2,
+        at_latent=lambda chunk, d: chunk * d**2,
+        init="own",
+    ),
+    pool(
         "attention",
         "pooling.AttentionPool",
         width=True,
-        cost=(_pool_attention_params, _pool_attention_work),
+        params=lambda chunk, d: 4 * d**2,
+        at_latent=lambda chunk, d: 2 * d**2,  # query and output
+        at_member=lambda chunk, d: 2 * d**2,  # keys and values
         init="small",
     ),
-    _upscale("uniform", "upscale.UniformUpscale"),
-    _upscale("learned", "upscale.LearnedUpscale", width=True, cost=_allocation, init="own"),
-    _row("join.base", {"update": STREAM}, None, _join_sign(_PLUS, "⊕ sum"), identity=lambda node, levels: True),
-    _row("join.sum", {"update": STREAM, "states*": STREAM}, None, _join_sign(_PLUS, "⊕ sum")),
-    _row(
+    upscale("uniform", "upscale.UniformUpscale"),
+    upscale(
+        "learned",
+        "upscale.LearnedUpscale",
+        width=True,
+        params=lambda chunk, d: chunk * (d + 1),
+        at_latent=lambda chunk, d: chunk * d,
+        init="own",
+    ),
+    operation("join.base", {"update": STREAM}, None, _join_sign(_PLUS, "⊕ sum"), identity=lambda node, levels: True),
+    operation("join.sum", {"update": STREAM, "states*": STREAM}, None, _join_sign(_PLUS, "⊕ sum")),
+    operation(
         "join.weighted",
         {"terms*": STREAM},
         _weighted_part,
@@ -460,7 +523,7 @@ _ROWS = (
         init="own",
         attrs={"factors": tuple, "learned": bool},
     ),
-    _row(
+    operation(
         "join.mixture",
         {"update": STREAM, "state": STREAM, "supports*": STREAM},
         lambda graph, node, levels: part("joins.MixtureJoin", graph.d_model, len(levels) - 2),
@@ -468,10 +531,10 @@ _ROWS = (
         cost=_mixture,
         init="small",
     ),
-    _row("step.add", {"stream": STREAM}, _made("joins.AddStep", width=True), _STEP, cost=_VECTOR, init="small"),
-    _row("step.scale", {"stream": STREAM}, _made("joins.ScaleStep", width=True), _STEP, cost=_VECTOR, init="own"),
-    _row("memory", {"first": STREAM}, _made("memory.OpenMemory"), BUS, gives=MEMORY, attrs={"slots": int}),
-    _row(
+    operation("step.add", {"stream": STREAM}, _made("joins.AddStep", width=True), _STEP, cost=_VECTOR, init="small"),
+    operation("step.scale", {"stream": STREAM}, _made("joins.ScaleStep", width=True), _STEP, cost=_VECTOR, init="own"),
+    operation("memory", {"first": STREAM}, _made("memory.OpenMemory"), BUS, gives=MEMORY, attrs={"slots": int}),
+    operation(
         "write",
         {"memory": MEMORY, "update": STREAM, "state": STREAM},
         _routed("memory.WriteMemory"),
@@ -481,7 +544,7 @@ _ROWS = (
         gives=MEMORY,
         attrs={"slots": int},
     ),
-    _row(
+    operation(
         "read",
         {"memory": MEMORY, "state": STREAM},
         _routed("memory.ReadMemory"),
@@ -490,9 +553,9 @@ _ROWS = (
         init="small",
         attrs={"slots": int},
     ),
-    *_norms(),
-    *_recalls(),
-    _row(
+    *map(_norm, NORMS.values()),
+    *map(_recall, RECALLS.values()),
+    operation(
         "head",
         {"stream": STREAM},
         _head_part,
@@ -504,7 +567,7 @@ _ROWS = (
         level=_token_level,
         call=lambda graph, node: {"weight": "self.embed.weight"} if graph.tie_embeddings else {},
     ),
-    _row(
+    operation(
         "loss.z",
         {"logits": LOGITS},
         lambda graph, node, levels: part("losses.ZLoss", node.attr("weight", float)),
@@ -518,12 +581,24 @@ _ALONE = ("embed", "block", "memory", "write", "read", "head")
 _JOINS = ("base", "sum", "weighted", "mixture")  # residual, anchor and the like are written out as sums
 _NAMES = (
     *_ALONE,
-    *(f"pool.{kind}" for kind in get_args(PoolKind)),
-    *(f"upscale.{kind}" for kind in get_args(UpscaleKind)),
+    *(f"pool.{kind}" for kind in options(PoolKind)),
+    *(f"upscale.{kind}" for kind in options(UpscaleKind)),
     *(f"join.{kind}" for kind in _JOINS),
-    *(f"step.{kind}" for kind in get_args(StepKind)),
-    *(f"norm.{kind}" for kind in get_args(NormKind)),
-    *(f"recall.{kind}" for kind in get_args(RecallKind)),
-    *(f"loss.{kind}" for kind in get_args(LossKind)),
+    *(f"step.{kind}" for kind in options(StepKind)),
+    *(f"norm.{kind}" for kind in options(NormKind)),
+    *(f"recall.{kind}" for kind in options(RecallKind)),
+    *(f"loss.{kind}" for kind in options(LossKind)),
 )
-OPS = table("an operation", _ROWS, _NAMES)
+_WIDENS = ("pool", "upscale", "step", "loss")
+
+
+def _places(row: Operation) -> tuple[str, ...]:
+    family, _, name = row.name.partition(".")
+    if family not in _WIDENS:
+        raise TableError(f"operation '{row.name}' is none of {', '.join(f'{kind}.NAME' for kind in _WIDENS)}")
+    return (f"{family}:{name}",)
+
+
+OPS = table("an operation", _ROWS, _NAMES, places=_places)
+OPS.follow(NORMS, _norm)
+OPS.follow(RECALLS, _recall)

@@ -54,12 +54,22 @@ class Work(NamedTuple):
 
 
 class PartName(NamedTuple):
-    """A class of `spiralformer` (``pooling.MeanPool``) or of torch (``nn.Embedding``)."""
+    """A class of `spiralformer` (``pooling.MeanPool``), of torch (``nn.Embedding``), or of a module (``mine:Pool``)."""
 
     path: str
 
     def __str__(self) -> str:
-        return self.path if self.path.startswith("nn.") else self.path.rpartition(".")[2]
+        return self.path if self.path.startswith("nn.") else self.path.replace(":", ".").rpartition(".")[2]
+
+    @property
+    def module(self) -> str:
+        """Of a plugin's class; empty for ours and torch's."""
+        return self.path.partition(":")[0] if ":" in self.path else ""
+
+
+def named(part: str | type) -> PartName:
+    """A class by its name, or a plugin's by itself."""
+    return PartName(part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +81,9 @@ class PartCall:
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
-def part(path: str, *args: object, **settings: object) -> PartCall:
+def part(path: str | type, *args: object, **settings: object) -> PartCall:
     """``path(*args, **settings)``, later."""
-    return PartCall(PartName(path), args, settings)
+    return PartCall(named(path), args, settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias, get_args
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, TypeAlias
 
 from builder.graph.emit import Emitter, Value
 from searchspace.errors import SpecError
 from searchspace.nodes import LoopNode
-from searchspace.tables import complete, table
-from searchspace.topologies import MeshSettings, MixSettings, RungeKuttaSettings, TopologyKind
+from searchspace.tables import complete, options, table
+from searchspace.topologies import (
+    TOPOLOGIES,
+    MeshSettings,
+    MixSettings,
+    RungeKuttaSettings,
+    Settings,
+    TopologyKind,
+    TopologyRow,
+)
 
 _AUTO_SLOTS_BEYOND_ITERATIONS = 3  # MeSH: B = N_loop + 3
 
@@ -164,5 +172,32 @@ UNROLLINGS = table(
         Unrolling("mix", _mix),
         Unrolling("runge_kutta", _runge_kutta),
     ),
-    get_args(TopologyKind),
+    options(TopologyKind),
 )
+UNROLLINGS.follow(TOPOLOGIES, lambda row: Unrolling(row.name, row.unroll))
+
+
+def topology(
+    name: str,
+    unroll: Unroll,
+    *,
+    settings: type[Settings] | None = None,
+    reads_embedding: bool = False,
+    stages: Callable[[Any], int] = lambda settings: 1,
+) -> TopologyRow:
+    """A plugin's topology.
+
+    Args:
+        name: in files.
+        unroll: writes a loop out: from `Loop.start`, each `Loop.iterate` gives an update, `Loop.normalise` follows
+            each, and ``Loop.to`` joins streams (`builder.graph.emit.Emitter`). Gives the last state.
+        settings: a frozen dataclass of ``searchspace.plain.key`` with a method ``check(path)``, for
+            ``topology: {NAME: {...}}``; its keys have defaults if the name may stand alone.
+        reads_embedding: whether it uses `Loop.embedding`.
+        stages: how many iterations make a step; of its settings.
+    """
+    bare = settings is None or all(
+        f.default is not MISSING or f.default_factory is not MISSING
+        for f in fields(settings)  # type: ignore[arg-type]
+    )
+    return TopologyRow(name, settings, bare, lambda _: reads_embedding, stages, unroll)

@@ -14,6 +14,7 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import Scalar
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import encode
+from searchspace.plugins import names
 from searchspace.space import SpaceSpec
 from studies.api.study import Study
 from studies.commands.search import run_study
@@ -22,7 +23,7 @@ from studies.execution.base import Runner
 from studies.execution.custom import CustomTraining, TrainingFunction, name_of
 from studies.strategy.driver import Listener
 from studies.tasks.custom import CustomData, Data, describe_data
-from studies.tasks.table import SOURCES, TASKS
+from studies.tasks.table import TASKS, sources, task_named
 from studies.training.run_trial import run_trial
 
 Architecture: TypeAlias = str | Path | Mapping[str, Any] | ArchSpec
@@ -170,13 +171,14 @@ def _plain(given: Any) -> Any:
 
 def _data(data: Mapping[str, Any] | None, task: str | None, train: TrainingFunction | None) -> dict[str, Any]:
     """The section ``data``."""
-    if task is not None and task not in TASKS:
-        raise SpecError("task", f"unknown task {task!r}", one_of(TASKS, task))
+    if task is not None and task_named(task) is None:
+        raise SpecError("task", f"unknown task {task!r}", one_of((*TASKS, *names("task")), task))
     if data is None:
         if task is None and train is not None:
             return CustomData().settings()
         return {"kind": TASKS[task].kinds[0]} if task is not None else {}
-    kind = data.get("kind", next(iter(SOURCES)) if task is None else TASKS[task].kinds[0])
-    if task is not None and kind in SOURCES and SOURCES[kind].name != task:
-        raise SpecError("task", f"{kind} are data of the task {SOURCES[kind].name}, not {task}", "leave it out")
+    known = sources()
+    kind = data.get("kind", next(iter(known)) if task is None else TASKS[task].kinds[0])
+    if task is not None and kind in known and known[kind].name != task:
+        raise SpecError("task", f"{kind} are data of the task {known[kind].name}, not {task}", "leave it out")
     return {**data, "kind": kind}

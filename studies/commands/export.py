@@ -17,7 +17,8 @@ from builder.exchange.torch_export import export_torch
 from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from searchspace.disk import parse_json, probe_folder
-from searchspace.errors import SpecError, show
+from searchspace.errors import SpecError, one_of, show
+from searchspace.plugins import names, provided
 from searchspace.tables import complete, table
 from studies.config import StudyConfig, check_training
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
@@ -151,6 +152,7 @@ FORMATS = table(
         Format("hf", "a folder for Hugging Face", "-hf", _to_hf),
         Format("torch", "one torch.export program, .pt2", ".pt2", _to_torch),
     ),
+    places="format",
 )
 
 
@@ -309,6 +311,8 @@ def run_export(folder: Path, console: Console, *, number: int | None, form: str,
     Raises:
         SpecError: if there is no such format, trial or place, or what was written computes something else.
     """
+    if form not in FORMATS and not provided("format", form):
+        raise SpecError("--format", f"unknown format {show(form)}", one_of((*FORMATS, *names("format")), form))
     suffix = FORMATS[form].suffix
     if out is not None:
         probe_folder(out.parent, "-o")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from searchspace.disk import new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import decode, key
-from searchspace.tables import complete
+from searchspace.tables import Table, complete, table
 from studies.data.codec import TOKENIZER, TextForm
 from studies.data.settings import DataConfig
 
@@ -44,6 +44,24 @@ class Metric:
     words: str
     """Of an axis: what it is, with its unit."""
     better: Literal["lower", "higher"]
+
+
+@complete
+@dataclass(frozen=True, slots=True)
+class AddedMetric(Metric):
+    """A plugin's metric of a task that is there already."""
+
+    task: str
+    measure: Callable[[Tensor, Tensor], Tensor]
+    """(logits (B, L, V), targets (B, L), -100 left out) -> one number, the mean over the targets."""
+
+
+ADDED_METRICS: Table[AddedMetric] = table("a metric", (), places="metric", of=AddedMetric)
+
+
+def added_metrics(task: str) -> list[AddedMetric]:
+    """What plugins measure on a task."""
+    return [row for row in ADDED_METRICS.values() if row.task == task]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +195,19 @@ class Dataset:
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
         """Means of a batch by name; `result` makes metrics of their means over batches."""
         raise NotImplementedError
+
+    def measure_all(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
+        """The same, and what plugins measure. Raises `SpecError` for a plugin's that is no number."""
+        import torch
+
+        measured = self.measure(logits_BLV, targets_BL)
+        for row in added_metrics(self.facts.task):
+            value = torch.as_tensor(row.measure(logits_BLV, targets_BL), dtype=torch.float32)
+            if value.dim() or not value.isfinite():
+                what = f"gives {value.item() if not value.dim() else f'a tensor of shape {tuple(value.shape)}'}"
+                raise SpecError(f"metric {row.name}", what, "give one finite number, the mean over the batch")
+            measured[row.name] = value
+        return measured
 
     def result(self, means: Mapping[str, float]) -> dict[str, float]:
         """Every metric, from means over batches."""

@@ -17,9 +17,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 for _name, _value in {  # read by Ray when it is imported
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in Ray 2.60 this alone puts every listener on loopback
@@ -44,7 +43,7 @@ from searchspace.disk import private_folder, read_bytes
 from searchspace.errors import SpecError
 from studies.config import ResourcesConfig
 from studies.execution.base import Runner, Watcher
-from studies.records.trial import Report, TrialSpec
+from studies.records.trial import MissingPluginError, Report, TrialSpec
 from studies.strategy.driver import MAX_ATTEMPTS, StudyDriver
 
 _LAST_ATTEMPT = 1 << 30  # above any that was begun: the driver takes it for no older one's word
@@ -161,14 +160,18 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], pickled: bytes, path: list[str]) -> None:
         sys.path += [place for place in path if place not in sys.path and os.path.isdir(place)]  # as the driver's
-        try:
-            self._run: Runner = cloudpickle.loads(pickled)
-        except Exception as error:  # whatever it is, the trial says it; else all that is known is that a worker died
-            self._run = partial(_unloadable, f"what Python handed over can't be loaded by a worker: {error}")
+        self._pickled, self._run = pickled, cast("Runner | None", None)
+        self._last_words = Path()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        spec = TrialSpec.from_json(new_config["trial"])
+        try:
+            spec = TrialSpec.from_json(new_config["trial"])
+        except MissingPluginError as error:
+            self._timeout_s, self._reports = math.inf, _refusal("no_plugin", str(error))
+            return True
+        if self._run is None:  # what it holds may be of the trial's plugins, which are loaded now
+            self._run = _unpickled(self._pickled)
         self._timeout_s = spec.timeout_s
         self._last_words = _last_words(spec)
         self._reports = _hung(self._last_words) or self._run(spec)
@@ -230,8 +233,17 @@ def _pickled(run: Runner) -> bytes:
     return pickled
 
 
-def _unloadable(reason: str, spec: TrialSpec) -> Iterator[Report]:
-    return iter([Report(kind="failed", attempt=_LAST_ATTEMPT, reason="invalid", error=reason)])
+def _unpickled(pickled: bytes) -> Runner:
+    try:
+        run: Runner = cloudpickle.loads(pickled)
+    except Exception as error:  # whatever it is, the trial says it; else all that is known is that a worker died
+        reason = f"what Python handed over can't be loaded by a worker: {error}"
+        return lambda spec: _refusal("invalid", reason)
+    return run
+
+
+def _refusal(reason: str, error: str) -> Iterator[Report]:
+    return iter([Report(kind="failed", attempt=_LAST_ATTEMPT, reason=reason, error=error)])
 
 
 class _Driven:

@@ -342,6 +342,8 @@ class Journal:
         plain = asdict(record)
         for name in ("state", "rungs", "tokens", "steps", "seconds", "reason", "error", "curve", "purpose"):
             del plain[name]
+        used = [each.to_plain() for each in record.plugins]
+        plain = {**plain, "plugins": used} if used else {n: value for n, value in plain.items() if n != "plugins"}
         trial.set_user_attr("launch", plain)
         frozen = trial.study._storage.get_trial(trial._trial_id)
         for name, distribution in frozen.distributions.items():  # one object for all trials, not one for each

@@ -19,6 +19,7 @@ from typing import Any, get_args
 from builder.pricing.cost import Cost
 from searchspace.disk import open_regular
 from searchspace.errors import SpecError, show
+from searchspace.plugins import decode_records
 from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.folder import DATA, JOURNAL, read_settings
@@ -76,7 +77,8 @@ def reading(journal: Path) -> Iterator[None]:
 
 def read_study(folder: Path) -> tuple[list[TrialRecord], Dataset, StudyConfig]:
     """A study folder's records, data and settings. Raises `SpecError` if it is none, or damaged."""
-    return open_for_reading(folder), open_data(folder / DATA), read_settings(folder)
+    records, settings = open_for_reading(folder), read_settings(folder)  # which say first what plugin is missing
+    return records, open_data(folder / DATA), settings
 
 
 def open_for_reading(folder: Path) -> list[TrialRecord]:
@@ -186,6 +188,8 @@ def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], p
         return None
     where = f"trial {launch.get('number')}" if isinstance(launch, dict) else "a trial"
     try:
+        used = decode_records(launch.get("plugins", ()), "launch.plugins") if isinstance(launch, dict) else ()
+        launch = {n: v for n, v in launch.items() if n != "plugins"} if isinstance(launch, dict) else launch
         _check(launch, _LAUNCH, "launch")
         cost = _cost(launch["cost"])
         rungs: list[Rung] = []
@@ -206,6 +210,7 @@ def make_record(purpose: Purpose, state: TrialState, attrs: Mapping[str, Any], p
             purpose=purpose,
             state="failed" if result.get("reason") else state,
             rungs=tuple(rungs),
+            plugins=used,
             **result,
         )
     except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from searchspace.disk import write_file
 from searchspace.errors import SpecError, show
 from searchspace.files import read_file
+from searchspace.plugins import decode_records, needing
 from studies.config import StudyConfig
 from studies.records.folder import JOURNAL, SETTINGS, SUMS
 from studies.records.reading import has_launches
@@ -25,6 +26,8 @@ def check_settings(settings: StudyConfig, folder: Path) -> None:
     if not file.is_file() or not has_launches(folder):
         return  # where nothing was launched, these settings may have been what was wrong
     before = read_file(file)
+    with needing(decode_records(before.get("plugins", []), "plugins"), file=str(file)):
+        pass
     if differing := _first_difference(before, settings.plain):
         old, new = (show(_at(data, differing)) for data in (before, settings.plain))
         raise SpecError(

@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeAlias
 from builder.pricing.cost import Cost
 from searchspace.arch import ArchSpec
 from searchspace.choices import Scalar
+from searchspace.errors import SpecError
 from searchspace.plain import decode, encode
+from searchspace.plugins import PluginRecord, load_for
 from studies.config import TrainingConfig, check_training
 
 ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]
@@ -23,6 +25,10 @@ TrialState: TypeAlias = Literal["running", "complete", "stopped", "failed"]
 
 
 Purpose: TypeAlias = Literal["search", "baseline", "promotion", "ladder"]
+
+
+class MissingPluginError(RuntimeError):
+    """A worker lacks a plugin that its trial uses, or has another version of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +58,8 @@ class TrialSpec:
     """Seconds without a report after which the worker is taken for hung."""
     until: float = math.inf
     """When the study's time is over, in seconds since the epoch: near it a trial saves at every report."""
+    plugins: tuple[PluginRecord, ...] = ()
+    """That a worker must have, the same ones."""
 
     @property
     def identity(self) -> str:
@@ -60,13 +68,22 @@ class TrialSpec:
 
     def to_json(self) -> str:
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        return json.dumps({**plain, "arch": encode(self.arch), "training": encode(self.training)})
+        plugins = [asdict(record) for record in self.plugins]
+        return json.dumps({**plain, "arch": encode(self.arch), "training": encode(self.training), "plugins": plugins})
 
     @staticmethod
     def from_json(text: str) -> TrialSpec:
+        """What `to_json` wrote; its plugins are loaded. Raises `MissingPluginError` for one that this worker lacks."""
         data = json.loads(text)
+        plugins = tuple(PluginRecord(**record) for record in data["plugins"])
+        try:
+            load_for(plugins)
+        except SpecError as error:
+            raise MissingPluginError(str(error)) from error
         arch, training = decode(ArchSpec, data["arch"]), check_training(data["training"])
-        return TrialSpec(**{**data, "arch": arch, "training": training, "rungs": tuple(data["rungs"])})
+        return TrialSpec(
+            **{**data, "arch": arch, "training": training, "rungs": tuple(data["rungs"]), "plugins": plugins}
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +115,7 @@ class Report:
     curve: tuple[tuple[int, float], ...] = ()
     """Training loss over tokens, some thirty points; told with the end."""
     reason: str = ""
-    """failed: diverged, out_of_memory, disk_full, hung, invalid, worker_died or error."""
+    """failed: diverged, out_of_memory, disk_full, no_plugin, hung, invalid, worker_died or error."""
     error: str = ""
     memory_gib: float = 0.0
     """out_of_memory: what was asked for in vain, as far as it is known."""
@@ -141,6 +158,8 @@ class TrialRecord:
     error: str = field(default="", repr=False)
     curve: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """Training loss: tokens seen, and the mean since the point before, in nats; of trials of the product's own loop."""
+    plugins: tuple[PluginRecord, ...] = ()
+    """That its architecture or its task uses."""
 
     @property
     def ranks(self) -> bool:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 from searchspace.errors import SpecError
-from searchspace.tables import complete, table
+from searchspace.tables import complete, options, table
 from studies.config import StudyConfig, TrackerName
 from studies.records.folder import TRACKING
 from studies.records.trial import TrialRecord
@@ -165,7 +165,7 @@ TRACKERS = table(
         TrackerRow("wandb", WandB, "wandb", "wandb"),
         TrackerRow("trackio", Trackio, "trackio", "trackio"),
     ),
-    get_args(TrackerName),
+    options(TrackerName),
 )
 
 

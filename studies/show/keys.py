@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal, Union
 
 from builder.pricing.budget import BudgetSpec
@@ -12,6 +13,8 @@ from builder.pricing.cost import COSTS
 from searchspace import nodes
 from searchspace.arch import ArchSpec, BaseSpec, BlockSpec, LevelSpec
 from searchspace.plain import encode
+from searchspace.plugins import PluginRecord, loaded_names, owner
+from searchspace.tables import kind_of, options
 from searchspace.topologies import TOPOLOGIES
 from studies.config import (
     Enqueued,
@@ -26,53 +29,55 @@ from studies.config import (
 )
 from studies.tasks.table import TASKS
 
-SECTIONS: tuple[tuple[str, str, tuple[type[Any], ...]], ...] = (
-    ("Architecture", "The keys of an architecture or space file. In a space, any value may be open.", (ArchSpec,)),
-    ("base", "The model whose settings `mup` and `completep` carry over.", (BaseSpec,)),
-    ("levels.NAME", "A resolution level.", (LevelSpec,)),
-    ("blocks.NAME", "A stack of layers; every use of its name shares its weights.", (BlockSpec,)),
-    ("graph.NAME", "One node; the key that names the operation tells its kind.", tuple(nodes.NODE_TYPES.values())),
-    ("A level in a schedule or a node", "Its name, or a mapping that starts from one.", (nodes.LevelUse,)),
-    (
+
+def _sections() -> Iterator[tuple[str, str, tuple[type[Any], ...]]]:
+    """Title, introduction and specs of each, with what plugins add."""
+    yield ("Architecture", "The keys of an architecture or space file. In a space, any value may be open.", (ArchSpec,))
+    yield ("base", "The model whose settings `mup` and `completep` carry over.", (BaseSpec,))
+    yield ("levels.NAME", "A resolution level.", (LevelSpec,))
+    yield ("blocks.NAME", "A stack of layers; every use of its name shares its weights.", (BlockSpec,))
+    yield ("graph.NAME", "One node; the key that names the operation tells its kind.", tuple(nodes.NODE_TYPES.values()))
+    yield ("A level in a schedule or a node", "Its name, or a mapping that starts from one.", (nodes.LevelUse,))
+    yield (
         "topology",
         ", ".join(f"`{row.name}`" for row in TOPOLOGIES.values() if row.bare)
         + ", or a mapping of one of these names to its settings: "
         + ", ".join(f"`{row.name}`" for row in TOPOLOGIES.values() if row.settings)
         + ".",
         tuple(row.settings for row in TOPOLOGIES.values() if row.settings),
-    ),
-    (
+    )
+    yield (
         "Study",
         "The keys of a study file. Beside those in the table: `space` (required), a file beside the study, a shipped "
         "name, or the space itself; `baseline`, an architecture or a list of them, each a file, a shipped name or "
         "itself, trained in full before the search; `extends`, another study to start from. `training` and the "
         "sections below have tables of their own.",
         (StudyKeys,),
-    ),
-    (
+    )
+    yield (
         "Study: data",
         "What to train on; `kind` tells which of the keys have a use.",
         tuple(task.config for task in TASKS.values()),
-    ),
-    ("Study: training", "Any value may be open; baselines take the middle.", (TrainingConfig,)),
-    (
+    )
+    yield ("Study: training", "Any value may be open; baselines take the middle.", (TrainingConfig,))
+    yield (
         "Study: budget",
         "Each limit is an amount (`1500000`, `1.5M`, `64KiB`, `90% of baseline`), or `{min: ..., max: ...}`.",
         (BudgetSpec,),
-    ),
-    (
+    )
+    yield (
         "Study: search",
         "How to propose, when to stop, what to train again; `stopper` is `none`, `asha`, `median`, or `{asha: {...}}`. "
         "See docs/search.md.",
         (SearchConfig, StopperConfig, PromoteConfig),
-    ),
-    (
+    )
+    yield (
         "Study: scale",
         "A ladder after the search; `sizes` lists widths, or widths and depths. See docs/scale.md.",
         (ScaleConfig, SizeConfig),
-    ),
-    ("Study: resources", "What one trial occupies.", (ResourcesConfig,)),
-)
+    )
+    yield ("Study: resources", "What one trial occupies.", (ResourcesConfig,))
+
 
 OPEN_VALUES = """## Open values
 
@@ -97,7 +102,7 @@ mapping that names a `kind` are replaced whole; other mappings merge; `null` rem
 def key_reference() -> str:
     """Every key of the three YAML languages with type, default and meaning, as Markdown."""
     parts = ["# Keys of the YAML languages\n\nMade by `spiralformer keys`.\n", OPEN_VALUES]
-    for title, intro, classes in SECTIONS:
+    for title, intro, classes in _sections():
         parts.append(f"## {title}\n\n{intro}\n")
         for cls in classes:
             if len(classes) > 1:
@@ -112,7 +117,7 @@ def key_reference() -> str:
 
 
 def _row(cls: type[Any], field: dataclasses.Field[Any]) -> str:
-    kind = _show_type(typing.get_type_hints(cls)[field.name])
+    kind = _show_type(typing.get_type_hints(cls, include_extras=True)[field.name])
     low, high = field.metadata["low"], field.metadata["high"]
     if low is not None or high is not None:
         kind += f", from {low:.12g}" if low is not None else ""
@@ -136,6 +141,9 @@ def _show_value(value: object) -> str:
 
 def _show_type(annotation: Any) -> str:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if (kind := kind_of(annotation)) is not None:
+        added = [f"`{name}` (of plugin {owner(kind, name)})" for name in loaded_names(kind)]
+        return ", ".join([*(f"`{name}`" for name in options(annotation)), *added])
     if origin is Literal:
         return ", ".join(f"`{arg}`" for arg in args)
     if origin in (Union, types.UnionType):
@@ -145,5 +153,5 @@ def _show_type(annotation: Any) -> str:
     if origin is not None:
         return f"mapping of {_show_type(args[1])}"
     names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    names[Enqueued] = "architecture or decisions"
+    names |= {Enqueued: "architecture or decisions", PluginRecord: "plugin"}
     return names.get(annotation, "see there")

@@ -17,6 +17,8 @@ from builder.pricing.cost import COSTS
 from searchspace.arch import ArchSpec
 from searchspace.nodes import NODE_TYPES, LevelUse
 from searchspace.plain import encode
+from searchspace.plugins import PluginRecord, loaded_names, owner
+from searchspace.tables import kind_of, options
 from searchspace.topologies import TOPOLOGIES, TopologySpec
 from studies.config import (
     COST_OBJECTIVES,
@@ -29,7 +31,7 @@ from studies.config import (
     TrainingConfig,
 )
 from studies.data.settings import TEXT_KEYS, DataConfig, TextKind
-from studies.tasks.table import SOURCES
+from studies.tasks.table import sources
 
 Language: TypeAlias = Literal["architecture", "space", "study"]
 LANGUAGES: tuple[Language, ...] = typing.get_args(Language)
@@ -119,6 +121,10 @@ class _Writer:
             return self._special(annotation)
         if dataclasses.is_dataclass(annotation):
             return self._definition(cast(type, annotation))
+        if (kind := kind_of(annotation)) is not None:
+            added = [{"const": name, "description": f"Of plugin {owner(kind, name)}."} for name in loaded_names(kind)]
+            listed: Schema = {"enum": list(options(annotation))}
+            return {"anyOf": [listed, *added]} if added else listed
         if origin is Literal:
             return {"enum": list(args)}
         if origin in (Union, types.UnionType):
@@ -151,8 +157,11 @@ class _Writer:
         if cls is Enqueued:
             decisions = {"type": "object", "additionalProperties": {"type": ["boolean", "number", "string", "null"]}}
             return {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/space"}, decisions]}
+        if cls is PluginRecord:
+            texts = {name: {"type": "string"} for name in ("name", "version", "sha256")}
+            return {"type": "object", "properties": texts, "required": list(texts), "additionalProperties": False}
         if cls is DataConfig:
-            return {"anyOf": [self._source(kind) for kind in SOURCES]}
+            return {"anyOf": [self._source(kind) for kind in sources()]}
         if cls in (PromoteConfig, SizeConfig):
             return {"anyOf": [{"type": "integer", "minimum": 0}, self._definition(cls)]}
         band = {"type": "object", "properties": {"min": _AMOUNT, "max": _AMOUNT}, "additionalProperties": False}
@@ -164,11 +173,11 @@ class _Writer:
 
     def _source(self, kind: str) -> Schema:
         """A source of data with the keys that it has a use for; without a kind it is the first."""
-        schema = self._mapping_of(SOURCES[kind].config, is_open=False)
+        schema = self._mapping_of(sources()[kind].config, is_open=False)
         keys = TEXT_KEYS.get(cast(TextKind, kind), tuple(schema["properties"]))
         shown = {name: given for name, given in schema["properties"].items() if name in keys and name != "kind"}
         schema["properties"] = {"kind": {"const": kind}, **shown}
-        return schema if kind == next(iter(SOURCES)) else {**schema, "required": ["kind"]}
+        return schema if kind == next(iter(sources())) else {**schema, "required": ["kind"]}
 
     def _definition(self, cls: type[Any]) -> Schema:
         name = cls.__name__
@@ -178,7 +187,7 @@ class _Writer:
         return {"$ref": f"#/$defs/{name}"}
 
     def _mapping_of(self, cls: type[Any], *, is_open: bool | None = None) -> Schema:
-        hints = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls, include_extras=True)
         is_open = self._is_open if is_open is None else is_open
         properties: Schema = {}
         for name, field in _keys(cls).items():
@@ -202,7 +211,17 @@ class _Writer:
 
 
 _LADDER_ALONE = {"required": ["scale", "baseline"]}
-_SPECIAL = (LevelUse, TopologySpec, StopperConfig, PromoteConfig, SizeConfig, BudgetSpec, DataConfig, Enqueued)
+_SPECIAL = (
+    LevelUse,
+    TopologySpec,
+    StopperConfig,
+    PromoteConfig,
+    SizeConfig,
+    BudgetSpec,
+    DataConfig,
+    Enqueued,
+    PluginRecord,
+)
 
 
 def _or_reference(schema: Schema) -> Schema:

@@ -22,6 +22,7 @@ from builder.pricing.budget import Budget
 from builder.pricing.cost import Cost, estimate
 from searchspace.arch import ArchSpec
 from searchspace.plain import encode
+from searchspace.plugins import used_by
 from searchspace.space import Candidate
 from studies.candidates.drawing import HintedChooser, trial_key
 from studies.candidates.proposal import Proposal
@@ -402,6 +403,7 @@ class StudyDriver:
             origin=cell.origin if cell else "",
             size=cell.size.label if cell else "",
             shares=list(self._ladder.shares) if cell and self._ladder else [],
+            plugins=used_by(arch, f"task:{self.study.data.kind}"),
         )
         shown = {"trial": number, "architecture": summarize(arch)}
         shown |= {name: getattr(record.cost, name) for name in ("params", "flops_per_token")}
@@ -427,6 +429,7 @@ class StudyDriver:
             threads=self.study.resources.cpus_per_trial,
             timeout_s=self._timeout_s(),
             until=self._until(),
+            plugins=self.study.plugins,
         )
 
     def _until(self) -> float:
@@ -457,6 +460,9 @@ class StudyDriver:
         running.report = report
         if report.reason == "disk_full":  # no fault of the trial's, which is left to go on
             self._halt(f"the disk is full: {report.error.strip().splitlines()[-1]}")
+            return False
+        if report.reason == "no_plugin":
+            self._halt(f"a worker can not run its trial: {report.error}")
             return False
         if any(not math.isfinite(rung.score) for rung in report.rungs):
             finite = tuple(rung for rung in report.rungs if math.isfinite(rung.score))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 
 from searchspace.open_values import Sequence as ScheduleChoice
-from searchspace.tables import complete, table
+from searchspace.tables import complete, options, table
 from studies.config import SamplerName
 from studies.strategy.evolution import EvolutionSampler
 from studies.strategy.history import Complete
@@ -78,7 +77,8 @@ SAMPLERS = table(
         Sampler("grid", "every candidate once, in one order for all seeds", None),
         Sampler("predictor", "what a predictor fitted on the study's own trials expects most of", _predictor),
     ),
-    get_args(SamplerName),
+    options(SamplerName),
+    places="sampler",
 )
 
 

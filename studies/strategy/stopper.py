@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, get_args
+from typing import TypeAlias
 
-from searchspace.tables import complete, table
+from searchspace.tables import complete, options, table
 from studies.config import StopperConfig, StopperName
 
 Values: TypeAlias = tuple[float, ...]
@@ -43,7 +43,7 @@ STOPPERS = table(
             lambda c: 0.5,
         ),
     ),
-    get_args(StopperName),
+    options(StopperName),
 )
 
 

@@ -10,9 +10,10 @@ from typing import Any, cast, get_args
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import dataclass_decoder, expect_mapping, join_path
+from searchspace.plugins import HINT, names, provided
 from searchspace.tables import TableError, complete, table
 from studies.data.corpus import Corpus, look_at_text, prepare_corpus
-from studies.data.dataset import DataFacts, Dataset, Examination, Metric, read_facts
+from studies.data.dataset import DataFacts, Dataset, Examination, Metric, added_metrics, read_facts
 from studies.data.settings import DataConfig, TextData, TextKind
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
 from studies.tasks.reach import Mazes, ReachData, examine, facts_of, prepare_mazes
@@ -47,8 +48,8 @@ class Task:
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """The first is the headline."""
-        return self.dataset.metrics
+        """The first is the headline; a plugin's come last."""
+        return {**self.dataset.metrics, **{row.name: row for row in added_metrics(self.name)}}
 
     @property
     def headline(self) -> Metric:
@@ -92,31 +93,45 @@ TASKS = table(
             look=lambda config, base, prepare: facts_of_custom(config),
         ),
     ),
+    places=lambda task: [f"task:{kind}" for kind in dict.fromkeys((task.name, *task.kinds))],
 )
-SOURCES: dict[str, Task] = {kind: task for task in TASKS.values() for kind in task.kinds}
+
+
+def task_named(name: object) -> Task | None:
+    """A task, a plugin's too."""
+    return TASKS[name] if isinstance(name, str) and (name in TASKS or provided("task", name)) else None
+
+
+def sources() -> dict[str, Task]:
+    """The task of each kind of data."""
+    return {kind: task for task in TASKS.values() for kind in task.kinds}
 
 
 def decode_data(data: object, path: str) -> DataConfig:
     """The ``data:`` of a study: its ``kind`` tells which settings it takes. Raises `SpecError`."""
     mapping = expect_mapping(data, path, "a mapping such as {kind: text, path: FILE}")
     kind = mapping.get("kind", "python_source")
-    if not isinstance(kind, str) or kind not in SOURCES:
-        raise SpecError(join_path(path, "kind"), f"unknown value {show(kind)}", one_of(SOURCES, kind))
-    config: DataConfig = dataclass_decoder(cast(Any, SOURCES[kind].config))(mapping, path)
+    task = sources().get(kind) if isinstance(kind, str) else None
+    if task is None and provided("task", kind):
+        task = sources().get(cast(str, kind))
+    if task is None:
+        known = dict.fromkeys((*sources(), *names("task")))
+        raise SpecError(join_path(path, "kind"), f"unknown value {show(kind)}", one_of(known, kind) + HINT)
+    config: DataConfig = dataclass_decoder(cast(Any, task.config))(mapping, path)
     return config
 
 
 def task_of(data: DataConfig) -> Task:
     """What is learned of these data."""
-    return SOURCES[data.kind]
+    return sources()[data.kind]
 
 
 def open_data(folder: str | Path) -> Dataset:
     """The prepared data of a folder. Raises `SpecError`."""
     facts = read_facts(Path(folder))
-    if facts.task not in TASKS:
-        raise SpecError("task", f"unknown value {show(facts.task)}", one_of(TASKS, facts.task), file=str(folder))
-    return TASKS[facts.task].dataset(folder)
+    if (task := task_named(facts.task)) is None:
+        raise SpecError("task", f"unknown value {show(facts.task)}", one_of(TASKS, facts.task) + HINT, file=str(folder))
+    return task.dataset(folder)
 
 
 def prepare_data(data: DataConfig, folder: Path, base: Path = Path()) -> Dataset:
@@ -126,14 +141,14 @@ def prepare_data(data: DataConfig, folder: Path, base: Path = Path()) -> Dataset
 
 def tell(task: object, metrics: Mapping[str, object]) -> str:
     """Metrics of a task in words; empty if they are none."""
-    known = TASKS[task].metrics if isinstance(task, str) and task in TASKS else {}
+    known = found.metrics if (found := task_named(task)) is not None else {}
     told = [(m.words, metrics.get(name)) for name, m in known.items()]
     return "; ".join(f"{words}: {value:.4f}" for words, value in told if isinstance(value, int | float))
 
 
 def check_fit(arch: ArchSpec, facts: DataFacts) -> None:
     """Raise `SpecError` unless ``arch`` can be trained on data with these facts."""
-    task = TASKS.get(facts.task)
+    task = task_named(facts.task)
     if task is None:
         raise SpecError("data", f"is of the task {show(facts.task)}", one_of(TASKS, facts.task))
     if task.causal and not arch.causal:

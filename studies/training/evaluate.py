@@ -19,7 +19,7 @@ from studies.data.corpus import find_path, look_at_tokens
 from studies.data.dataset import FACTS, Examination
 from studies.data.documents import documents
 from studies.data.settings import TextData
-from studies.tasks.table import TASKS, decode_data
+from studies.tasks.table import decode_data, task_named
 
 _BATCH_TOKENS = 16_384  # logits of 50,000 words take 3 GiB for so many
 
@@ -103,7 +103,7 @@ def examine_bundle(bundle: Path, *, most_tokens: int, device: str = "cpu") -> Ex
     """
     loaded = load_bundle(bundle, device=device)
     facts = loaded.manifest.get("data", {})
-    task = TASKS.get(facts.get("task", "text_lm"))
+    task = task_named(facts.get("task", "text_lm"))
     if task is not None and task.name == "custom":
         what = f"was trained on {facts.get('source', 'an object')}, handed over from Python"
         raise SpecError("", what, "score it there: builder.load_bundle(FOLDER).model", str(bundle))

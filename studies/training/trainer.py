@@ -25,7 +25,7 @@ from searchspace.arch import ArchSpec
 from searchspace.tables import TableError
 from spiralformer.block import Block, Layer, ParallelLayer
 from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
-from studies.data.dataset import Dataset
+from studies.data.dataset import Dataset, added_metrics
 from studies.tasks.table import check_fit
 from studies.training.plan import make_plan, rate_at
 from studies.training.recipe import Recipe
@@ -174,12 +174,13 @@ class Trainer:
         self.model.eval()
         size = max(self.plan.batch_size, _EVAL_BATCH // self.arch.seq_len)  # small steps would take their time here too
         batches = self.corpus.eval_batches(self.config.eval_tokens, size, self.arch.seq_len)
-        found = [self.corpus.measure(*self._run(inputs_BL, targets_BL)[:2]) for inputs_BL, targets_BL in batches]
+        found = [self.corpus.measure_all(*self._run(inputs_BL, targets_BL)[:2]) for inputs_BL, targets_BL in batches]
         means = {name: torch.stack([each[name] for each in found]).mean().item() for name in found[0]}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise DivergedError(f"the held-out {name} is {value} at step {self.step}")
-        metrics = self.corpus.result(means)
+        added = {row.name: means.pop(row.name) for row in added_metrics(self.corpus.facts.task)}
+        metrics = {**self.corpus.result(means), **added}
         if lacks := set(self.corpus.metrics) - set(metrics):
             raise TableError(f"{type(self.corpus).__name__} names metrics that it does not measure: {sorted(lacks)}")
         return self.corpus.score(metrics), metrics

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, ROOT, randomize, tiny_arch
+from helpers import ARCHITECTURES, ROOT, tiny_arch
 
 from builder import build_model, compile_arch
 from builder.graph.ir import Level
 from builder.graph.passes import PASSES, drop_identities_pass, merge_duplicates_pass, run_passes
 from builder.graph.unroll import lower_arch
+from builder.laws import randomize
 from searchspace import SpecError, load_arch, load_space
 
 GOLDEN = ROOT / "tests/builder/golden"

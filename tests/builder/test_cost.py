@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, SPACES, TOPOLOGIES, tiny_arch, truth
+from helpers import ARCHITECTURES, SPACES, TOPOLOGIES, tiny_arch
 from torch.utils.flop_counter import FlopCounterMode
 
 from builder import Cost, breakdown, build_model, compile_arch, estimate
 from builder.graph.ir import Level
+from builder.laws import truth
 from searchspace import load_arch, load_space
 
 

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 import torch
-from helpers import TOPOLOGIES, built, randomize, tiny_arch
+from helpers import TOPOLOGIES, built, tiny_arch
 
 from builder import build_model, compile_arch
 from builder.exchange.bundle import load_bundle, save_bundle
 from builder.exchange.hf_export import MODELING, export_hf, exported_name, modeling_code
 from builder.exchange.torch_export import export_torch
+from builder.laws import randomize
 from searchspace import SpecError, load_space
 
 transformers = pytest.importorskip("transformers")

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, built, randomize, tiny_arch
+from helpers import ARCHITECTURES, built, tiny_arch
 
 from builder import build_model, compile_arch
+from builder.laws import randomize
 from searchspace import load_arch, load_space
 
 pytestmark = pytest.mark.filterwarnings("default")  # dynamo looks at .grad of tensors that have none

@@ -4,15 +4,17 @@ Weights are random, so that zero-initialised scorers and allocations hide nothin
 """
 
 import pytest
-from helpers import SPACES, TOPOLOGIES, built, first_leak, randomize
+from helpers import SPACES, TOPOLOGIES, built
 
 import spiralformer.upscale
 from builder import build_model, compile_arch
+from builder.laws import first_leak, randomize
 from searchspace import load_space
 from searchspace.arch import LevelSpec
 from searchspace.nodes import NormPlace, PoolKind, RecallKind, ResidualKind, UpscaleKind
+from searchspace.tables import options
 
-POOLS, UPSCALES = PoolKind.__args__, UpscaleKind.__args__
+POOLS, UPSCALES = options(PoolKind), options(UpscaleKind)
 CHUNKS = (2, 3, 4)
 
 
@@ -71,9 +73,9 @@ def test_random_architectures_of_shipped_spaces(file):
         assert first_leak(model, 23, arch.vocab_size) is None, seed
 
 
-@pytest.mark.parametrize("place", NormPlace.__args__)
-@pytest.mark.parametrize("residual", ResidualKind.__args__)
-@pytest.mark.parametrize("recall", [None, *RecallKind.__args__])
+@pytest.mark.parametrize("place", options(NormPlace))
+@pytest.mark.parametrize("residual", options(ResidualKind))
+@pytest.mark.parametrize("recall", [None, *options(RecallKind)])
 def test_blocks_and_steps(place, residual, recall):
     core = {"norm_place": place, "residual": residual, "recall": recall}
     loop = {"recall": recall, "norm": "layer", "step": "scale" if recall else "add"}

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from builder import build_model, compile_arch, estimate
 from searchspace.nodes import PoolKind, UpscaleKind
+from searchspace.tables import options
 
 
 @torch.no_grad()
@@ -25,8 +26,8 @@ def check(model, length, batch=2, vocab=17):
             torch.testing.assert_close(model.decode(tokens[:, i], state), whole[:, i], atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("upscale", UpscaleKind.__args__)
-@pytest.mark.parametrize("pool", PoolKind.__args__)
+@pytest.mark.parametrize("upscale", options(UpscaleKind))
+@pytest.mark.parametrize("pool", options(PoolKind))
 def test_pools_upscales_offsets_delays_and_lengths(pool, upscale):
     for chunk in (2, 3, 5):
         for offset in range(chunk):

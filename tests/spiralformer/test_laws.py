@@ -10,12 +10,14 @@ import pickle
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, SPACES, TOPOLOGIES, built, randomize, tiny_arch
+from helpers import ARCHITECTURES, SPACES, TOPOLOGIES, built, tiny_arch
 
 from builder import build_model, compile_arch
 from builder.graph.ops import OPS
+from builder.laws import randomize
 from searchspace import load_arch, load_space
 from searchspace.nodes import FfnKind, NormPlace, PoolKind, RecallKind, ResidualKind, UpscaleKind
+from searchspace.tables import options
 
 LENGTHS = (1, 2, 3, 6, 7, 12, 17)
 VOCAB = 17
@@ -28,7 +30,7 @@ def loop(schedule, topology="anchor", **more):
 
 def tiny_cases():
     """What is laid over the tiny architecture, by name."""
-    for pool, upscale in itertools.product(PoolKind.__args__, UpscaleKind.__args__):
+    for pool, upscale in itertools.product(options(PoolKind), options(UpscaleKind)):
         level = {"chunk": 4, "offset": 3, "pool": pool, "upscale": upscale}
         yield (
             f"{pool} {upscale}",
@@ -39,12 +41,12 @@ def tiny_cases():
             str(topology),
             loop(["phrase", "word", "token", "word"], topology, recall="linear", norm="rms", step="add"),
         )
-    for recall in RecallKind.__args__:
+    for recall in options(RecallKind):
         yield f"recall {recall}", loop(["word", "token"], "residual", recall=recall, step="scale")
-    for place, residual in itertools.product(NormPlace.__args__, ResidualKind.__args__):
+    for place, residual in itertools.product(options(NormPlace), options(ResidualKind)):
         core = {"norm_place": place, "residual": residual, "recall": "linear", "kv_heads": 1, "qk_norm": True}
         yield f"{place} {residual}", {"blocks": {"core": core}}
-    for ffn in FfnKind.__args__:
+    for ffn in options(FfnKind):
         yield ffn, {"blocks": {"core": {"ffn": ffn, "norm": "layer", "bias": True, "parallel_residual": True}}}
     yield "loss of its own", {"graph": {"z": {"loss": "z", "in": "logits"}}}
     yield "last token", {"levels": {"word": {"positions": "last_token"}}, "tie_embeddings": True}

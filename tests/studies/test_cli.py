@@ -66,11 +66,11 @@ def test_cost_as_json_is_the_cost():
 
 
 def test_choices_are_those_of_the_tables():
-    assert get_args(cli.ExportFormat) == tuple(FORMATS)
+    assert list(FORMATS) == cli.EXPORT_FORMATS
     assert get_args(cli.Learner) == ("auto", *LEARNERS)
     assert get_args(cli.Language) == tuple(LANGUAGES)
     assert set(get_args(cli.TextSource)) == set(TEXT_KEYS) - {"python_source"}
-    assert "Invalid value for '--format'" in run("export", "x", "--format", "nope", code=2)
+    assert "unknown format 'nope'; choose one of: bundle" in run("export", "x", "--format", "nope", code=2)
 
 
 def test_cost_over_lengths_and_of_training():

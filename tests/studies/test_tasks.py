@@ -18,7 +18,7 @@ from studies.data.dataset import Headline
 from studies.data.settings import TEXT_KEYS, TextData
 from studies.records.reading import read_study
 from studies.tasks.reach import CUT_OFF, REACHED, START, WALL, Mazes, ReachData, make_mazes, prepare_mazes
-from studies.tasks.table import SOURCES, TASKS, check_fit, decode_data, open_data, prepare_data
+from studies.tasks.table import TASKS, check_fit, decode_data, open_data, prepare_data, sources
 from studies.training.trainer import Trainer
 
 FASTER = (
@@ -113,13 +113,13 @@ def test_what_does_not_fit_the_task_is_refused(over, what):
         check_fit(study.baselines[0], load_study("quickstart").task.look(TextData(), study.base, prepare=False))
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", sources())
 def test_a_source_takes_its_own_keys_alone(kind):
     values = {
         "path": "x", "text_field": "body", "subset": "s", "split": "test", "held_out_split": "v", "max_bytes": 5, "tokenizer": "t",
         "held_out": 0.1, "dtype": "uint8", "vocab_size": 9, "bytes_per_token": 2.0, "size": 9, "walls": 0.2, "grids": 99,
     }  # fmt: skip
-    own = TEXT_KEYS.get(kind, tuple(field.name for field in dataclasses.fields(SOURCES[kind].config)))
+    own = TEXT_KEYS.get(kind, tuple(field.name for field in dataclasses.fields(sources()[kind].config)))
     for name, value in values.items():
         if kind not in TEXT_KEYS and name == "held_out":
             continue  # a share of text, a number of made examples

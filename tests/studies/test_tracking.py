@@ -101,7 +101,7 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path, monkeypatch):
         def rung(self, record, index):
             raise ConnectionError("the server is away")
 
-    monkeypatch.setitem(tracking.TRACKERS, "tensorboard", replace(tracking.TRACKERS["tensorboard"], make=Broken))
+    monkeypatch.setitem(tracking.TRACKERS._rows, "tensorboard", replace(tracking.TRACKERS["tensorboard"], make=Broken))
     output = run_cli("search", tiny_study(tmp_path), "--dir", tmp_path / "run", "--serial", "search.num_trials=2")
     assert "tensorboard is told nothing more: ConnectionError: the server is away" in " ".join(output.split())
     assert all(record.state != "running" for record in open_for_reading(tmp_path / "run"))

@@ -1,0 +1,422 @@
+"""Plugins: what they add works everywhere, what is broken is refused for its own reason, and records tell of them."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, end_all, run_cli, tiny_arch, tiny_data, tiny_study
+
+from builder import build_model, compile_arch, estimate, load_bundle, save_bundle
+from builder.exchange.hf_export import modeling_code
+from builder.laws import LAWS
+from searchspace import SpecError, load_plugin, plugins
+from searchspace.plugins import forget_plugins, loaded_plugins, records
+from searchspace.tables import OPEN
+from studies.commands import verify
+from studies.config import load_study
+from studies.records.trial import MissingPluginError, Report, TrialSpec
+from studies.show.keys import key_reference
+from studies.show.schema import json_schema
+from studies.strategy.driver import StudyDriver
+from studies.tasks.table import prepare_data
+
+BLEND = ROOT / "examples/plugins/blend.py"
+DIGITS = ROOT / "examples/plugins/digits.yaml"
+BROKEN = ROOT / "tests/plugins/broken.py"
+USES = {
+    "levels": {"word": {"pool": "blend"}},
+    "blocks": {"core": {"ffn": "reglu"}},
+    "graph": {"h": {"topology": "dense"}},
+}
+
+POOL = """
+from builder import pool
+from searchspace import Plugin
+from spiralformer.pooling import MeanPool
+{more}
+PLUGIN = Plugin(name="{name}", version="{version}", api={api}, rows=({rows}))
+"""
+
+
+def write(file, rows='pool("other", MeanPool),', *, name="mine", version="1", api=1, more=""):
+    file.write_text(POOL.format(name=name, version=version, api=api, rows=rows, more=more))
+    return file
+
+
+# -- the example ---------------------------------------------------------------------------------
+
+
+def test_what_the_example_adds_is_as_ours(tmp_path):
+    assert load_plugin(BLEND) is load_plugin(str(BLEND))
+    arch = tiny_arch(USES)
+    graph = compile_arch(arch)
+    model = build_model(graph)
+    assert estimate(graph).params == sum(p.numel() for p in model.parameters())
+    assert graph.arch_id == compile_arch(tiny_arch(USES)).arch_id != compile_arch(tiny_arch()).arch_id
+    code = modeling_code(graph)
+    named = {node.module for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)}
+    assert "class BlendPool(Pool):" in code
+    assert "class ReluGated(GatedFeedForward):" in code
+    assert not [name for name in named if name.split(".")[0] in (*("builder", "searchspace", "studies"), "numpy")]
+    assert f"Carries code of plugin blend 1.0 (SHA-256 {records()[0].sha256[:12]})" in code
+    assert "`blend` (of plugin blend)" in key_reference()
+    assert "`length`" in key_reference()
+    assert '{"const": "reglu", "description": "Of plugin blend."}' in json.dumps(json_schema("space"))
+    assert '{"const": "digits"}' in json.dumps(json_schema("study"))
+
+
+def test_nothing_of_a_plugin_stays():
+    before = {kind.__name__: list(rows) for kind, rows in OPEN.items()}
+    load_plugin(BLEND)
+    assert {kind.__name__: list(rows) for kind, rows in OPEN.items()} != before
+    forget_plugins()
+    assert {kind.__name__: list(rows) for kind, rows in OPEN.items()} == before
+    with pytest.raises(SpecError, match=r"unknown value 'blend'.*or load the plugin that adds it \(--plugin\)"):
+        tiny_arch(USES)
+
+
+def test_a_metric_is_measured_shown_and_kept(tmp_path):
+    study = tiny_study(tmp_path, {"search": {"num_trials": 2, "stopper": "none"}, "training": {"flops": 5e7}})
+    said = run_cli("search", study, "--dir", tmp_path / "run", "--serial", "--plugin", BLEND)
+    assert "complete" in said
+    assert 0 < json.loads(run_cli("status", tmp_path / "run", "--json", "--plugin", BLEND))["best"]["top5"] < 1
+    assert '"top5"' in (tmp_path / "run/journal.log").read_text()
+    assert "needs plugin blend 1.0" in (forget_plugins() or run_cli("status", tmp_path / "run", code=2))
+
+
+def test_from_search_to_export(tmp_path):
+    run, own = tmp_path / "run", tmp_path / "blend.py"
+    shutil.copy(BLEND, own)
+    small = ["training.flops=1e8", "search.num_trials=2"]
+    assert "best found" in run_cli("search", DIGITS, *small, "--dir", run, "--serial", "--plugin", own)
+    record = records()[0].to_plain()
+    assert load_study(run / "study.yaml").plain["plugins"] == [record]
+    assert run_cli("export", run, "-o", tmp_path / "bundle", "--plugin", own)
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    assert manifest["plugins"] == [record]
+    assert f'"plugins":[{json.dumps(record, separators=(",", ":"))}]' in (run / "journal.log").read_text()
+    forget_plugins()
+    for command in (
+        ["status", run],
+        ["report", run],
+        ["export", run],
+        ["search", DIGITS, *small, "--dir", run, "--serial"],
+    ):
+        said = " ".join(run_cli(*command, code=2).split())
+        assert "needs plugin blend 1.0" in said or "unknown value 'digits'" in said, said
+    with pytest.raises(SpecError, match=r"needs plugin blend 1\.0 .* not loaded; give it with --plugin"):
+        load_bundle(tmp_path / "bundle")
+    own.write_text(own.read_text() + "\n# changed\n")
+    for command in (
+        ["status", run],
+        ["search", DIGITS, *small, "--dir", run, "--serial"],
+        ["export", tmp_path / "bundle", "--format", "hf"],
+    ):
+        said = " ".join(run_cli(*command, "--plugin", own, code=2).split())
+        assert "was made with plugin blend 1.0 (SHA-256 " in said, said
+
+
+@pytest.mark.slow
+def test_an_export_loads_where_there_is_no_plugin(tmp_path):
+    load_plugin(BLEND)
+    arch = tiny_arch(USES)
+    bundle = save_bundle(tmp_path / "bundle", arch, build_model(compile_arch(arch)))
+    run_cli("export", bundle, "--format", "hf", "-o", tmp_path / "hf", "--plugin", BLEND)
+    code = f"""
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "hf")!r}, trust_remote_code=True)
+print(model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=9, do_sample=False).tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours = load_bundle(bundle).model.generate(torch.ones(1, 3, dtype=torch.long), 9, temperature=0.0)
+    assert json.loads(done.stdout) == ours.tolist()
+
+
+# -- verify ----------------------------------------------------------------------------------------
+
+FIRST = {
+    "pool:ahead": "lookahead", "pool:priced": "cost", "pool:from_the_end": "prefix", "pool:mixing": "batch",
+    "pool:forgetful": "decode", "pool:homebound": "export", "pool:never": "runs", "pool:empty": "init",
+    "ffn:summing": "decode", "ffn:oversized": "cost", "norm:position": "lookahead", "topology:same_name": "runs",
+    "metric:wrong_way": "direction", "metric:not_a_mean": "mean", "sampler:dice": "seed", "format:elsewhere": "write",
+}  # fmt: skip
+ALONE = ("pool:priced", "pool:forgetful", "pool:homebound", "ffn:summing")
+
+
+@pytest.mark.parametrize("place", FIRST)
+def test_each_broken_row_is_refused_for_its_own_reason(place, monkeypatch):
+    plugin = load_plugin(BROKEN)
+    monkeypatch.setattr(verify, "_EXPORTED", int(place == "pool:homebound"))
+    row = next(row for row in plugin.rows if plugins.places_of(row) == (place,))
+    found = verify._check_row(row, place, everything=False).breaches
+    laws = dict.fromkeys(law for law, _, _ in sorted(found, key=verify._order))
+    if place == "pool:from_the_end":  # at other lengths than the first its borders let the future in, too
+        laws.pop("lookahead")
+    assert next(iter(laws)) == FIRST[place], found
+    assert place not in ALONE or len(laws) == 1, found
+
+
+def test_verify_tells_everything_and_exits_with_an_error(tmp_path):
+    lines = run_cli("verify", "--plugin", write(tmp_path / "good.py"))
+    assert "✓ pool:other: 11 laws over 4 architectures" in lines
+    assert "1 rows hold" in lines
+    more = "class Odd(MeanPool):\n    def forward(self, x):\n        return super().forward(x.roll(-1, 1))\n"
+    bad = write(tmp_path / "bad.py", 'pool("odd", Odd), pool("fine", MeanPool),', name="bad", more=more)
+    forget_plugins()
+    said = " ".join(run_cli("verify", "--plugin", bad, code=2).split())
+    assert "✗ pool:odd" in said
+    assert "✓ pool:fine" in said
+    assert "1 of 2 rows fail" in said
+    assert "there is no plugin to verify" in (forget_plugins() or run_cli("verify", code=2))
+    assert len(LAWS) == 11
+
+
+@pytest.mark.slow
+def test_the_example_holds_in_every_combination():
+    assert "5 rows hold" in run_cli("verify", "--all", "--plugin", BLEND)
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+BAD = {
+    "pool('x', MeanPool),": ({"api": 2}, "was written for version 2 of the interface; this is version 1"),
+    "pool('mean', MeanPool),": ({}, "an operation 'pool.mean' is built in"),
+    "pool('a', MeanPool), pool('a', MeanPool),": ({}, "adds pool:a twice"),
+    "pool('a b', MeanPool),": ({}, "'pool:a b' can't be written in a file"),
+    "": ({}, "its rows are none"),
+    "3,": ({}, "has a row of int, which belongs to no table that plugins may add to"),
+    "operation('join.x', {}, None, LANE),": ({"more": "from builder.graph.ops import LANE, operation"}, "operation 'join.x' is none of pool.NAME"),
+    "TopologyRow('x', None, True, len, len),": ({"more": "from searchspace.topologies import TopologyRow"}, "topology 'x' does not say: unroll"),
+    "pool('x', MeanPool), 1 / 0,": ({}, "can't be loaded: ZeroDivisionError"),
+    "pool('x' MeanPool),": ({}, "can't be loaded: SyntaxError"),
+    "pool('y', MeanPool),": ({"name": "a name"}, "'a name' can't be a plugin's name"),
+    "pool('z', MeanPool),": ({"version": " "}, "its version is ''"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", BAD)
+def test_what_is_no_plugin_is_refused_and_leaves_nothing(rows, tmp_path):
+    settings, told = BAD[rows]
+    before = {kind: list(table) for kind, table in OPEN.items()}
+    file = write(tmp_path / "mine.py", rows, **settings)
+    with pytest.raises(SpecError) as found:
+        load_plugin(file)
+    assert told in str(found.value)
+    assert "mine.py" in str(found.value)
+    assert {kind: list(table) for kind, table in OPEN.items()} == before
+    assert not loaded_plugins()
+    write(file)
+    assert load_plugin(file).name == "mine"  # once it is mended
+
+
+def test_the_line_that_fails_is_told(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import json\n\n\ndef f():\n    return json.nothing\n\n\nf()\n")
+    with pytest.raises(SpecError, match=r"mine\.py:5: --plugin: can't be loaded: AttributeError"):
+        load_plugin(file)
+
+
+def test_places_that_hold_no_plugin(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "my-pool.py").touch()
+    (tmp_path / "empty.py").touch()
+    (tmp_path / "other.py").write_text("PLUGIN = 3\n")
+    for source, told in {
+        "folder": "is a folder without __init__.py", "no.py": "no such file", "my-pool.py": "is no name of a module",
+        "empty.py": "defines no PLUGIN", "other.py": "its PLUGIN is int",
+    }.items():  # fmt: skip
+        with pytest.raises(SpecError, match=told):
+            load_plugin(tmp_path / source)
+    with pytest.raises(SpecError, match="there is no module 'no_such_module'"):
+        load_plugin("no_such_module")
+    assert "no such file" in run_cli("cost", "plain_small", "--plugin", tmp_path / "no.py", code=2)
+
+
+def test_two_plugins_that_add_the_same_are_refused(tmp_path):
+    load_plugin(write(tmp_path / "one.py", name="one"))
+    with pytest.raises(SpecError, match="adds pool:other, which plugin one adds too"):
+        load_plugin(write(tmp_path / "two.py", name="two"))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(SpecError, match=r"has the name of .*one\.py, which is loaded already"):
+        load_plugin(write(tmp_path / "again/one.py", "pool('more', MeanPool),", name="more"))
+    with pytest.raises(SpecError, match="is called one, as another one from"):
+        load_plugin(write(tmp_path / "three.py", "pool('more', MeanPool),", name="one"))
+
+
+def test_a_folder_is_one_plugin_and_its_export_carries_each_file(tmp_path):
+    folder = tmp_path / "twofold"
+    folder.mkdir()
+    (folder / "parts.py").write_text(
+        "from spiralformer.pooling import MeanPool\n\n\nclass Twofold(MeanPool):\n    pass\n"
+    )
+    write(folder / "__init__.py", 'pool("twofold", Twofold),', more="from .parts import Twofold")
+    load_plugin(folder)
+    first = records()[0].sha256
+    assert "class Twofold(MeanPool)" in modeling_code(
+        compile_arch(tiny_arch({"levels": {"word": {"pool": "twofold"}}}))
+    )
+    forget_plugins()
+    (folder / "parts.py").write_text((folder / "parts.py").read_text() + "# more\n")
+    load_plugin(folder)
+    assert records()[0].sha256 != first
+
+
+# -- installed -------------------------------------------------------------------------------------
+
+
+def install(folder, points, package="blends"):
+    """A package's metadata, and a module in which one can see whether it was imported."""
+    info = folder / f"{package}-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 2.0\n")
+    lines = "".join(f"{place} = {module}\n" for place, module in points.items())
+    (info / "entry_points.txt").write_text(f"[spiralformer.plugins]\n{lines}")
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.delenv(plugins.SWITCH, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins._installed.cache_clear()
+    yield tmp_path
+    for name in ("installed_pool", "installed_other"):
+        sys.modules.pop(name, None)
+
+
+def test_an_installed_plugin_is_imported_when_a_file_names_it(site):
+    write(site / "installed_pool.py")
+    install(site, {"pool:other": "installed_pool"})
+    assert "installed plugin installed_pool of blends 2.0: pool:other" in run_cli("--version")
+    tiny_arch()
+    with pytest.raises(SpecError, match=r"choose one of: .*attention, other, or load"):
+        tiny_arch({"levels": {"word": {"pool": "nonsense"}}})
+    assert "installed_pool" not in sys.modules
+    assert tiny_arch({"levels": {"word": {"pool": "other"}}}).levels["word"].pool == "other"
+    assert "installed_pool" in sys.modules
+    assert "plugin mine 1 (SHA-256 " in run_cli("--version")
+
+
+def test_a_space_that_may_choose_an_installed_plugin_records_it(site):
+    write(site / "installed_pool.py")
+    install(site, {"pool:other": "installed_pool"})
+    space = tiny_data({"levels": {"word": {"pool": {"choice": ["mean", "other"]}}}})
+    assert [record.name for record in load_study({"space": space, "training": {"flops": 1e7}}).plugins] == ["mine"]
+
+
+def test_the_switch_leaves_installed_plugins_alone(site, monkeypatch):
+    write(site / "installed_pool.py")
+    install(site, {"pool:other": "installed_pool"})
+    monkeypatch.setenv(plugins.SWITCH, "0")
+    with pytest.raises(SpecError, match="unknown value 'other'"):
+        tiny_arch({"levels": {"word": {"pool": "other"}}})
+    assert "installed plugins are off (SPIRALFORMER_PLUGINS=0)" in run_cli("--version")
+    load_plugin("installed_pool")  # but one that is asked for by name
+    tiny_arch({"levels": {"word": {"pool": "other"}}})
+
+
+def test_promises_of_entry_points_are_held_to(site):
+    write(site / "installed_pool.py")
+    install(site, {"pool:another": "installed_pool", "pool:twice": "installed_pool"})
+    install(site, {"pool:twice": "installed_other"}, "others")
+    for name, told in {
+        "another": r"is said to add pool:another \(blends 2.0\), and does not",
+        "twice": "pool:twice is given by installed_pool of blends 2.0 and installed_other of others 2.0",
+    }.items():
+        with pytest.raises(SpecError, match=told):
+            tiny_arch({"levels": {"word": {"pool": name}}})
+
+
+# -- workers ---------------------------------------------------------------------------------------
+
+
+def driver_of(folder, plugin):
+    load_plugin(plugin)
+    study = load_study(tiny_study(folder, {"space": {"levels": {"word": {"pool": "other"}}}}))
+    return StudyDriver(study, folder, prepare_data(study.data, folder / "data"))
+
+
+def test_a_worker_loads_what_its_trial_says_or_refuses(tmp_path):
+    file = write(tmp_path / "mine.py")
+    (tmp_path / "study").mkdir()
+    driver = driver_of(tmp_path / "study", file)
+    text = driver.next_trial().to_json()
+    forget_plugins()  # as another process has it
+    assert TrialSpec.from_json(text).plugins == records() != ()
+    forget_plugins()
+    write(file, version="2")
+    with pytest.raises(MissingPluginError, match=r"was made with plugin mine 1 .*, and mine 2 .* is loaded"):
+        TrialSpec.from_json(text)
+    forget_plugins()
+    file.unlink()
+    with pytest.raises(MissingPluginError, match=r"needs plugin mine 1 .* can't be loaded here: .*no such file"):
+        TrialSpec.from_json(text)
+
+
+def test_a_refusal_halts_the_study_and_costs_no_trial(tmp_path):
+    file = write(tmp_path / "mine.py")
+    (tmp_path / "study").mkdir()
+    driver = driver_of(tmp_path / "study", file)
+    spec = driver.next_trial()
+    assert not driver.report(spec.number, Report(kind="failed", attempt=1 << 30, reason="no_plugin", error="lacks it"))
+    assert driver.halted.startswith("a worker can not run its trial: lacks it")
+    assert driver.finished
+    again = driver_of(tmp_path / "study", file)
+    assert again.next_trial().number == spec.number
+    assert len(end_all(again).records) == 6
+
+
+@pytest.mark.slow
+def test_ray_workers_train_with_a_plugin(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(DIGITS.read_text())
+    said = run_cli(
+        "search", file, "training.flops=1e8", "search.num_trials=2", "--dir", tmp_path / "run", "--plugin", BLEND
+    )
+    assert "3 trials: 3 complete" in said
+
+
+def test_a_plugin_of_python_goes_into_a_search(tmp_path):
+    from studies import search
+
+    load_plugin(write(tmp_path / "mine.py"))
+    space = tiny_data({"levels": {"word": {"pool": {"choice": ["other", "mean"]}}}, "vocab_size": 256})
+    (tmp_path / "text.txt").write_text("two three five seven " * 500)
+    study = search(
+        space, data={"kind": "text", "path": str(tmp_path / "text.txt")}, training={"flops": 1e7, "batch_tokens": 96},
+        num_trials=2, dir=tmp_path / "run", ray=False,
+    )  # fmt: skip
+    assert {trial.arch["levels"]["word"].get("pool") for trial in study.trials} == {"other", "mean"}
+    assert [trial.plugins != () for trial in study.trials] == [
+        trial.arch["levels"]["word"]["pool"] == "other" for trial in study.trials
+    ]
+    assert "mine" in (tmp_path / "run/study.yaml").read_text()
+
+
+def test_the_guide(tmp_path, monkeypatch):
+    """Its file holds, and its commands run."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/plugins.md").read_text()
+    file = next(
+        block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if block.startswith("# loudest.py")
+    )
+    (tmp_path / "loudest.py").write_text(file)
+    assert "1 rows hold" in run_cli("verify", "--plugin", "loudest.py")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for command in re.findall(r"^\$ spiralformer (.*)$", text, flags=re.M):
+        small = ["training.flops=1e8", "search.num_trials=1", "--serial"] if command.startswith("search") else []
+        assert run_cli(*command.split(), *small)
+    assert [law.name for law in LAWS] == re.findall(r"^\| (\w+) \|", text.split("| law |")[1], flags=re.M)[: len(LAWS)]
