@@ -19,7 +19,7 @@ from searchspace.choices import Categorical, Decision, Integer, Scalar, check_va
 from searchspace.errors import SpecError, one_of, show
 from searchspace.files import arch_from_data, extend, find_file, located, merge, not_found, parse_overrides, read_data
 from searchspace.plain import dataclass_decoder, decode, dump_yaml, encode, expect_mapping, join_path, key, plain_copy
-from searchspace.plugins import PluginRecord, decode_records, load_named, needing, records
+from searchspace.plugins import PluginRecord, decode_records, load_named, needing, provided, records
 from searchspace.space import SpaceSpec
 from searchspace.tables import Open
 from searchspace.template import Decided, Template
@@ -33,6 +33,21 @@ LearnerName: TypeAlias = Literal["cost", "scaling_law", "tabular", "gnn"]
 StopperName: TypeAlias = Literal["none", "asha", "median"]
 TrackerName: TypeAlias = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 COST_OBJECTIVES = tuple(row.name for row in COSTS.values() if row.objective)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a study optimises: its task's score, a cost, or another metric of the task."""
+
+    name: str
+    label: str
+    """Of a column."""
+    is_raised: bool = False
+    """Whether more of it is better; it is minimised with its sign turned."""
+
+
+LOSS = Objective("loss", "loss")
+"""The task's score, of which less is better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,7 +283,7 @@ class StudyConfig:
     training: Template
     budget: BudgetSpec
     baselines: tuple[ArchSpec, ...]
-    objectives: tuple[str, ...]
+    objectives: tuple[Objective, ...]
     search: SearchConfig
     scale: ScaleConfig | None
     resources: ResourcesConfig
@@ -308,7 +323,8 @@ class StudyKeys:
     data: DataConfig = key("What to train on.", default=TextData(), decoder=decode_data)
     budget: BudgetSpec = key("Limits on every candidate.", default=BudgetSpec())
     objectives: tuple[str, ...] = key(
-        "What to optimise; the first is loss: the task's first metric, whose name may stand there too.",
+        "What to optimise; the first is loss: the task's first metric, whose name may stand there too. Then costs, and "
+        "further metrics of the task.",
         default=("loss",),
     )
     search: SearchConfig = key("How to propose.", default=SearchConfig())
@@ -530,16 +546,21 @@ class MiddleChooser:
         return float(middle)
 
 
-def _check_objectives(objectives: tuple[str, ...], task: Task) -> tuple[str, ...]:
+def _check_objectives(names: tuple[str, ...], task: Task) -> tuple[Objective, ...]:
     """The objectives, the task's headline by the name ``loss``."""
-    known = ("loss", task.headline.name, *COST_OBJECTIVES)
-    for i, name in enumerate(objectives):
+    for name in names:
+        provided("metric", name)
+    known = {"loss": LOSS, task.headline.name: LOSS}
+    known |= {name: Objective(name, COSTS[name].label) for name in COST_OBJECTIVES}
+    for metric in task.metrics.values():
+        known.setdefault(metric.name, Objective(metric.name, metric.label, metric.better == "higher"))
+    for i, name in enumerate(names):
         if name not in known:
             raise SpecError(f"objectives.{i}", f"unknown objective {show(name)}", one_of(known, name))
-    renamed = tuple("loss" if name == task.headline.name else name for name in objectives)
-    if renamed[:1] != ("loss",) or len(set(renamed)) < len(renamed):
-        raise SpecError("objectives", f"{list(objectives)} is not a list of objectives", "put loss first, each once")
-    return renamed
+    found = tuple(known[name] for name in names)
+    if found[:1] != (LOSS,) or len(set(found)) < len(found):
+        raise SpecError("objectives", f"{list(names)} is not a list of objectives", "put loss first, each once")
+    return found
 
 
 def _inline(data: dict[str, Any], base: Path) -> dict[str, Any]:

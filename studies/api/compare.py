@@ -43,7 +43,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         ("task", settings.task.name),
         ("training", budget),
         ("sampler", settings.search.sampler),
-        ("objectives", ", ".join(settings.objectives)),
+        ("objectives", ", ".join(each.name for each in settings.objectives)),
         ("trials", f"{sum(r.state == 'complete' for r in records)} complete of {len(records)}"),
         ("training FLOPs", short(sum(record.flops for record in records))),
     ]

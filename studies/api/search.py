@@ -62,7 +62,7 @@ def search(
             `studies.Data`; by default this Python's library, and nothing where ``train`` is given.
         task: what is learned, where ``data`` leaves it open: ``text_lm``, ``reach``.
         train: trains one candidate in place of the product's own loop, see `studies.TrainingFunction`.
-        objectives: the first is ``loss``; others are costs, such as ``decode_flops_per_token``.
+        objectives: the first is ``loss``; others are costs, such as ``decode_flops_per_token``, or metrics of the task.
         baseline: architectures trained in full for comparison; limits in ``budget`` may be relative to the first.
         training: the section ``training``; by default a million tokens.
         budget: the section ``budget``, such as ``{"params": "110% of baseline"}``.

@@ -126,11 +126,6 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
             f"trials take {fewest:,} to {most:,} steps, the first rung after {rung}: under {FEW_STEPS} steps tell "
             "little of longer training; give more training.flops, or smaller training.batch_tokens"
         )
-    if len(study.objectives) > 1 and study.search.stopper.kind != "none":
-        notes.append(
-            f"{study.search.stopper.kind} stops by loss alone, so a trial that is good in {study.objectives[-1]} may "
-            "not reach the front; with several objectives use search.stopper: none"
-        )
     if study.scale is not None:
         notes += _check_ladder(study, facts, found)
     recipe, note = "differs by trial", list[str]()

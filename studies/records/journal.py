@@ -28,6 +28,7 @@ from optuna.trial import TrialState as OptunaState
 from searchspace.choices import Scalar
 from searchspace.disk import read_bytes, write_file
 from searchspace.errors import SpecError
+from studies.config import LOSS, Objective
 from studies.records.folder import JOURNAL, SUMS
 from studies.records.reading import (
     CREATE_TRIAL,
@@ -255,13 +256,13 @@ class Journal:
 
     Args:
         folder: of the study; None keeps the journal in memory.
-        objectives: their names, all to be made least.
+        objectives: what is minimised; one that is to be raised stands there as ``-NAME``.
 
     Raises:
         SpecError: if the file is damaged, or of another version.
     """
 
-    def __init__(self, folder: Path | None, objectives: Sequence[str] = ("loss",)) -> None:
+    def __init__(self, folder: Path | None, objectives: Sequence[Objective] = (LOSS,)) -> None:
         storage: BaseStorage = InMemoryStorage()
         self._path = Path(JOURNAL) if folder is None else folder / JOURNAL
         self._file = None if folder is None else _JournalFile(folder)
@@ -285,7 +286,7 @@ class Journal:
                     if purpose not in known:
                         with warnings.catch_warnings():
                             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                            study.set_metric_names(list(objectives))
+                            study.set_metric_names([f"-{o.name}" if o.is_raised else o.name for o in objectives])
                 search = self.studies["search"]
                 if FORMAT_KEY not in search.user_attrs and not any(
                     study.get_trials(deepcopy=False) for study in self.studies.values()

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from builder.pricing.cost import Cost
+from builder.pricing.cost import COSTS, Cost
 from searchspace.arch import ArchSpec
 from searchspace.choices import Scalar
 from searchspace.errors import SpecError
 from searchspace.plain import decode, encode
 from searchspace.plugins import PluginRecord, load_for
-from studies.config import TrainingConfig, check_training
+from studies.config import LOSS, Objective, TrainingConfig, check_training
 
 ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]
 
@@ -179,9 +179,15 @@ class TrialRecord:
         branches = sum(rung.flops for rung in self.rungs[:-1]) if self.purpose == "ladder" else 0.0
         return self.rungs[-1].flops + (check_training(self.training).decay * branches if branches else 0.0)
 
-    def objective(self, name: str) -> float:
-        """The value of one objective: the last score, or a cost."""
-        return self.rungs[-1].score if name == "loss" else float(getattr(self.cost, name) or 0)
+    def value(self, name: str, rung: int = -1) -> float:
+        """A cost, or what was measured at a rung: ``loss`` is the score, other metrics are as the task tells them."""
+        if name == LOSS.name:
+            return self.rungs[rung].score
+        return float(getattr(self.cost, name) or 0) if name in COSTS else self.rungs[rung].metrics[name]
+
+    def objectives(self, of: Sequence[Objective], rung: int = -1) -> tuple[float, ...]:
+        """What is minimised."""
+        return tuple(-self.value(each.name, rung) if each.is_raised else self.value(each.name, rung) for each in of)
 
     def arch_spec(self) -> ArchSpec:
         """The architecture, decoded."""

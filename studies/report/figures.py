@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import plotly.graph_objects as go
 
-from studies.config import StudyConfig
+from studies.config import LOSS, Objective, StudyConfig
 from studies.data.dataset import Dataset
 from studies.predict.explain import (
     Effects,
@@ -153,16 +153,19 @@ def _learning(shown: Sequence[TrialRecord], corpus: Dataset) -> go.Figure:
     return figure
 
 
-def _front(complete: Sequence[TrialRecord], corpus: Dataset, objectives: Sequence[str]) -> go.Figure:
-    """Loss against one cost at a time, the study's objectives first; buttons choose which."""
+def _front(complete: Sequence[TrialRecord], corpus: Dataset, objectives: Sequence[Objective]) -> go.Figure:
+    """Loss against one cost or metric at a time, the study's objectives first; buttons choose which."""
     figure = go.Figure()
     searched = [record for record in complete if record.purpose == "search"]
     baselines = [record for record in complete if record.purpose == "baseline"]
     hovers = {record.number: _hover(record, corpus) for record in (*searched, *baselines)}
-    order = sorted(_COSTS.items(), key=lambda item: item[1] not in objectives)
-    kinds = {name: metric for name, metric in order if all(r.objective(metric) for r in complete)}
-    for i, metric in enumerate(kinds.values()):
-        line = front(complete, ("loss", metric))[::-1]  # by cost: on a front the better is the dearer
+    asked = [o.name for o in objectives[1:]]
+    costs = {name: Objective(cost, name) for name, cost in _COSTS.items() if all(r.value(cost) for r in complete)}
+    metrics = {o.label: o for o in objectives[1:] if o.name not in _COSTS.values()}
+    kinds = dict(sorted({**costs, **metrics}.items(), key=lambda item: item[1].name not in asked))
+    for i, other in enumerate(kinds.values()):
+        metric = other.name
+        line = sorted(front(complete, (LOSS, other)), key=lambda r: r.value(metric))
         rows = (
             ("front", line, {"mode": "lines", "line": {"color": _GREEN, "width": 2}, "hoverinfo": "skip"}),
             ("trial", searched, {"mode": "markers", "marker": {"color": _BLUE, "size": 9}}),
@@ -170,7 +173,7 @@ def _front(complete: Sequence[TrialRecord], corpus: Dataset, objectives: Sequenc
         )
         for label, group, style in rows:
             hover = {} if label == "front" else {"hovertext": [hovers[r.number] for r in group], "hoverinfo": "text"}
-            x, y = [r.objective(metric) for r in group], [corpus.headline.value(r.rungs[-1].score) for r in group]
+            x, y = [r.value(metric) for r in group], [corpus.headline.value(r.rungs[-1].score) for r in group]
             figure.add_scatter(x=x, y=y, name=label, visible=i == 0, **style, **hover)
     buttons = [
         {

@@ -19,7 +19,7 @@ from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.disk import write_file
 from searchspace.errors import show
-from studies.config import StudyConfig
+from studies.config import Objective, StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord
 from studies.report.figures import Figures, figures_of
@@ -30,6 +30,7 @@ from studies.report.ranking import (
     final_lines,
     front,
     labels_of,
+    names_of,
     notes,
     other_objectives,
     promotions,
@@ -90,7 +91,7 @@ def write_html(
         best=_best(records, corpus),
         ranking=_ranking(records, corpus, settings.objectives),
         others=list(other_objectives(settings.objectives).values()),
-        front_of=", ".join([corpus.headline.metric.name, *settings.objectives[1:]]) if settings.objectives[1:] else "",
+        front_of=names_of(settings.objectives, corpus) if settings.objectives[1:] else "",
         unlisted=max(0, len(ranked(records)) - _MOST_ROWS),
         study=settings.to_yaml(),
         versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),
@@ -149,7 +150,7 @@ def _facts(
         ("budget", "; ".join(limits) or "none"),
         ("training", ", ".join(f"{name} {_plain(value)}" for name, value in given.items())),
         ("search", f"{search.sampler}, stopper {search.stopper.kind}, seed {search.seed}"),
-        ("objectives", ", ".join([corpus.headline.metric.name, *settings.objectives[1:]])),
+        ("objectives", names_of(settings.objectives, corpus)),
     ]
     ladder = []
     if (scale := settings.scale) is not None:
@@ -222,7 +223,7 @@ def _versus(record: TrialRecord, baseline: TrialRecord, corpus: Dataset) -> str:
     return corpus.headline.change(record.rungs[-1].score, baseline.rungs[-1].score)
 
 
-def _ranking(records: Sequence[TrialRecord], corpus: Dataset, objectives: Sequence[str]) -> list[dict[str, Any]]:
+def _ranking(records: Sequence[TrialRecord], corpus: Dataset, objectives: Sequence[Objective]) -> list[dict[str, Any]]:
     baseline = best_of(records, purpose="baseline")
     rungs = max((len(record.rungs) for record in records), default=1)
     rows = []
@@ -239,7 +240,7 @@ def _ranking(records: Sequence[TrialRecord], corpus: Dataset, objectives: Sequen
                 "place": place if complete else "",
                 "number": f"{record.number}" + ("*" if record.number in on_front else ""),
                 "what": (f"{record.name}: " if is_baseline else "") + label,
-                "others": [short(record.objective(name)) for name in others],
+                "others": [short(record.value(name)) for name in others],
                 "tokens": short(record.rungs[-1].tokens),
                 "steps": f"{record.steps:,}" if record.steps else "",
                 "params": short(record.cost.params),

@@ -18,6 +18,7 @@ from rich.table import Table
 from scipy.special import stdtrit
 
 from builder.pricing.cost import COSTS
+from studies.config import LOSS, Objective
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord, budget_of
 from studies.show.summary import labels, short, summarize
@@ -224,10 +225,10 @@ def promotion_table(records: Sequence[TrialRecord], corpus: Dataset) -> Table | 
     return table
 
 
-def front(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """Complete trials that no other beats in every objective, by the first; baselines take part."""
     complete = [record for record in ranked(records) if record.state == "complete"]
-    points = {record.number: tuple(record.objective(name) for name in objectives) for record in complete}
+    points = {record.number: record.objectives(objectives) for record in complete}
 
     def beaten(point: tuple[float, ...]) -> bool:
         return any(
@@ -237,17 +238,17 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Tri
     return [record for record in complete if not beaten(points[record.number])]
 
 
-def rest_of_front(records: Sequence[TrialRecord], objectives: Sequence[str], number: int) -> str:
+def rest_of_front(records: Sequence[TrialRecord], objectives: Sequence[Objective], number: int) -> str:
     """Which other trials are as good as the one that is exported, each in its way; '' with one objective."""
     others = [record for record in front(records, objectives) if record.number != number]
     if len(objectives) < 2 or not others:
         return ""
     numbers = ", ".join(f"{record.number} ({summarize(record.arch_spec())})" for record in others)
-    return f"the best by {objectives[0]}; on the front too: {numbers}; export one with --trial"
+    return f"the best by {objectives[0].name}; on the front too: {numbers}; export one with --trial"
 
 
 def ranking_table(
-    records: Sequence[TrialRecord], corpus: Dataset, *, objectives: Sequence[str] = ("loss",), top: int = 20
+    records: Sequence[TrialRecord], corpus: Dataset, *, objectives: Sequence[Objective] = (LOSS,), top: int = 20
 ) -> Table:
     """The terminal ranking, baselines in their places and marked; with several objectives, the front too."""
     on_front = {record.number for record in front(records, objectives)} if len(objectives) > 1 else set()
@@ -255,7 +256,7 @@ def ranking_table(
     rungs = max((len(record.rungs) for record in records), default=1)
     table = Table(
         title=f"At equal training FLOPs (to a step); {corpus.headline.metric.better} is better. Rung: stopped there."
-        + (f" *: front of {', '.join([corpus.headline.metric.name, *objectives[1:]])}." if on_front else ""),
+        + (f" *: front of {names_of(objectives, corpus)}." if on_front else ""),
         title_justify="left",
         expand=True,
         box=SIMPLE,
@@ -267,8 +268,9 @@ def ranking_table(
     table.add_column("trial", justify="right")
     table.add_column("architecture", overflow="fold", ratio=1)
     # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
-    costs = [name for name in objectives if name != "loss"] or ["params", "flops_per_token"]
-    for name in (*(COSTS[cost].label for cost in costs), "tokens", corpus.headline.label, "vs base"):
+    asked = {o.name: o.label for o in objectives if o != LOSS}
+    beside = asked or {name: COSTS[name].label for name in ("params", "flops_per_token")}
+    for name in (*beside.values(), "tokens", corpus.headline.label, "vs base"):
         narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != "vs base" else name
         table.add_column(narrow, justify="right", no_wrap=True)
     shown = ranked(records)[:top]
@@ -286,7 +288,7 @@ def ranking_table(
             str(place) if record.state == "complete" else "",
             f"{record.number}" + ("*" if record.number in on_front else ""),
             f"{record.name}: {label}" if is_baseline else label,
-            *(short(record.objective(cost)) for cost in costs),
+            *(short(record.value(name)) for name in beside),
             short(record.rungs[-1].tokens),
             f"{bits:.3f}",
             "baseline" if record is baseline else versus,
@@ -295,10 +297,14 @@ def ranking_table(
     return table
 
 
-def other_objectives(objectives: Sequence[str]) -> dict[str, str]:
+def names_of(objectives: Sequence[Objective], corpus: Dataset) -> str:
+    """Their names, the score by the metric that tells it."""
+    return ", ".join([corpus.headline.metric.name, *(o.name for o in objectives[1:])])
+
+
+def other_objectives(objectives: Sequence[Objective]) -> dict[str, str]:
     """Objectives beside loss, parameters and FLOPs per token, and a column's name for each."""
-    shown = ("loss", "params", "flops_per_token")
-    return {name: COSTS[name].label for name in objectives if name not in shown}
+    return {o.name: o.label for o in objectives if o.name not in ("loss", "params", "flops_per_token")}
 
 
 def labels_of(records: Sequence[TrialRecord]) -> list[str]:

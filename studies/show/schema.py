@@ -31,7 +31,7 @@ from studies.config import (
     TrainingConfig,
 )
 from studies.data.settings import TEXT_KEYS, DataConfig, TextKind
-from studies.tasks.table import sources
+from studies.tasks.table import TASKS, sources
 
 Language: TypeAlias = Literal["architecture", "space", "study"]
 LANGUAGES: tuple[Language, ...] = typing.get_args(Language)
@@ -102,7 +102,7 @@ class _Writer:
                 "objectives": {
                     "type": "array",
                     "prefixItems": [{"const": "loss"}],
-                    "items": {"enum": list(COST_OBJECTIVES)},
+                    "items": {"enum": [*COST_OBJECTIVES, *_further_metrics()]},
                     "minItems": 1,
                     "uniqueItems": True,
                     **_described(_keys(StudyKeys)["objectives"]),
@@ -208,6 +208,12 @@ class _Writer:
     def _maybe_null(self, schema: Schema) -> Schema:
         """Null removes what the extended file has."""
         return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _further_metrics() -> list[str]:
+    """Of tasks, but for their headlines and what ``loss`` stands for."""
+    each = (name for task in TASKS.values() for name in list(task.metrics)[1:])
+    return [name for name in dict.fromkeys(each) if name != "loss"]
 
 
 _LADDER_ALONE = {"required": ["scale", "baseline"]}

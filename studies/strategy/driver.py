@@ -19,7 +19,7 @@ from optuna.trial import TrialState as OptunaState
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.budget import Budget
-from builder.pricing.cost import Cost, estimate
+from builder.pricing.cost import COSTS, Cost, estimate
 from searchspace.arch import ArchSpec
 from searchspace.plain import encode
 from searchspace.plugins import used_by
@@ -27,6 +27,7 @@ from searchspace.space import Candidate
 from studies.candidates.drawing import HintedChooser, trial_key
 from studies.candidates.proposal import Proposal
 from studies.config import (
+    LOSS,
     Enqueued,
     MiddleChooser,
     StudyConfig,
@@ -204,8 +205,8 @@ class StudyDriver:
     def _note_rungs(self, record: TrialRecord) -> None:
         self._records[record.number] = record
         if record.purpose == "search":
-            for index, rung in enumerate(record.rungs):
-                self._values[index][record.number] = self._objectives(record, rung.score)
+            for index in range(len(record.rungs)):
+                self._values[index][record.number] = record.objectives(self.study.objectives, index)
 
     def _note_end(self, record: TrialRecord) -> None:
         self._records[record.number] = record
@@ -467,6 +468,9 @@ class StudyDriver:
         if any(not math.isfinite(rung.score) for rung in report.rungs):
             finite = tuple(rung for rung in report.rungs if math.isfinite(rung.score))
             report = replace(report, kind="failed", rungs=finite, reason="diverged", error="a loss is not finite")
+        if lacks := self._lacks(report):
+            what = f"measured {lacks[0]}, an objective, as nothing or no number"
+            report = replace(report, kind="failed", rungs=running.record.rungs, reason="invalid", error=what)
         if report.kind == "failed":
             self._fail(running, report)
             return False
@@ -484,6 +488,11 @@ class StudyDriver:
             self._finish(running, OptunaState.PRUNED, report)
             return False
         return True
+
+    def _lacks(self, report: Report) -> list[str]:
+        """Objectives that a rung did not measure, of a training function of one's own, say."""
+        asked = [o.name for o in self.study.objectives if o != LOSS and o.name not in COSTS]
+        return [name for name in asked for r in report.rungs if not math.isfinite(r.metrics.get(name, math.nan))]
 
     def lost(self, number: int, error: str) -> None:
         """The worker died once too often."""
@@ -510,10 +519,7 @@ class StudyDriver:
             return False
         index = len(record.rungs) - 1
         others = [values for number, values in self._values[index].items() if number != record.number]
-        return should_stop(self.study.search.stopper, self._objectives(record, record.rungs[index].score), others)
-
-    def _objectives(self, record: TrialRecord, score: float) -> tuple[float, ...]:
-        return (score, *(record.objective(name) for name in self.study.objectives[1:]))
+        return should_stop(self.study.search.stopper, record.objectives(self.study.objectives, index), others)
 
     def _finish(self, running: _Running, state: OptunaState, report: Report) -> None:
         record = running.record
@@ -527,7 +533,7 @@ class StudyDriver:
         }
         values = None
         if state == OptunaState.COMPLETE:
-            values = [record.objective(name) for name in self.study.objectives]
+            values = list(record.objectives(self.study.objectives))
         shown = dict(record.rungs[-1].metrics) if record.rungs else {}
         self.journal.finish(running.trial, state, values, facts, shown)
         finished = replace(record, state="failed" if report.reason else STATES[state], **facts)

@@ -128,7 +128,7 @@ def _batch(study: StudyConfig) -> int | None:
 def _evidence(
     record: TrialRecord, distributions: dict[str, BaseDistribution], study: StudyConfig, source: Path
 ) -> FrozenTrial:
-    values = [record.objective(name) for name in study.objectives]
+    values = list(record.objectives(study.objectives))
     return optuna.trial.create_trial(
         values=values,
         params=dict(record.choices),

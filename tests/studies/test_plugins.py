@@ -1,6 +1,7 @@
 """Plugins: what they add works everywhere, what is broken is refused for its own reason, and records tell of them."""
 
 import ast
+import io
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, end_all, run_cli, tiny_arch, tiny_data, tiny_study
+from helpers import ROOT, end_all, make_driver, run_cli, tiny_arch, tiny_data, tiny_study
+from rich.console import Console
 
 from builder import build_model, compile_arch, estimate, load_bundle, save_bundle
 from builder.exchange.hf_export import modeling_code
@@ -20,11 +22,12 @@ from searchspace.plugins import forget_plugins, loaded_plugins, records
 from searchspace.tables import OPEN
 from studies.commands import verify
 from studies.config import load_study
-from studies.records.trial import MissingPluginError, Report, TrialSpec
+from studies.records.trial import MissingPluginError, Report, Rung, TrialSpec
+from studies.report.ranking import front, ranking_table
 from studies.show.keys import key_reference
 from studies.show.schema import json_schema
 from studies.strategy.driver import StudyDriver
-from studies.tasks.table import prepare_data
+from studies.tasks.table import open_data, prepare_data
 
 BLEND = ROOT / "examples/plugins/blend.py"
 DIGITS = ROOT / "examples/plugins/digits.yaml"
@@ -420,3 +423,38 @@ def test_the_guide(tmp_path, monkeypatch):
         small = ["training.flops=1e8", "search.num_trials=1", "--serial"] if command.startswith("search") else []
         assert run_cli(*command.split(), *small)
     assert [law.name for law in LAWS] == re.findall(r"^\| (\w+) \|", text.split("| law |")[1], flags=re.M)[: len(LAWS)]
+
+
+def test_a_metric_is_an_objective_of_its_direction(tmp_path):
+    """More of it is better: the front holds the trial that has most, which by loss is the worst."""
+    load_plugin(BLEND)
+    over = {
+        "objectives": ["bits_per_byte", "top5", "params"],
+        "search": {"num_trials": 3, "stopper": "none"},
+        "baseline": [],
+    }
+    driver = make_driver(tmp_path, {**over, "budget": {"flops_per_token": 1e9}})
+    numbers = {}
+    while (spec := driver.next_trial()) is not None:
+        numbers[spec.number] = (1.0 + spec.number, 0.1 * (1 + spec.number))
+        loss, top5 = numbers[spec.number]
+        rung = Rung(flops=1.0, tokens=1, score=loss, metrics={"loss": loss, "bits_per_byte": loss, "top5": top5})
+        driver.report(spec.number, Report(kind="done", attempt=1, rungs=(rung,)))
+    study = driver.journal.studies["search"]
+    assert study.metric_names == ["loss", "-top5", "params"]
+    assert [trial.values[1] for trial in study.trials] == [-top5 for _, top5 in numbers.values()]
+    assert {record.number for record in front(driver.records, driver.study.objectives[:2])} == set(numbers)
+    table = Console(width=200, file=io.StringIO())
+    table.print(ranking_table(driver.records, open_data(tmp_path / "run/data"), objectives=driver.study.objectives))
+    assert re.search(r"\b0\.3\b", table.file.getvalue())
+    assert "front of bits_per_byte, top5, params" in table.file.getvalue()
+
+
+def test_a_trial_that_does_not_measure_an_objective_fails(tmp_path):
+    load_plugin(BLEND)
+    driver = make_driver(tmp_path, {"objectives": ["loss", "top5"], "search": {"max_failures": 9}})
+    end_all(driver)  # with loss alone
+    assert {record.state for record in driver.records} == {"failed"}
+    assert "measured top5, an objective, as nothing or no number" in driver.records[0].error
+    with pytest.raises(SpecError, match=r"objectives\.1: unknown objective 'top6'; did you mean 'top5'"):
+        make_driver(tmp_path, {"objectives": ["loss", "top6"]})
