@@ -22,10 +22,9 @@ from builder.graph.ir import TOKEN_LEVEL, Graph, Level, Node
 from builder.graph.ops import OPS
 from builder.graph.row import Kind, Operation, PartCall, PartName
 from builder.parametrization import factors_of
+from searchspace.errors import SpecError
 from spiralformer.init import init_weights
-from spiralformer.joins import WeightedJoin
 from spiralformer.model import SpiralFormer
-from spiralformer.rope import Rotary
 
 
 def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.device = "cpu") -> SpiralFormer:
@@ -46,9 +45,12 @@ def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.devic
     if torch.device(device).type == "meta":
         return model
     model.to_empty(device=device)
-    for module in model.modules():
-        if isinstance(module, Rotary | WeightedJoin):
-            module.reset()
+    for name, module in model.named_modules():
+        if callable(reset := getattr(module, "reset", None)):
+            reset()
+        elif next(module.buffers(recurse=False), None) is not None:
+            what = f"{name} ({type(module).__name__}) has a buffer, and no method reset that fills it"
+            raise SpecError("", what, "give it one: a model is built without memory first")
     if seed is None:
         return model
     stretched = {name: factors.init for name, factors in factors_of(model, graph).items() if factors.init != 1.0}

@@ -23,6 +23,7 @@ NormKind: TypeAlias = Annotated[Literal["rms", "layer"], Open("norm")]
 NormPlace: TypeAlias = Literal["pre", "peri", "post", "sandwich"]
 FfnKind: TypeAlias = Annotated[Literal["gelu", "swiglu", "relu2"], Open("ffn")]
 RecallKind: TypeAlias = Annotated[Literal["add", "linear", "concat"], Open("recall")]
+Per: TypeAlias = Literal["iteration", "level", "loop"]
 LossKind: TypeAlias = Annotated[Literal["z"], Open("loss")]
 ReadRule: TypeAlias = Literal["auto", "closed", "own_chunk"]
 ResidualScale: TypeAlias = Literal["none", "inverse_depth", "inverse_sqrt_depth"]
@@ -180,6 +181,14 @@ class LoopNode:
     step: StepKind | None = key(
         "A vector for each iteration, on entering it: added (step embedding) or multiplied (element vector).",
         default=None,
+    )
+
+    per: Per = key(
+        "Whose the weights of an iteration's own parts are (routers, step vectors, mixtures, scorers, allocations): "
+        "iteration, each has its own; level, those at one level share them; loop, all do, but for pools and "
+        "up-scalings, whose shape goes by the level. With the last two a trained model runs under other schedules of "
+        "these levels.",
+        default="iteration",
     )
 
     @property

@@ -44,6 +44,10 @@ Space = Annotated[str, typer.Argument(help="Space: a file, or a shipped name.")]
 StudyDir = Annotated[Path, typer.Argument(help="Folder that search made.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.path=value, laid over the file.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Schedules = Annotated[
+    list[str] | None,
+    typer.Option("--schedule", help="Run a loop otherwise: h=30 iterations, or h=word,token. May be repeated."),
+]
 # Choices that --help lists; spelt out, as their tables take long to import (tests hold them to the tables).
 Language = Literal["architecture", "space", "study"]
 EXPORT_FORMATS = ["bundle", "hf", "torch"]
@@ -428,11 +432,12 @@ def export(
             help="hf: Hugging Face; torch: a .pt2; or a plugin's.",
         ),
     ] = "bundle",
+    schedule: Schedules = None,
 ) -> None:
     """Export a trained trial for use elsewhere; what is written is compared with the model before it says done."""
     from studies.commands.export import run_export
 
-    run_export(folder, console, number=trial, form=form, out=out)
+    run_export(folder, console, number=trial, form=form, out=out, schedules=schedule or ())
 
 
 @_command
@@ -516,6 +521,7 @@ def eval(
     kind: Annotated[TextSource, typer.Option(help="Of the data; tokens: their val.bin.")] = "text",
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
+    schedule: Schedules = None,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -527,11 +533,11 @@ def eval(
 
     check_device(device)
     if not data:
-        examine(bundle, console, tokens=tokens, device=device, as_json=as_json)
+        examine(bundle, console, tokens=tokens, device=device, as_json=as_json, schedules=schedule or ())
         return
     paths = data if len(data) > 1 else data[0]
     config = decode(TextData, _given(kind=kind, path=paths, text_field=text_field), "data")
-    score_text(bundle, config, console, tokens=tokens, device=device, as_json=as_json)
+    score_text(bundle, config, console, tokens=tokens, device=device, as_json=as_json, schedules=schedule or ())
 
 
 @_command
@@ -588,6 +594,7 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many of the likeliest; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest of this share.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    schedule: Schedules = None,
     device: Device = "cpu",
 ) -> None:
     """Continue a text."""
@@ -596,7 +603,8 @@ def generate(
 
     print_sample(
         bundle, prompt, tokens, console,
-        temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, device=check_device(device),
+        temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, schedules=schedule or (),
+        device=check_device(device),
     )  # fmt: skip
 
 

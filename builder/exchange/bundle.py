@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from builder.pricing.cost import Cost, estimate
+from builder.schedules import Schedule, model_under, read_schedules
 from searchspace.arch import ArchSpec
 from searchspace.disk import check_regular, new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError, show
@@ -48,6 +49,19 @@ class Bundle:
     cost: Cost
     manifest: dict[str, Any]
     """As saved: choices, metrics, seeds, data, versions."""
+
+    def under(self, schedules: Mapping[str, Schedule]) -> Bundle:
+        """The same weights under other schedules of its loops: longer, shorter, at other levels.
+
+        Args:
+            schedules: by the loop's name: how many iterations, going round its own schedule, or the level of each.
+
+        Raises:
+            SpecError: if there is no such loop or level, or an iteration has weights of its own.
+        """
+        arch, model = model_under(self.model, self.arch, schedules)
+        facts = {**self.manifest, "arch_id": compile_arch(arch).arch_id, "trained_arch_id": self.manifest["arch_id"]}
+        return Bundle(arch=arch, model=model, cost=estimate(compile_arch(arch)), manifest=facts)
 
 
 def save_bundle(
@@ -117,11 +131,16 @@ def bundle_contents(folder: Path) -> set[str] | None:
         return None
 
 
-def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bundle:
+def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu", schedules: Sequence[str] = ()) -> Bundle:
     """Read a bundle, check its sums, build the model and load its weights.
 
+    Args:
+        folder: of the bundle.
+        device: where the model is to live.
+        schedules: to run its loops under, as ``h=30`` (`builder.schedules.read_schedules`).
+
     Raises:
-        SpecError: if a file is missing, damaged, or does not fit the architecture.
+        SpecError: if a file is missing, damaged, or does not fit the architecture, or the weights don't fit a schedule.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -157,7 +176,8 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu") -> Bu
         parameter.data = parameter.data.to(weights[name].dtype)
     model.load_state_dict(weights)
     model.eval()
-    return Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)
+    bundle = Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)
+    return bundle.under(read_schedules(schedules, arch)) if schedules else bundle
 
 
 def check_weights(

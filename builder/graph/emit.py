@@ -87,20 +87,27 @@ class Emitter:
         inputs = {"stream": source, "recall": recalled}
         return self.emit(name, "block", inputs, source.level, attrs, owner=f"blocks.{block}", key=key)
 
-    def pool(self, name: str, source: Value, use: LevelUse, *, key: str = "") -> Value:
+    def pool(self, name: str, source: Value, use: LevelUse, *, owner: str = "", key: str = "") -> Value:
         """Latents of a coarser level."""
         declared, level = self.arch.levels[use.level], self.level_of(use)
-        pooled = self.emit(name, f"pool.{use.pool or declared.pool}", {"stream": source}, level, key=key)
+        kind = use.pool or declared.pool
+        owner = f"{owner}_{kind}" if owner else ""
+        pooled = self.emit(name, f"pool.{kind}", {"stream": source}, level, owner=owner, key=key)
         return replace(self.like(declared, use), node=pooled.node, level=level)
 
-    def upscale(self, name: str, source: Value, then: Value, delay: int, reads: str, *, key: str = "") -> Value:
+    def upscale(
+        self, name: str, source: Value, then: Value, delay: int, reads: str, *, owner: str = "", key: str = ""
+    ) -> Value:
         """Spread ``source`` back to the level of ``then``, which says how that is spread in turn."""
         if reads == "auto":
             reads = "closed" if self.arch.causal else "own_chunk"
         attrs: dict[str, Attr] = {"delay": delay, "reads": reads}
         if source.front != "read" and reads == "closed":
             attrs["front"] = source.front
-        spread = self.emit(name, f"upscale.{source.upscale}", {"latents": source}, then.level, attrs, key=key)
+        owner = f"{owner}_{source.upscale}" if owner else ""
+        spread = self.emit(
+            name, f"upscale.{source.upscale}", {"latents": source}, then.level, attrs, owner=owner, key=key
+        )
         return replace(then, node=spread.node)
 
     def sum(self, name: str, update: Value, states: Sequence[Value], *, key: str = "") -> Value:
@@ -127,21 +134,25 @@ class Emitter:
         made = self.emit(name, "join.weighted", {"terms": terms}, last.level, attrs, owner=owner, key=key)
         return replace(last, node=made.node)
 
-    def mixture(self, name: str, update: Value, state: Value, supports: Sequence[Value], *, key: str = "") -> Value:
+    def mixture(
+        self, name: str, update: Value, state: Value, supports: Sequence[Value], *, owner: str = "", key: str = ""
+    ) -> Value:
         """The update and supports, weighted by a router that reads the state."""
         last = supports[-1]
         inputs: Inputs = {"update": update, "state": state, "supports": supports}
-        return replace(last, node=self.emit(name, "join.mixture", inputs, last.level, key=key).node)
+        return replace(last, node=self.emit(name, "join.mixture", inputs, last.level, owner=owner, key=key).node)
 
-    def write(self, name: str, memory: Value, update: Value, state: Value, *, key: str = "") -> Value:
+    def write(self, name: str, memory: Value, update: Value, state: Value, *, owner: str = "", key: str = "") -> Value:
         """A new memory."""
         inputs = {"memory": memory, "update": update, "state": state}
-        return self.emit(name, "write", inputs, state.level, {"slots": self._slots(memory, key)}, key=key)
+        slots = {"slots": self._slots(memory, key)}
+        return self.emit(name, "write", inputs, state.level, slots, owner=owner, key=key)
 
-    def read(self, name: str, memory: Value, state: Value, *, key: str = "") -> Value:
+    def read(self, name: str, memory: Value, state: Value, *, owner: str = "", key: str = "") -> Value:
         """What a memory holds for a state."""
         inputs = {"memory": memory, "state": state}
-        made = self.emit(name, "read", inputs, state.level, {"slots": self._slots(memory, key)}, key=key)
+        slots = {"slots": self._slots(memory, key)}
+        made = self.emit(name, "read", inputs, state.level, slots, owner=owner, key=key)
         return replace(state, node=made.node)
 
     def _slots(self, value: Value, key: str) -> int:
@@ -159,6 +170,6 @@ class Emitter:
         """A stream, normalised."""
         return self.emit(name, f"norm.{kind}", {"stream": source}, source.level, owner=owner, key=key)
 
-    def step(self, name: str, kind: str, source: Value, *, key: str = "") -> Value:
+    def step(self, name: str, kind: str, source: Value, *, owner: str = "", key: str = "") -> Value:
         """A stream and a vector of the iteration's own."""
-        return self.emit(name, f"step.{kind}", {"stream": source}, source.level, key=key)
+        return self.emit(name, f"step.{kind}", {"stream": source}, source.level, owner=owner, key=key)

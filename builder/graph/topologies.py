@@ -43,22 +43,31 @@ class Loop:
     def iterations(self) -> range:
         return range(len(self.spec.schedule))
 
+    def owner(self, t: int, part: str) -> str:
+        """Who owns the weights of an iteration's part (``per``); empty where each iteration has its own."""
+        if self.spec.per == "iteration":
+            return ""
+        chunk = self.to.level_of(self.spec.schedule[t]).chunk
+        where = f"chunk{chunk}" if self.spec.per == "level" or part in ("pool", "upscale") else "all"
+        return f"sites.{self.name}.{where}.{part}"
+
     def iterate(self, t: int, state: Value) -> Value:
         """One pass of the core: step, recall, pool, block, upscale. Gives the update."""
         to, spec, at, key = self.to, self.spec, f"{self.name}.t{t}", f"graph.{self.name}"
         use, place = spec.schedule[t], f"{key}.schedule.{t}"
         entered = state
         if spec.step is not None:
-            entered = to.step(f"{at}.step", spec.step, entered, key=f"{key}.step")
+            entered = to.step(f"{at}.step", spec.step, entered, owner=self.owner(t, "step"), key=f"{key}.step")
         if spec.recall is not None:
             owner = f"sites.{self.name}.recall"
             entered = to.recall(f"{at}.recall", spec.recall, entered, self.start, owner=owner, key=f"{key}.recall")
-        latents = to.pool(f"{at}.pool", entered, use, key=place)
+        latents = to.pool(f"{at}.pool", entered, use, owner=self.owner(t, "pool"), key=place)
         recalled = None
         if to.arch.blocks[spec.loop].recall is not None:
             recalled = to.pool(f"{at}.recalled", self.start, replace(use, pool="mean"), key=place)
         latents = to.block(f"{at}.block", spec.loop, latents, recalled, key=f"{key}.loop")
-        return to.upscale(f"{at}.upscale", latents, state, use.delay, "auto", key=place)
+        own = self.owner(t, "upscale")
+        return to.upscale(f"{at}.upscale", latents, state, use.delay, "auto", owner=own, key=place)
 
     def normalise(self, t: int, state: Value) -> Value:
         """The state after iteration t, normalised if the loop says so."""
@@ -103,10 +112,12 @@ def _mix(loop: Loop) -> Value:
         known = {"residual": state, "anchor": loop.start, "anchor_star": loop.embedding}
         supports = [known[support] for support in settings.of]
         if settings.weights == "dynamic":
-            state = loop.to.mixture(name, update, state, supports, key=loop.key)
+            own = loop.owner(t, "join")
+            state = loop.to.mixture(name, update, state, supports, owner=own, key=loop.key)
         elif settings.weights == "static":
             factors = [1.0, *[1.0 / len(supports)] * len(supports)]
-            state = loop.to.weighted(name, [update, *supports], factors, learned=True, key=loop.key)
+            own, terms = loop.owner(t, "join"), [update, *supports]
+            state = loop.to.weighted(name, terms, factors, learned=True, owner=own, key=loop.key)
         else:
             state = loop.to.sum(name, update, supports, key=loop.key)
         state = loop.normalise(t, state)
@@ -127,8 +138,9 @@ def _mesh(loop: Loop) -> Value:
     state = to.read(f"{name}.start.read", memory, asked, key=key)
     for t in loop.iterations:
         update = loop.iterate(t, state)
-        memory = to.write(f"{name}.t{t}.write", memory, update, state, key=key)
-        state = loop.normalise(t, to.read(f"{name}.t{t}.read", memory, state, key=key))
+        memory = to.write(f"{name}.t{t}.write", memory, update, state, owner=loop.owner(t, "write"), key=key)
+        read = to.read(f"{name}.t{t}.read", memory, state, owner=loop.owner(t, "read"), key=key)
+        state = loop.normalise(t, read)
     return state
 
 

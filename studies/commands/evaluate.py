@@ -16,9 +16,11 @@ from studies.data.settings import TextData
 from studies.training.evaluate import evaluate, examine_bundle, position_bins
 
 
-def examine(bundle: Path, console: Console, *, tokens: int, device: str, as_json: bool) -> None:
+def examine(
+    bundle: Path, console: Console, *, tokens: int, device: str, as_json: bool, schedules: Sequence[str] = ()
+) -> None:
     """On examples that the bundle's task makes."""
-    found = examine_bundle(bundle, most_tokens=tokens, device=device)
+    found = examine_bundle(bundle, most_tokens=tokens, device=device, schedules=schedules)
     if as_json:
         print(json.dumps(asdict(found), indent=2))
         return
@@ -26,7 +28,16 @@ def examine(bundle: Path, console: Console, *, tokens: int, device: str, as_json
     _print_rows(found.title, found.columns, found.rows, console)
 
 
-def score_text(bundle: Path, data: TextData, console: Console, *, tokens: int, device: str, as_json: bool) -> None:
+def score_text(
+    bundle: Path,
+    data: TextData,
+    console: Console,
+    *,
+    tokens: int,
+    device: str,
+    as_json: bool,
+    schedules: Sequence[str] = (),
+) -> None:
     """On text that is given."""
     with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
         task = progress.add_task("windows", total=None)
@@ -35,6 +46,7 @@ def score_text(bundle: Path, data: TextData, console: Console, *, tokens: int, d
             data,
             most_tokens=tokens,
             device=device,
+            schedules=schedules,
             tick=lambda done, of: progress.update(task, completed=done, total=of),
         )
     if as_json:

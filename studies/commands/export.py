@@ -171,6 +171,10 @@ def convert_bundle(folder: Path, form: str, out: Path) -> Path:
     return folder if write is None else write(folder, out)
 
 
+_MADE_ANEW = ("format", "arch_id", "cost", "versions", "sha256", "plugins", "metrics", "trained_arch_id")
+"""Of a manifest: what a new bundle says itself."""
+
+
 def _end_token(tokenizer: str) -> dict[str, Any] | None:
     """The special token that ends a document, of a tokenizer.json."""
     found = parse_json(tokenizer)
@@ -298,7 +302,34 @@ Compiled graph:
 """
 
 
-def run_export(folder: Path, console: Console, *, number: int | None, form: str, out: Path | None) -> None:
+def reschedule(bundle: Path, schedules: Sequence[str], out: Path) -> Path:
+    """A bundle of the same weights under other schedules; what was measured under the old one is told apart.
+
+    Args:
+        bundle: folder.
+        schedules: as ``h=30``.
+        out: folder of the new one.
+
+    Raises:
+        SpecError: if the weights don't fit.
+    """
+    loaded = load_bundle(bundle, schedules=schedules)
+    own = {name: value for name, value in loaded.manifest.items() if name not in _MADE_ANEW}
+    trained = {name: loaded.manifest[name] for name in ("trained_arch_id", "metrics") if name in loaded.manifest}
+    files = [bundle / TOKENIZER] if (bundle / TOKENIZER).is_file() else []
+    card = f"# {loaded.arch.name}\n\n`{summarize(loaded.arch)}`: trained under another schedule.\n"
+    return save_bundle(out, loaded.arch, loaded.model, card=card, facts={**own, "trained": trained}, files=files)
+
+
+def run_export(
+    folder: Path,
+    console: Console,
+    *,
+    number: int | None,
+    form: str,
+    out: Path | None,
+    schedules: Sequence[str] = (),
+) -> None:
     """Export a trial of a study, or convert a bundle, and say where to.
 
     Args:
@@ -307,6 +338,7 @@ def run_export(folder: Path, console: Console, *, number: int | None, form: str,
         number: of the trial; None: the best.
         form: a name in `FORMATS`.
         out: where to; None: a place of its own.
+        schedules: to run the loops under, as ``h=30``; what is written knows no other.
 
     Raises:
         SpecError: if there is no such format, trial or place, or what was written computes something else.
@@ -322,17 +354,20 @@ def run_export(folder: Path, console: Console, *, number: int | None, form: str,
     with tempfile.TemporaryDirectory() as scratch:
         if not (folder / "manifest.json").is_file():
             records, corpus, settings = read_study(folder)
-            place = out if form == "bundle" else Path(scratch) / "bundle"
+            place = out if form == "bundle" and not schedules else Path(scratch) / "bundle"
             bundle = export_trial(records, folder, corpus, settings, number=number, out=place)
             facts = read_manifest(bundle)
             what = f"trial {facts['trial']}, {tell(facts['data'].get('task', 'text_lm'), facts['metrics'])}"
             target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
             if number is None:
                 others = rest_of_front(records, settings.objectives, facts["trial"])
-        elif form == "bundle" or number is not None:
+        elif (form == "bundle" and not schedules) or number is not None:
             raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
         else:
             bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
+        if schedules:
+            what = f"{what}, under {', '.join(schedules)}"
+            bundle = reschedule(bundle, schedules, target if form == "bundle" else Path(scratch) / "rescheduled")
         if form == "bundle":
             say(console, f"exported {what}, to {bundle}")
         else:

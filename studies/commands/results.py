@@ -60,13 +60,14 @@ def print_sample(
     top_k: int = 0,
     top_p: float = 1.0,
     device: str = "cpu",
+    schedules: Sequence[str] = (),
 ) -> None:
     """Continue a text with a bundle's model. Raises `SpecError` if nothing tells what its tokens stand for."""
     import torch
 
     from builder.exchange.bundle import load_bundle
 
-    loaded = load_bundle(bundle, device=device)
+    loaded = load_bundle(bundle, device=device, schedules=schedules)
     codec = codec_of_bundle(bundle, loaded)
     if not prompt:
         raise SpecError("--prompt", "is empty", "give at least one character")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def evaluate(
     *,
     most_tokens: int = 1_000_000,
     device: str = "cpu",
+    schedules: Sequence[str] = (),
     tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
     """Score a bundle on all of ``data``.
@@ -61,13 +62,14 @@ def evaluate(
         data: documents, encoded as the bundle says; of ``tokens``, the held-out file, read as the bundle's own.
         most_tokens: looked at, from the start.
         device: where to compute.
+        schedules: to run the loops under, as ``h=30``.
         tick: told how many windows of how many are done.
 
     Raises:
         SpecError: if the bundle is damaged, nothing tells what its tokens stand for, or the data is no data of it,
             or shorter than one window.
     """
-    loaded = load_bundle(bundle, device=device)
+    loaded = load_bundle(bundle, device=device, schedules=schedules)
     length = loaded.arch.seq_len
     if data.kind == "tokens":
         tokens, bytes_per_token = _token_file(bundle, loaded, data, most_tokens)
@@ -95,13 +97,15 @@ def evaluate(
     return Evaluation(count, text_bytes, float(sums.sum()) / count, by_position)
 
 
-def examine_bundle(bundle: Path, *, most_tokens: int, device: str = "cpu") -> Examination:
-    """Score a bundle on examples that its task makes anew.
+def examine_bundle(
+    bundle: Path, *, most_tokens: int, device: str = "cpu", schedules: Sequence[str] = ()
+) -> Examination:
+    """Score a bundle on examples that its task makes anew, its loops under other schedules if some are given.
 
     Raises:
         SpecError: if the bundle is damaged, or its task makes none.
     """
-    loaded = load_bundle(bundle, device=device)
+    loaded = load_bundle(bundle, device=device, schedules=schedules)
     facts = loaded.manifest.get("data", {})
     task = task_named(facts.get("task", "text_lm"))
     if task is not None and task.name == "custom":

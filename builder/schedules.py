@@ -1,0 +1,107 @@
+"""A trained core under another schedule: longer, shorter, at other levels. The weights stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import TypeAlias
+
+from builder.graph.compiler import compile_arch
+from builder.lowering import build_model
+from searchspace.arch import ArchSpec
+from searchspace.errors import SpecError, one_of, show
+from searchspace.nodes import LevelUse, LoopNode
+from spiralformer.model import SpiralFormer
+
+Schedule: TypeAlias = "int | Sequence[LevelUse | str]"
+"""How many iterations, going round what the file says; or the level of each."""
+
+
+def under(arch: ArchSpec, schedules: Mapping[str, Schedule]) -> ArchSpec:
+    """The architecture with other schedules in its loops.
+
+    Args:
+        arch: trained, or to be.
+        schedules: by the name of the loop.
+
+    Raises:
+        SpecError: if there is no such loop, or the schedule does not fit it.
+    """
+    loops = {name: node for name, node in arch.graph.items() if isinstance(node, LoopNode)}
+    graph = dict(arch.graph)
+    for name, given in schedules.items():
+        if name not in loops:
+            raise SpecError(f"graph.{name}", f"there is no loop {show(name)}", one_of(loops, name))
+        graph[name] = replace(loops[name], schedule=_schedule(loops[name], given, name))
+    return replace(arch, graph=graph)
+
+
+def _schedule(loop: LoopNode, given: Schedule, name: str) -> tuple[LevelUse, ...]:
+    if isinstance(given, int):
+        if given < 1:
+            raise SpecError(f"graph.{name}.schedule", f"{given} are no iterations", "give 1 or more")
+        return tuple(islice(cycle(loop.schedule), given))
+    return tuple(LevelUse(level=use) if isinstance(use, str) else use for use in given)
+
+
+def read_schedules(texts: Sequence[str], arch: ArchSpec) -> dict[str, Schedule]:
+    """What a command line says: ``h=30``, or ``h=word,token,token``; with one loop its name may be left out.
+
+    Raises:
+        SpecError: if it can't be read.
+    """
+    loops = [name for name, node in arch.graph.items() if isinstance(node, LoopNode)]
+    found: dict[str, Schedule] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals and len(loops) != 1:
+            what = f"{show(text)} names no loop, and there are {len(loops)}"
+            raise SpecError("--schedule", what, f"write one of: {', '.join(f'{loop}={text}' for loop in loops)}")
+        levels = [part.strip() for part in value.split(",")]
+        is_number = len(levels) == 1 and levels[0].isdecimal()
+        found[name or loops[0]] = int(levels[0]) if is_number else levels
+    return found
+
+
+def model_under(
+    model: SpiralFormer, arch: ArchSpec, schedules: Mapping[str, Schedule]
+) -> tuple[ArchSpec, SpiralFormer]:
+    """A model that shares its parameters with one that was trained, and runs other schedules.
+
+    Args:
+        model: trained.
+        arch: of it.
+        schedules: by the name of the loop.
+
+    Returns:
+        The architecture, and the model: its parameters are the same objects. In the first one's mode.
+
+    Raises:
+        SpecError: if an iteration has weights of its own that were never trained (``per: iteration``).
+    """
+    other = under(arch, schedules)
+    before, graph = compile_arch(arch), compile_arch(other)
+    if before.branch_scale != graph.branch_scale:
+        what = f"goes by the number of layers, {before.num_layers} when it was trained and {graph.num_layers} now"
+        raise SpecError("residual_scale", what, "train it with residual_scale: none, not under completep")
+    made = build_model(graph, seed=None, device=next(model.parameters()).device)
+    trained = dict(model.named_parameters())
+    for name, parameter in made.named_parameters():
+        if (own := trained.get(name)) is None or own.shape != parameter.shape:
+            raise SpecError("schedule", *_why_not(name, other, known=own is not None))
+    for name in [name for name, _ in made.named_parameters()]:
+        home, _, last = name.rpartition(".")
+        made.get_submodule(home)._parameters[last] = trained[name]
+    return other, made.train(model.training)
+
+
+def _why_not(name: str, arch: ArchSpec, *, known: bool) -> tuple[str, str]:
+    """What to say of a parameter that was not trained, or in another shape."""
+    if known:
+        return f"{name} goes by the number of iterations", "give mesh.slots a number, and train it so"
+    loop = name.split(".")[1] if "." in name else ""
+    node = arch.graph.get(loop.partition(".")[0])
+    if isinstance(node, LoopNode) and node.per != "iteration":
+        return f"{name} belongs to a level that was not trained", "use the levels of its own schedule"
+    return f"{name} is an iteration's own, and was not trained", "train it with per: level or per: loop"
