@@ -115,6 +115,12 @@ class BlockSpec:
     qk_norm: bool = key("Normalise queries and keys per head (RMS).", default=False)
     bias: bool = key("Biases on all linear maps.", default=False)
     dropout: float = key("Dropout on each branch in training.", default=0.0, low=0.0, high=0.95)
+    window: int | None = key(
+        "Attend to so many latents, itself the last of them; both ways, the middle one. A mask: it costs as without.",
+        default=None,
+        low=1,
+        high=1 << 20,
+    )
     bidirectional: bool | None = key("Attend both ways; default: only in a model with causal: false.", default=None)
 
 
@@ -215,6 +221,9 @@ def _check_parametrization(arch: ArchSpec) -> None:
 
 
 def _check_block(block: BlockSpec, d_model: int, path: str) -> None:
+    if block.window is not None and block.bidirectional and block.window % 2 == 0:
+        what = f"{block.window} has no middle, and the block looks both ways"
+        raise SpecError(f"{path}.window", what, f"use {block.window - 1} or {block.window + 1}")
     if block.head_dim is None and d_model % block.heads:
         raise SpecError(
             f"{path}.heads",

@@ -110,6 +110,7 @@ class Attention(nn.Module):
         kv_heads: key-value heads; each serves heads / kv_heads query heads.
         head_dim: width of a head.
         causal: position i sees only 0 .. i.
+        window: position i sees i - window + 1 .. i; one that is not causal, window // 2 on both sides.
         qk_norm: RMS-normalise queries and keys per head before rotation.
         bias: biases on both projections.
         eps: of the qk norm.
@@ -129,12 +130,13 @@ class Attention(nn.Module):
         head_dim: int,
         *,
         causal: bool,
+        window: int | None = None,
         qk_norm: bool,
         bias: bool,
         eps: float,
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, head_dim, causal
+        self.heads, self.kv_heads, self.head_dim, self.causal, self.window = heads, kv_heads, head_dim, causal, window
         self.qkv = nn.Linear(d_model, (heads + 2 * kv_heads) * head_dim, bias=bias)
         self.out = nn.Linear(heads * head_dim, d_model, bias=bias)
         self.q_norm = nn.RMSNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
@@ -154,11 +156,29 @@ class Attention(nn.Module):
         causal = self.causal and call.rows is None
         if call.cache is not None:
             k_BKLH, v_BKLH, visible = call.cache.add(k_BKLH, v_BKLH, call.rows)
-            if call.cache.prefix is not None:
-                k_BKLH, v_BKLH, visible = call.cache.behind_prefix(k_BKLH, v_BKLH, visible, call.rows, causal)
-                causal = False
+        if self.window is not None:
+            near = self.within(k_BKLH, call.rows)
+            visible, causal = near if visible is None else near & visible, False
+        if call.cache is not None and call.cache.prefix is not None:
+            k_BKLH, v_BKLH, visible = call.cache.behind_prefix(k_BKLH, v_BKLH, visible, call.rows, causal)
+            causal = False
         mixed_BLNH = self.attend(q_BNLH, k_BKLH, v_BKLH, None if causal else visible, causal)
         return self.out(mixed_BLNH.flatten(2))
+
+    def within(self, k_BKLH: Tensor, rows: Rows | None) -> Tensor:
+        """Which keys are in a query's window, (1, 1, L, L), or of single queries (R or 1, 1, 1, L)."""
+        assert self.window is not None
+        key_L = torch.arange(k_BKLH.shape[2], device=k_BKLH.device)
+        if rows is None:
+            back_LL = key_L[:, None] - key_L
+        elif rows.place is not None:
+            back_LL = rows.place - key_L[None]
+        else:
+            back_LL = torch.tensor(rows.places, device=key_L.device)[:, None, None] - key_L
+        near = (back_LL >= 0) & (back_LL < self.window) if self.causal else back_LL.abs() <= self.window // 2
+        if near.dim() == 2 and torch.compiler.is_exporting():  # for any length; strides of axes of one would tie it
+            return near
+        return near[:, None] if near.dim() == 3 else near[None, None]
 
     def attend(self, q_BNLH: Tensor, k_BKLH: Tensor, v_BKLH: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
         """Values mixed by the softmax of scaled products, (B, L, N, H); a Hugging Face export chooses how by name."""

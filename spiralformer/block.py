@@ -29,6 +29,8 @@ class BlockConfig:
     heads: int
     kv_heads: int
     head_dim: int
+    window: int | None = None
+    """Positions that each attends to."""
     ffn: Callable[[int, int, bool], nn.Module]
     """Made with (D, F, bias)."""
     ffn_dim: int
@@ -109,7 +111,15 @@ class ParallelLayer(nn.Module):
 
 def _attention(c: BlockConfig) -> Attention:
     return Attention(
-        c.d_model, c.heads, c.kv_heads, c.head_dim, causal=c.causal, qk_norm=c.qk_norm, bias=c.bias, eps=c.norm_eps
+        c.d_model,
+        c.heads,
+        c.kv_heads,
+        c.head_dim,
+        causal=c.causal,
+        window=c.window,
+        qk_norm=c.qk_norm,
+        bias=c.bias,
+        eps=c.norm_eps,
     )
 
 

@@ -243,7 +243,8 @@ def _block_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
     block, d_model = graph.block_of(node), graph.d_model
     place = NORM_PLACES[block.norm_place]
     settings: dict[str, object] = {
-        name: getattr(block, name) for name in ("layers", "heads", "rotary_base", "qk_norm", "bias", "dropout")
+        name: getattr(block, name)
+        for name in ("layers", "heads", "window", "rotary_base", "qk_norm", "bias", "dropout")
     }
     settings.update(
         d_model=d_model,

@@ -48,6 +48,9 @@ def tiny_cases():
         yield f"{place} {residual}", {"blocks": {"core": core}}
     for ffn in options(FfnKind):
         yield ffn, {"blocks": {"core": {"ffn": ffn, "norm": "layer", "bias": True, "parallel_residual": True}}}
+    for window in (1, 3, 4):
+        core = {"window": window, "kv_heads": 1, "layers": 2}
+        yield f"window {window}", {"blocks": {"core": core}, **loop(["word", "token"], "residual")}
     yield "loss of its own", {"graph": {"z": {"loss": "z", "in": "logits"}}}
     yield "last token", {"levels": {"word": {"positions": "last_token"}}, "tie_embeddings": True}
     yield "zero front", {"levels": {"phrase": {"front": "zero", "offset": 5}}}
