@@ -113,6 +113,7 @@ class DataFacts:
         "Whether bytes_per_token is known; if not it is 1, and bits per byte are bits per token.", default=True
     )
     positions: int = key("Of one example; 0: as many as the architecture takes.", default=0, low=0, high=1 << 24)
+    levels: tuple[int, ...] = key("Of difficulty beyond training, of examples made anew; the hardest last.", default=())
     source: str = key("What they were made from, for records.")
     digest: str = key("Of the settings they were made with.", default="")
     content: str = key("Of the arrays.", default="")
@@ -208,6 +209,10 @@ class Dataset:
                 raise SpecError(f"metric {row.name}", what, "give one finite number, the mean over the batch")
             measured[row.name] = value
         return measured
+
+    def measure_model(self, model: Any, positions: int) -> dict[str, float]:
+        """Metrics that ask the model more than the held-out examples, about so many positions; in evaluation mode."""
+        return {}
 
     def result(self, means: Mapping[str, float]) -> dict[str, float]:
         """Every metric, from means over batches."""

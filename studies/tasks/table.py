@@ -15,7 +15,9 @@ from searchspace.tables import TableError, complete, table
 from studies.data.corpus import Corpus, look_at_text, prepare_corpus
 from studies.data.dataset import DataFacts, Dataset, Examination, Metric, added_metrics, read_facts
 from studies.data.settings import DataConfig, TextData, TextKind
+from studies.tasks import prefix_sums
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
+from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
 from studies.tasks.reach import Mazes, ReachData, examine, facts_of, prepare_mazes
 
 
@@ -80,6 +82,17 @@ TASKS = table(
             prepare=prepare_mazes,
             examine=examine,
             look=lambda config, base, prepare: facts_of(config),
+        ),
+        Task(
+            "prefix_sums",
+            "says of every prefix of a row of bits whether its sum is odd",
+            causal=None,
+            kinds=("prefix_sums",),
+            config=PrefixSumsData,
+            dataset=PrefixSums,
+            prepare=prepare_prefix_sums,
+            examine=prefix_sums.examine,
+            look=lambda config, base, prepare: prefix_sums.facts_of(config),
         ),
         Task(
             "custom",

@@ -180,7 +180,8 @@ class Trainer:
             if not math.isfinite(value):
                 raise DivergedError(f"the held-out {name} is {value} at step {self.step}")
         added = {row.name: means.pop(row.name) for row in added_metrics(self.corpus.facts.task)}
-        metrics = {**self.corpus.result(means), **added}
+        asked_more = self.corpus.measure_model(self.model, self.config.eval_tokens)
+        metrics = {**self.corpus.result(means), **asked_more, **added}
         if lacks := set(self.corpus.metrics) - set(metrics):
             raise TableError(f"{type(self.corpus).__name__} names metrics that it does not measure: {sorted(lacks)}")
         return self.corpus.score(metrics), metrics

@@ -1,0 +1,92 @@
+"""Tasks with levels of difficulty: trained on easy examples, tried on harder ones, which are made as they are needed.
+
+Shape legend: B batch, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from studies.data.dataset import DataFacts, Examination
+from studies.tasks.pairs import LEFT_OUT, Pairs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+GradedType = TypeVar("GradedType", bound="Graded")
+_HARD_SEED = 2
+"""Training and held-out examples have 0 and 1."""
+_LEAST, _MOST = 16, 500
+_POSITIONS = 1 << 14  # of a batch of hard examples
+
+
+class Graded(Pairs):
+    """Pairs whose facts name levels beyond training (`DataFacts.levels`), the hardest last.
+
+    A model is right about an example if it is right about every answer in it.
+    """
+
+    @classmethod
+    def of(cls: type[GradedType], facts: DataFacts) -> GradedType:
+        """Of facts alone, with nothing prepared: its levels can be made all the same."""
+        data = cls.__new__(cls)
+        data.facts = facts
+        return data
+
+    def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
+        """Rows (count, 2 L) of a level: inputs, then answers; the same every time."""
+        raise NotImplementedError
+
+    def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
+        """One example as text, with what the model says of it."""
+        raise NotImplementedError
+
+    def measure_model(self, model: Any, positions: int) -> dict[str, float]:
+        """``hard_accuracy``: share of examples of the hardest level that the model is right about."""
+        if not self.facts.levels:
+            return {"hard_accuracy": 0.0}
+        return {"hard_accuracy": self.accuracy(model, self.facts.levels[-1], positions)}
+
+    def accuracy(self, model: Any, level: int, positions: int) -> float:
+        """Share of examples of a level, about so many positions of them, that the model is right about."""
+        right = [
+            ok for _, said_BL, targets_BL in self.answers(model, level, positions) for ok in _right(said_BL, targets_BL)
+        ]
+        return sum(right) / len(right)
+
+    def answers(self, model: Any, level: int, positions: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs, what the model says, and what is right, batch by batch, on the CPU."""
+        import torch
+
+        rows = self.make(level, max(_LEAST, min(_MOST, positions // level)), _HARD_SEED)
+        length, found = rows.shape[1] // 2, []
+        size, device = max(1, _POSITIONS // length), next(model.parameters()).device
+        for first in range(0, len(rows), size):
+            inputs_BL, targets_BL = self.pairs(rows[first : first + size])
+            with torch.no_grad():
+                found.append((inputs_BL, model(inputs_BL.to(device)).argmax(dim=-1).cpu(), targets_BL))
+        return found
+
+    def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
+        """One example that the model is right about, the hardest such, and one that it fails, the easiest."""
+        solved = failed = ""
+        for level in (self.facts.positions, *self.facts.levels):
+            for inputs_BL, said_BL, targets_BL in self.answers(model, level, _LEAST * level):
+                for i, ok in enumerate(_right(said_BL, targets_BL)):
+                    picture = self.draw(inputs_BL[i], said_BL[i], targets_BL[i])
+                    drawn = f"level {level}, {'solved' if ok else 'failed'}:\n{picture}"
+                    solved, failed = (drawn, failed) if ok else (solved, failed or drawn)
+        return "what it does, x where it is wrong:", "\n\n".join(text for text in (solved, failed) if text)
+
+    def examine(self, model: Any, positions: int) -> Examination:
+        """By level."""
+        levels = (self.facts.positions, *self.facts.levels)
+        rows = tuple((str(level), self.accuracy(model, level, positions)) for level in levels)
+        metrics = {"accuracy": rows[0][1], "hard_accuracy": rows[-1][1]}
+        return Examination(metrics, "By difficulty", ("level", "solved"), rows)
+
+
+def _right(said_BL: Tensor, targets_BL: Tensor) -> list[bool]:
+    found: list[bool] = ((said_BL == targets_BL) | (targets_BL == LEFT_OUT)).all(dim=1).tolist()
+    return found
