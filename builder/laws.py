@@ -14,6 +14,7 @@ import importlib.util
 import io
 import pickle
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -293,6 +294,17 @@ LAWS = (
 )
 
 
+def told(error: Exception) -> str:
+    """What a part's own code raised, and its line where that is known."""
+    if isinstance(error, SpecError):
+        return str(error)
+    text = str(error).strip().splitlines()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    own = [f for f in frames if not f.filename.startswith((str(Path(__file__).parent.parent), "<"))]
+    place = f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""
+    return f"{type(error).__name__}: {text[0] if text else 'nothing said'}{place}"
+
+
 def breaches(arch: ArchSpec, *, slow: bool = True) -> Iterator[tuple[Law, str]]:
     """Each law that an architecture breaks, and how; of one that does not run, that alone.
 
@@ -307,8 +319,7 @@ def breaches(arch: ArchSpec, *, slow: bool = True) -> Iterator[tuple[Law, str]]:
         try:
             wrong = law.check(of)
         except Exception as error:  # whatever a part's own code raises is its breach
-            text = str(error).strip().splitlines()
-            wrong = str(error) if isinstance(error, SpecError) else f"{type(error).__name__}: {text[0] if text else ''}"
+            wrong = told(error)
         if wrong:
             yield law, wrong
             if law.check is _runs:

@@ -50,7 +50,7 @@ class Plugin:
     version: str
     api: int
     """`API` of the version that it was written for."""
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = field(repr=False)
     """Of the tables, as ``builder.pool`` and the like make them."""
 
 
@@ -62,6 +62,8 @@ class PluginRecord:
     version: str
     sha256: str
     """Of its file, or of the Python files of its package."""
+    module: str = field(default="", compare=False)
+    """That it was imported as; empty for a file. One that is installed is found by it."""
     where: str = field(default="", compare=False)
     """What to load it from again; told to workers, and not kept."""
 
@@ -70,7 +72,8 @@ class PluginRecord:
 
     def to_plain(self) -> dict[str, str]:
         """As it is kept."""
-        return {"name": self.name, "version": self.version, "sha256": self.sha256}
+        facts = {"name": self.name, "version": self.version, "sha256": self.sha256}
+        return {**facts, "module": self.module} if self.module else facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,10 @@ def _from_path(path: Path) -> tuple[ModuleType, str]:
         sys.modules[_HOME] = ModuleType(_HOME, "Plugins that were loaded from files.")
     places = [str(path)] if path.is_dir() else None
     spec = importlib.util.spec_from_file_location(name, code, submodule_search_locations=places)
-    assert spec is not None
+    if spec is None:
+        raise SpecError(
+            "--plugin", "is no Python file", "give one that ends in .py, or a folder, or a module", str(path)
+        )
     digest, data = _digest(path), code.read_bytes()
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     with _told(str(code)):
@@ -170,10 +176,11 @@ def _told(where: str) -> Iterator[None]:
 
 def _digest(path: Path) -> str:
     """Of a file; of a folder, of the names and texts of its Python files."""
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    if len(files) == 1:  # a file that became a package is what it was
+        return hashlib.sha256(files[0].read_bytes()).hexdigest()
     total = hashlib.sha256()
-    for file in sorted(path.rglob("*.py")):
+    for file in files:
         data = file.read_bytes()
         total.update(f"{file.relative_to(path).as_posix()} {len(data)}\n".encode() + data)
     return total.hexdigest()
@@ -200,6 +207,8 @@ def _take(module: ModuleType, digest: str, source: str) -> Plugin:
             return plugin
         what = f"is called {plugin.name}, as another one from {there.record.where}"
         raise wrong(what, "load one of them")
+    if type(plugin.rows) in OPEN:
+        raise wrong("its rows are one row, no tuple", "write rows=(row,), with a comma")
     if not isinstance(plugin.rows, tuple | list) or not plugin.rows:
         raise wrong("its rows are none", "give a tuple of what builder.pool and the like make")
     places: list[str] = []
@@ -224,8 +233,11 @@ def _take(module: ModuleType, digest: str, source: str) -> Plugin:
         places += own
     for row in plugin.rows:
         OPEN[type(row)].add(row)
-    where = os.path.abspath(os.path.expanduser(source)) if _is_path(source) else source
-    record = PluginRecord(name=plugin.name, version=plugin.version, sha256=digest, where=where)
+    is_path = _is_path(source)
+    where = os.path.abspath(os.path.expanduser(source)) if is_path else source
+    record = PluginRecord(
+        name=plugin.name, version=plugin.version, sha256=digest, module="" if is_path else source, where=where
+    )
     _LOADED[plugin.name] = _Loaded(plugin, record, module, frozenset(places))
     _OWNERS.update(dict.fromkeys(places, plugin.name))
     return plugin
@@ -355,8 +367,27 @@ def tell() -> list[str]:
 
 
 def records() -> tuple[PluginRecord, ...]:
-    """Of every plugin that is loaded, but for those that give export formats alone: no result depends on them."""
-    return tuple(one.record for one in _LOADED.values() if any(not place.startswith("format:") for place in one.places))
+    """Of every plugin that is loaded."""
+    return tuple(one.record for one in _LOADED.values())
+
+
+def named_in(data: object, *places: str) -> tuple[PluginRecord, ...]:
+    """Of the plugins that add a name which stands in plain data, or one of ``places``; by name."""
+    found, waiting = set[str](), [data]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            found.add(item)
+        elif isinstance(item, Mapping):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list | tuple):
+            waiting += item
+    used = [one for one in _LOADED.values() if any(_name_of(p) in found or p in places for p in one.places)]
+    return tuple(sorted((one.record for one in used), key=lambda record: record.name))
+
+
+def _name_of(place: str) -> str:
+    return place.partition(":")[2]
 
 
 def used_by(value: object, *places: str) -> tuple[PluginRecord, ...]:
@@ -404,7 +435,7 @@ def decode_records(data: object, path: str) -> tuple[PluginRecord, ...]:
             raise SpecError(at, f"{show(item)} is no plugin's record", "write {name: ..., version: ..., sha256: ...}")
         known = [each.name for each in dataclasses.fields(PluginRecord)]
         if wrong := [name for name in item if name not in known]:
-            raise SpecError(f"{at}.{wrong[0]}", "unknown key", one_of(known[:3], wrong[0]))
+            raise SpecError(f"{at}.{wrong[0]}", "unknown key", one_of(known[:4], wrong[0]))
         if lacks := [name for name in known[:3] if name not in item]:
             raise SpecError(at, f"the key '{lacks[0]}' is missing", f"add '{lacks[0]}: ...'")
         if not _HASH.fullmatch(item["sha256"]):
@@ -414,13 +445,22 @@ def decode_records(data: object, path: str) -> tuple[PluginRecord, ...]:
 
 
 @contextmanager
-def needing(wanted: Iterable[PluginRecord], *, file: str = "") -> Iterator[None]:
+def needing(wanted: Iterable[PluginRecord], *, file: str = "", exact: bool = True) -> Iterator[None]:
     """Read what was made with plugins: that one is missing, or is another, is said before anything else that is wrong.
+
+    Args:
+        wanted: those it was made with; installed ones are loaded.
+        file: that is read, for errors.
+        exact: refuse one of another version too, with which results would differ.
 
     Raises:
         SpecError: naming the plugin.
     """
     every = tuple(wanted)
+    known = {point.module for points in installed().values() for point in points} if every else set[str]()
+    for record in every:
+        if record.name not in _LOADED and record.module in known:
+            load_plugin(record.module)
     try:
         yield
     except SpecError as error:
@@ -432,9 +472,19 @@ def needing(wanted: Iterable[PluginRecord], *, file: str = "") -> Iterator[None]
         found = _LOADED.get(record.name)
         if found is None:
             raise _lacks(record, file)
-        if found.record != record:
+        if exact and found.record != record:
             what = f"was made with plugin {record}, and {found.record} is loaded from {found.record.where}"
             raise SpecError("plugins", what, "load the one it was made with, or make it anew", file)
+
+
+def changed(wanted: Iterable[PluginRecord]) -> list[str]:
+    """What to say of plugins that are loaded in another version than something was made with."""
+    found = ((record, _LOADED[record.name].record) for record in wanted if record.name in _LOADED)
+    return [
+        f"note: it was made with plugin {record}; what is shown is computed with {now}"
+        for record, now in found
+        if now != record
+    ]
 
 
 def _lacks(record: PluginRecord, file: str) -> SpecError:

@@ -6,6 +6,7 @@ They are closed but to plugins (`searchspace.plugins`), which add rows to those 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -65,6 +66,8 @@ def complete(cls: RowType) -> RowType:
             raise TableError(f"{cls.__name__} '{name}' does not say: {', '.join(missing)}")
         make(self, *values, **parts)
 
+    checked.__signature__ = inspect.signature(make)  # type: ignore[attr-defined]
+    checked.__doc__ = "Fields, in order: " + ", ".join(f.name for f in dataclasses.fields(cls)) + "."
     cls.__init__ = checked  # type: ignore[misc]
     return cls
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import decode, decoder_for, encode, expect_mapping, join_path, key
@@ -30,9 +30,6 @@ class MeshSettings:
         "leaves it open).",
         default="state",
     )
-
-    def check(self, path: str) -> None:
-        """Nothing more can be wrong with them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,11 +100,9 @@ TABLEAUS: dict[str, ButcherTableau] = {
 }
 
 
-class Settings(Protocol):
-    """Of a topology: a frozen dataclass of keys."""
-
-    def check(self, path: str) -> None:
-        """Raise `SpecError` for what its keys alone don't rule out."""
+Settings: TypeAlias = Any
+"""Of a topology: a frozen dataclass of keys. Its method ``check(path)``, if it has one, raises `SpecError` for what the
+keys alone don't rule out."""
 
 
 @complete
@@ -190,8 +185,9 @@ class TopologySpec:
         known = {row.name: row.settings for row in TOPOLOGIES.values() if row.settings}
         if len(mapping) != 1 or name not in known:
             raise SpecError(path, f"unknown topology {show(mapping)}", "write a name, or " + one_of(known, name))
-        decoded: Settings = decode(known[name], mapping[name], join_path(path, name))
-        decoded.check(join_path(path, name))
+        decoded: Any = decode(known[name], mapping[name], join_path(path, name))
+        if callable(check := getattr(decoded, "check", None)):
+            check(join_path(path, name))
         return TopologySpec(kind=decoder_for(TopologyKind)(name, path), settings=decoded)
 
     def __encode__(self) -> object:

@@ -19,10 +19,11 @@ from searchspace.choices import Categorical, Decision, Integer, Scalar, check_va
 from searchspace.errors import SpecError, one_of, show
 from searchspace.files import arch_from_data, extend, find_file, located, merge, not_found, parse_overrides, read_data
 from searchspace.plain import dataclass_decoder, decode, dump_yaml, encode, expect_mapping, join_path, key, plain_copy
-from searchspace.plugins import PluginRecord, decode_records, load_named, needing, provided, records
+from searchspace.plugins import PluginRecord, decode_records, load_named, named_in, needing, provided
 from searchspace.space import SpaceSpec
 from searchspace.tables import Open
 from searchspace.template import Decided, Template
+from studies.data.dataset import added_metrics
 from studies.data.settings import DataConfig, TextData
 from studies.tasks.table import TASKS, Task, decode_data, task_of
 
@@ -340,7 +341,7 @@ class StudyKeys:
         "Experiment trackers that are told of every trial.", default=("tensorboard",)
     )
     plugins: tuple[PluginRecord, ...] = key(
-        "Plugins that it needs: name, version and sha256 of each; a search notes those that it was given.",
+        "Plugins that it needs: name, version and sha256 of each; a search notes those that it uses.",
         default=(),
         decoder=decode_records,
     )
@@ -410,10 +411,12 @@ def load_study(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
 
 
 def _with_plugins(study: StudyConfig) -> StudyConfig:
-    """The study, that says which plugins it is loaded with."""
+    """The study, that says which plugins it uses."""
     load_named(study.plain)
-    found = records()
-    plain = {**study.plain, "plugins": [record.to_plain() for record in found]} if found else study.plain
+    plain = {name: value for name, value in study.plain.items() if name != "plugins"}
+    found = named_in(plain, *(f"metric:{row.name}" for row in added_metrics(study.task.name)))
+    if found:
+        plain["plugins"] = [record.to_plain() for record in found]
     return replace(study, plugins=found, plain=plain)
 
 
@@ -430,9 +433,17 @@ def find_study(path: str | Path) -> Path:
         raise not_found(Path(path), [file.stem for file in shipped.parent.glob("*.yaml")], "studies") from error
 
 
-def study_from_data(data: Mapping[str, Any]) -> StudyConfig:
-    """Build a study from inlined plain data. Raises `SpecError`; for a plugin that it lacks, before anything else."""
-    with needing(decode_records(data.get("plugins", []), "plugins")):
+def study_from_data(data: Mapping[str, Any], *, exact: bool = True) -> StudyConfig:
+    """Build a study from inlined plain data.
+
+    Args:
+        data: as a file holds it.
+        exact: refuse plugins of another version than it says.
+
+    Raises:
+        SpecError: for a plugin that it lacks, before anything else.
+    """
+    with needing(decode_records(data.get("plugins", []), "plugins"), exact=exact):
         return _study_from_data(data)
 
 

@@ -35,6 +35,11 @@ class Loop:
     """The start itself in a loop that does not use the embedding."""
 
     @property
+    def settings(self) -> Any:
+        """Of its topology."""
+        return self.spec.topology.settings
+
+    @property
     def key(self) -> str:
         """The topology's key in the file."""
         return f"graph.{self.name}.topology"
@@ -105,7 +110,7 @@ def _added_to(support: Callable[[Loop, Value], Sequence[Value]]) -> Unroll:
 
 def _mix(loop: Loop) -> Value:
     """Several supports at once (MeSH, arXiv 2510.07739, appendix E.2)."""
-    settings, state = loop.spec.topology.settings, loop.start
+    settings, state = loop.settings, loop.start
     assert isinstance(settings, MixSettings)
     for t in loop.iterations:
         update, name = loop.iterate(t, state), f"{loop.name}.t{t}.join"
@@ -126,7 +131,7 @@ def _mix(loop: Loop) -> Value:
 
 def _mesh(loop: Loop) -> Value:
     """Every update is written to the memory, every state read from it; one write and read before the first."""
-    settings, name, to, key = loop.spec.topology.settings, loop.name, loop.to, loop.key
+    settings, name, to, key = loop.settings, loop.name, loop.to, loop.key
     assert isinstance(settings, MeshSettings)
     slots = len(loop.iterations) + _AUTO_SLOTS_BEYOND_ITERATIONS if settings.slots == "auto" else settings.slots
     first = {"first": loop.embedding}
@@ -146,7 +151,7 @@ def _mesh(loop: Loop) -> Value:
 
 def _runge_kutta(loop: Loop) -> Value:
     """Iterations are stages v_j = f(x + sum of theta_jl v_l); a step is x + sum of theta_j v_j (arXiv 2211.12386)."""
-    settings, name, state = loop.spec.topology.settings, loop.name, loop.start
+    settings, name, state = loop.settings, loop.name, loop.start
     assert isinstance(settings, RungeKuttaSettings)
     tableau = settings.scheme
     for first in range(0, len(loop.iterations), tableau.stages):
@@ -203,13 +208,12 @@ def topology(
         name: in files.
         unroll: writes a loop out: from `Loop.start`, each `Loop.iterate` gives an update, `Loop.normalise` follows
             each, and ``Loop.to`` joins streams (`builder.graph.emit.Emitter`). Gives the last state.
-        settings: a frozen dataclass of ``searchspace.plain.key`` with a method ``check(path)``, for
-            ``topology: {NAME: {...}}``; its keys have defaults if the name may stand alone.
+        settings: a frozen dataclass of ``searchspace.key``, for ``topology: {NAME: {...}}``, which `Loop.settings`
+            gives; its keys have defaults if the name may stand alone. A method ``check(path)`` may raise `SpecError`.
         reads_embedding: whether it uses `Loop.embedding`.
         stages: how many iterations make a step; of its settings.
     """
     bare = settings is None or all(
-        f.default is not MISSING or f.default_factory is not MISSING
-        for f in fields(settings)  # type: ignore[arg-type]
+        f.default is not MISSING or f.default_factory is not MISSING for f in fields(settings)
     )
     return TopologyRow(name, settings, bare, lambda _: reads_embedding, stages, unroll)

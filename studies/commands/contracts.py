@@ -51,7 +51,7 @@ _STEPS, PROPOSALS = 4, 14
 def check_metric(row: AddedMetric) -> Iterator[Breach]:
     """One number, the mean over a batch's targets, and better for right answers."""
     if task_named(row.task) is None:
-        yield "task", f"is a metric of {row.task!r}, which is no task", row.name
+        yield "task", f"is a metric of {row.task!r}, which is no task, or another plugin's (--plugin)", row.name
         return
     generator = torch.Generator().manual_seed(0)
     logits_BLV = torch.randn(6, 12, 17, generator=generator)
@@ -66,7 +66,8 @@ def check_metric(row: AddedMetric) -> Iterator[Breach]:
     whole = value(logits_BLV, targets_BL)
     rows = sum(value(logits_BLV[i : i + 1], targets_BL[i : i + 1]) for i in range(6)) / 6
     if abs(whole - rows) > 1e-4 * max(1.0, abs(whole)):
-        yield "mean", f"is {whole:.4g} of a batch, and {rows:.4g} on average of its rows", "6 rows of 12"
+        what = f"is {whole:.4g} of a batch, and {rows:.4g} on average of its rows: metrics are averaged over batches"
+        yield "mean", what, "6 rows of 12"
     left_out_BL, moved_BLV = targets_BL.clone(), logits_BLV.clone()
     left_out_BL[:, :4] = LEFT_OUT
     moved_BLV[:, :4] += 3 * torch.randn(6, 4, 17, generator=generator)
@@ -90,6 +91,9 @@ def check_task(row: Task) -> Iterator[Breach]:
         data, again = (row.prepare(config, folder / name, folder) for name in ("one", "two"))
         if data.facts.content != again.facts.content:
             yield "prepare", "makes other data the second time", "default settings"
+        if data.headline.metric.name != row.headline.name:
+            what = f"tells scores by {data.headline.metric.name}, and names {row.headline.name} first"
+            yield "headline", what, "metrics"
         facts = row.look(config, folder, prepare=False)
         for name in ("task", "vocab_size", "positions"):
             before, after = getattr(facts, name), getattr(data.facts, name)

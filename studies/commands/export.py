@@ -18,7 +18,7 @@ from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from searchspace.disk import parse_json, probe_folder
 from searchspace.errors import SpecError, one_of, show
-from searchspace.plugins import names, provided
+from searchspace.plugins import names, needing, provided
 from searchspace.tables import complete, table
 from studies.config import StudyConfig, check_training
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
@@ -82,8 +82,9 @@ def export_trial(
             file=str(study_folder),
         )
     arch = record.arch_spec()
-    model = build_model(compile_arch(arch), seed=None)
-    model.load_state_dict(state["model"])
+    with needing(record.plugins, file=str(study_folder)):  # another version would be another model
+        model = build_model(compile_arch(arch), seed=None)
+        model.load_state_dict(state["model"])
     facts = {
         "trial": record.number,
         "choices": record.choices,
@@ -119,7 +120,10 @@ class Format:
     suffix: str
     """Of the file or folder, where nobody names it."""
     write: Callable[[Path, Path], Path] | None
-    """(bundle, out) -> what was written; None: it is the bundle."""
+    """(the bundle's folder, where to) -> where to, once it is written; None: it is the bundle. The place's folder is
+    there."""
+    is_compared: bool = False
+    """Whether ``write`` loads what it wrote again and holds it to the model."""
 
 
 def _to_torch(bundle: Path, out: Path) -> Path:
@@ -149,8 +153,8 @@ FORMATS = table(
     "an export format",
     (
         Format("bundle", "a bundle", "", None),
-        Format("hf", "a folder for Hugging Face", "-hf", _to_hf),
-        Format("torch", "one torch.export program, .pt2", ".pt2", _to_torch),
+        Format("hf", "a folder for Hugging Face", "-hf", _to_hf, is_compared=True),
+        Format("torch", "one torch.export program, .pt2", ".pt2", _to_torch, is_compared=True),
     ),
     places="format",
 )
@@ -344,7 +348,9 @@ def run_export(
         SpecError: if there is no such format, trial or place, or what was written computes something else.
     """
     if form not in FORMATS and not provided("format", form):
-        raise SpecError("--format", f"unknown format {show(form)}", one_of((*FORMATS, *names("format")), form))
+        raise SpecError(
+            "--format", f"unknown format {show(form)}", one_of(dict.fromkeys((*FORMATS, *names("format"))), form)
+        )
     suffix = FORMATS[form].suffix
     if out is not None:
         probe_folder(out.parent, "-o")
@@ -371,8 +377,10 @@ def run_export(
         if form == "bundle":
             say(console, f"exported {what}, to {bundle}")
         else:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with console.status("writing, loading again and comparing"):
                 convert_bundle(bundle, form, target)
-            say(console, f"exported {what}, to {target}; loaded again, it computes the same")
+            compared = "; loaded again, it computes the same" if FORMATS[form].is_compared else ""
+            say(console, f"exported {what}, to {target}{compared}")
     if others:
         say(console, f"it is {others}")

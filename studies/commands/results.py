@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from searchspace.errors import SpecError, show
+from searchspace.plugins import changed
 from studies.config import StudyConfig
 from studies.data.codec import codec_of_bundle
 from studies.data.dataset import Dataset
@@ -36,7 +37,7 @@ def show_results(
         console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
     if (table := promotion_table(records, corpus)) is not None:
         console.print(table)
-    for line in notes(records, corpus, driven=driven):
+    for line in (*changed(settings.plugins), *notes(records, corpus, driven=driven)):
         say(console, line)
     with console.status("fitting the ladder"):
         told, missing = ladder_answer(records, settings, corpus)

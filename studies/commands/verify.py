@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, cast, get_origin, get_type_hints
 
 from rich.console import Console
 
-from builder.laws import LAWS, breaches
+from builder.laws import LAWS, breaches, told
 from searchspace.errors import SpecError
 from searchspace.files import arch_from_data, merge
 from searchspace.nodes import FfnKind, NormPlace, PoolKind, UpscaleKind
+from searchspace.plain import decode
 from searchspace.plugins import Plugin, installed, loaded_plugins, places_of, provided, record_of
 from searchspace.tables import options
 from searchspace.topologies import TOPOLOGIES, TopologyRow
@@ -87,16 +88,18 @@ def verify_plugins(console: Console, *, everything: bool = False) -> None:
             total += 1
             failed += bool(result.breaches)
             mark = "[red]✗[/]" if result.breaches else "[green]✓[/]"
-            console.print(f"  {mark} {result.place}: {result.checked}", highlight=False, soft_wrap=True)
+            broken = len(dict.fromkeys(law for law, _, _ in result.breaches))
+            verdict = f"breaks {broken} of {result.checked}" if broken else result.checked
+            console.print(f"  {mark} {result.place}: {verdict}", highlight=False, soft_wrap=True)
             for law in dict.fromkeys(law for law, _, _ in sorted(result.breaches, key=_order)):
                 (what, where), *others = [(how, place) for other, how, place in result.breaches if other == law]
-                more = f", and {len(others)} more" if others else ""
+                more = f", and in {len(others)} more" if others else ""
                 say(console, f"      {law}: {what} ({where}{more})")
     if importlib.util.find_spec("transformers") is None:
         say(console, "note: exports were not loaded again, which needs transformers: pip install 'spiralformer[hf]'")
     if failed:
         raise SpecError("", f"{failed} of {total} rows fail", "docs/plugins.md says what each law asks for")
-    say(console, f"{total} rows hold")
+    say(console, "1 row holds" if total == 1 else f"{total} rows hold")
 
 
 def _verify(plugin: Plugin, console: Console, *, everything: bool) -> Iterator[_Result]:
@@ -120,7 +123,7 @@ def _check_row(row: Any, place: str, *, everything: bool) -> _Result:
         try:
             result.breaches += check(row)
         except Exception as error:  # whatever its own code raises is its breach
-            result.breaches.append(("runs", f"{type(error).__name__}: {error}", place))
+            result.breaches.append(("runs", told(error), place))
         return result
     if isinstance(row, TopologyRow) and not row.bare:
         what = "its settings have keys without a default, so that it can't be checked alone"
@@ -132,7 +135,7 @@ def _check_row(row: Any, place: str, *, everything: bool) -> _Result:
             arch = arch_from_data(merge(TINY, over))
             result.breaches += [(law.name, how, case) for law, how in breaches(arch, slow=i < _EXPORTED)]
         except Exception as error:  # as above
-            result.breaches.append(("runs", f"{type(error).__name__}: {error}", case))
+            result.breaches.append(("runs", told(error), case))
     return result
 
 
@@ -164,6 +167,11 @@ def _cases(kind: str, name: str) -> Iterator[tuple[str, Data]]:
         yield "one step", _loop(step, name)
         between = {"graph": {"p": {"block": "core", "in": "x"}}}
         yield "not from the embedding", merge(between, _loop(steps, name, **{"in": "p"}))
+        settings = row.settings
+        for setting, value in _other_settings(settings) if settings is not None else ():
+            stages = row.stages(decode(cast("type[Any]", settings), {setting: value}))
+            levels = [level for level in ("word", "token", "phrase", "word") for _ in range(stages)]
+            yield f"{setting}: {value}", _loop(levels, {name: {setting: value}})
     elif kind == "ffn":
         yield "as it is", _core(ffn=name)
         yield "with biases", merge(_core(ffn=name, bias=True), whole_input)
@@ -185,6 +193,22 @@ def _cases(kind: str, name: str) -> Iterator[tuple[str, Data]]:
         yield "seeing the whole input", merge(_loop(["word", "token"], step=name), whole_input)
     elif kind == "loss":
         yield "of the logits", {"graph": {"z": {"loss": name, "in": "logits"}}}
+
+
+def _other_settings(settings: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Each setting at another value than its own: the other switch, the other names, the bounds."""
+    hints = get_type_hints(settings, include_extras=True)
+    for each in fields(settings):
+        name, annotation = each.metadata.get("key") or each.name, hints[each.name]
+        if annotation is bool:
+            values: list[Any] = [True, False]
+        elif get_origin(annotation) in (Literal, Annotated):
+            values = list(options(annotation))
+        else:
+            values = [each.metadata.get("low"), each.metadata.get("high")]
+        for value in values:
+            if value is not None and value != each.default:
+                yield name, annotation(value) if annotation in (int, float) else value
 
 
 def _all_cases(kind: str, name: str) -> Iterator[tuple[str, Data]]:

@@ -164,7 +164,7 @@ def read_settings(folder: Path) -> StudyConfig:
     """The settings a study was begun with. Raises `SpecError`."""
     file = folder / SETTINGS
     try:
-        return study_from_data(read_file(file))
+        return study_from_data(read_file(file), exact=False)
     except SpecError as error:
         error.file = error.file or str(file)
         raise

@@ -15,7 +15,7 @@ from studies.records.reading import has_launches
 
 _MAY_CHANGE = (
     *("search.num_trials", "search.max_failures", "search.promote", "search.enqueue", "search.time_budget_s"),
-    *("scale", "resources", "name", "tracking"),
+    *("scale", "resources", "name", "tracking", "plugins"),
 )
 """Settings that may differ when a study goes on."""
 

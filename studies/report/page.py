@@ -94,6 +94,7 @@ def write_html(
         front_of=names_of(settings.objectives, corpus) if settings.objectives[1:] else "",
         unlisted=max(0, len(ranked(records)) - _MOST_ROWS),
         study=settings.to_yaml(),
+        plugins=settings.plugins,
         versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),
         folder=file.parent.name,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

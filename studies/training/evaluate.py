@@ -111,6 +111,9 @@ def examine_bundle(
     if task is not None and task.name == "custom":
         what = f"was trained on {facts.get('source', 'an object')}, handed over from Python"
         raise SpecError("", what, "score it there: builder.load_bundle(FOLDER).model", str(bundle))
+    if task is not None and task.examine is None and task.name != "text_lm":
+        what = f"learned the task {task.name}, which says nothing of how to score it"
+        raise SpecError("", what, "do it in Python: builder.load_bundle(FOLDER).model", str(bundle))
     if task is None or task.examine is None:
         raise SpecError("--data", "is missing: this model's task makes no examples", "give text to score it on")
     settings = decode_data(loaded.manifest.get("data_settings", {}), "data_settings")

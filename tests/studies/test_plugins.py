@@ -117,12 +117,15 @@ def test_from_search_to_export(tmp_path):
         load_bundle(tmp_path / "bundle")
     own.write_text(own.read_text() + "\n# changed\n")
     for command in (
-        ["status", run],
         ["search", DIGITS, *small, "--dir", run, "--serial"],
         ["export", tmp_path / "bundle", "--format", "hf"],
+        ["export", run, "-o", tmp_path / "again"],
     ):
         said = " ".join(run_cli(*command, "--plugin", own, code=2).split())
         assert "was made with plugin blend 1.0 (SHA-256 " in said, said
+    said = " ".join(run_cli("report", run, "--plugin", own).split())
+    assert "note: it was made with plugin blend 1.0 (SHA-256" in said
+    assert "--plugin FILE_OR_MODULE  # blend 1.0" in (run / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -176,7 +179,7 @@ def test_each_broken_row_is_refused_for_its_own_reason(place, monkeypatch):
 def test_verify_tells_everything_and_exits_with_an_error(tmp_path):
     lines = run_cli("verify", "--plugin", write(tmp_path / "good.py"))
     assert "✓ pool:other: 11 laws over 4 architectures" in lines
-    assert "1 rows hold" in lines
+    assert "1 row holds" in lines
     more = "class Odd(MeanPool):\n    def forward(self, x):\n        return super().forward(x.roll(-1, 1))\n"
     bad = write(tmp_path / "bad.py", 'pool("odd", Odd), pool("fine", MeanPool),', name="bad", more=more)
     forget_plugins()
@@ -201,6 +204,7 @@ BAD = {
     "pool('a', MeanPool), pool('a', MeanPool),": ({}, "adds pool:a twice"),
     "pool('a b', MeanPool),": ({}, "'pool:a b' can't be written in a file"),
     "": ({}, "its rows are none"),
+    "pool('b', MeanPool)": ({}, "its rows are one row, no tuple; write rows=(row,), with a comma"),
     "3,": ({}, "has a row of int, which belongs to no table that plugins may add to"),
     "operation('join.x', {}, None, LANE),": ({"more": "from builder.graph.ops import LANE, operation"}, "operation 'join.x' is none of pool.NAME"),
     "TopologyRow('x', None, True, len, len),": ({"more": "from searchspace.topologies import TopologyRow"}, "topology 'x' does not say: unroll"),
@@ -237,10 +241,11 @@ def test_places_that_hold_no_plugin(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "my-pool.py").touch()
     (tmp_path / "empty.py").touch()
+    (tmp_path / "study.yaml").touch()
     (tmp_path / "other.py").write_text("PLUGIN = 3\n")
     for source, told in {
         "folder": "is a folder without __init__.py", "no.py": "no such file", "my-pool.py": "is no name of a module",
-        "empty.py": "defines no PLUGIN", "other.py": "its PLUGIN is int",
+        "study.yaml": "is no Python file", "empty.py": "defines no PLUGIN", "other.py": "its PLUGIN is int",
     }.items():  # fmt: skip
         with pytest.raises(SpecError, match=told):
             load_plugin(tmp_path / source)
@@ -318,6 +323,76 @@ def test_a_space_that_may_choose_an_installed_plugin_records_it(site):
     install(site, {"pool:other": "installed_pool"})
     space = tiny_data({"levels": {"word": {"pool": {"choice": ["mean", "other"]}}}})
     assert [record.name for record in load_study({"space": space, "training": {"flops": 1e7}}).plugins] == ["mine"]
+
+
+def test_a_study_finds_its_installed_plugins_again(site):
+    write(site / "installed_pool.py")
+    install(site, {"pool:other": "installed_pool"})
+    study = tiny_study(site, {"space": {"levels": {"word": {"pool": "other"}}}, "search": {"num_trials": 1}})
+    run_cli("search", study, "training.flops=5e7", "--dir", site / "run", "--serial")
+    forget_plugins()
+    sys.modules.pop("installed_pool")
+    assert "ended" in run_cli("status", site / "run")
+    assert run_cli("export", site / "run", "-o", site / "bundle")
+    forget_plugins()
+    assert load_bundle(site / "bundle").arch.levels["word"].pool == "other"
+
+
+def test_order_and_plugins_that_nothing_uses_do_not_matter(tmp_path):
+    (tmp_path / "two").mkdir()
+    own, more = write(tmp_path / "mine.py"), write(tmp_path / "two/more.py", 'pool("more", MeanPool),', name="more")
+    study = tiny_study(tmp_path, {"space": {"levels": {"word": {"pool": "other"}}}, "search": {"num_trials": 1}})
+    command = ["search", study, "training.flops=5e7", "--dir", tmp_path / "run", "--serial"]
+    run_cli(*command, "--plugin", own)
+    run_cli(*command, "--plugin", more, "--plugin", own)
+    forget_plugins()
+    folder = tmp_path / "package"
+    folder.mkdir()
+    shutil.copy(own, folder / "__init__.py")
+    run_cli(*command, "--plugin", folder)  # the same text
+    assert [row["name"] for row in load_study(tmp_path / "run/study.yaml").plain["plugins"]] == ["mine"]
+
+
+def test_a_format_of_a_plugin_claims_nothing_and_finds_its_folder(tmp_path):
+    more = "from studies import Format\n\n\ndef to_text(bundle, out):\n    out.write_text('weights')\n    return out\n"
+    own = write(tmp_path / "mine.py", 'Format("words", "a text", ".txt", to_text),', more=more)
+    study = tiny_study(tmp_path, {"search": {"num_trials": 1, "stopper": "none"}})
+    run_cli("search", study, "training.flops=5e7", "--dir", tmp_path / "run", "--serial")
+    said = " ".join(run_cli("export", tmp_path / "run", "--format", "words", "--plugin", own).split())
+    assert "exported trial 1" in said
+    assert "the same" not in said
+    assert list((tmp_path / "run/export").glob("*.txt"))
+    told = " ".join(run_cli("export", tmp_path / "run", "--format", "wrods", code=2).split())
+    assert "bundle, hf, torch, words" in told
+    assert told.count("words") == 2  # did you mean it, and in the list
+
+
+def test_settings_of_a_topology_are_tried_at_their_bounds(tmp_path, monkeypatch):
+    more = """
+from dataclasses import dataclass
+from builder import topology
+from searchspace import key
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    learned: bool = key("?", default=False)
+    keep: float = key("?", default=0.5, low=0.25, high=1.0)
+
+def unroll(loop):
+    assert not (loop.settings.learned or loop.settings.keep > 0.9)
+    state = loop.start
+    for t in loop.iterations:
+        state = loop.normalise(t, loop.to.sum(f"{loop.name}.t{t}.join", loop.iterate(t, state), [state], key=loop.key))
+    return state
+"""
+    monkeypatch.setattr(verify, "_EXPORTED", 0)
+    own = write(tmp_path / "mine.py", 'topology("odd", unroll, settings=Settings),', more=more)
+    said = " ".join(run_cli("verify", "--plugin", own, code=2).split())
+    assert "breaks 1 of 11 laws over 8 architectures" in said
+    assert re.search(
+        r"runs: AssertionError: nothing said \(line \d+ of mine.py\) \(learned: True, and in 1 more\)", said
+    )
+    assert tiny_arch({"graph": {"h": {"topology": {"odd": {"keep": 0.75}}}}}).graph["h"].topology.settings.keep == 0.75
 
 
 def test_the_switch_leaves_installed_plugins_alone(site, monkeypatch):
@@ -412,12 +487,13 @@ def test_a_plugin_of_python_goes_into_a_search(tmp_path):
 def test_the_guide(tmp_path, monkeypatch):
     """Its file holds, and its commands run."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verify, "_EXPORTED", 1)  # of each row one architecture, to save time
     text = (ROOT / "docs/plugins.md").read_text()
-    file = next(
-        block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if block.startswith("# loudest.py")
-    )
-    (tmp_path / "loudest.py").write_text(file)
-    assert "1 rows hold" in run_cli("verify", "--plugin", "loudest.py")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    for name, rows in (("loudest.py", "1 row holds"), ("leaky.py", "2 rows hold")):
+        (tmp_path / name).write_text(next(block for block in blocks if block.startswith(f"# {name}")))
+        assert rows in run_cli("verify", "--plugin", name)
+        forget_plugins()
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for command in re.findall(r"^\$ spiralformer (.*)$", text, flags=re.M):
         small = ["training.flops=1e8", "search.num_trials=1", "--serial"] if command.startswith("search") else []
