@@ -39,6 +39,8 @@ from spiralformer.model import SpiralFormer
 
 TOLERANCE = 1e-9
 LENGTHS = (1, 2, 3, 6, 7, 12, 17)
+_KNOWN_STARTS = (nn.Embedding, nn.RMSNorm, nn.LayerNorm)
+"""What `spiralformer.init` knows how to begin."""
 _STEPS = 6
 """Decoded token by token after each prompt."""
 
@@ -154,6 +156,9 @@ def _runs(of: Subject) -> str:
             return f"gives logits {tuple(logits.shape)} of 2 rows of {length} tokens"
         if not logits.isfinite().all():
             return f"gives logits that are no numbers, of {length} tokens"
+    if of.graph.losses:
+        wrong = [name for name, loss in of.model.with_losses(of.tokens(2, 9))[1].items() if not loss.isfinite()]
+        return f"its loss {wrong[0]} is no number" if wrong else ""
     return ""
 
 
@@ -174,6 +179,10 @@ def _init(of: Subject) -> str:
             return f"{step.node.op} says that it has no parameters, and has some"
         if said == "small" and callable(getattr(module, "starts", None)):
             return f"{step.node.op} says that its parameters begin small, and its class says otherwise (starts)"
+        if said == "own" and not any(
+            callable(getattr(part, "starts", None)) or isinstance(part, _KNOWN_STARTS) for part in module.modules()
+        ):
+            return f"{step.node.op} says that its class tells how parameters begin, which has no method starts"
     model = build_model(of.graph)
     wrong = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     return f"{wrong[0]} begins as no number" if wrong else ""
@@ -237,10 +246,50 @@ def _decode(of: Subject) -> str:
     return ""
 
 
+@torch.no_grad()
+def _training(of: Subject) -> str:
+    """With the same random numbers: what another row holds, and what comes later, changes nothing."""
+    model, tokens = copy.deepcopy(of.model).train(), of.tokens(3, of.length)
+
+    def run(rows: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        logits: Tensor = model(rows)
+        return logits
+
+    plain = run(tokens)
+    if _gap(run(tokens), plain) > TOLERANCE:
+        return ""  # it keeps something between calls, which another law is about
+    other = tokens.clone()
+    other[0] = (other[0] + 1) % of.arch.vocab_size
+    if _gap(run(other)[1:], plain[1:]) > TOLERANCE:
+        return "in training, a row's logits depend on another row"
+    later = tokens.clone()
+    later[:, -1] = (later[:, -1] + 1) % of.arch.vocab_size
+    if of.graph.causal and _gap(run(later)[:, :-1], plain[:, :-1]) > TOLERANCE:
+        return "in training, the last token changes earlier logits"
+    return ""
+
+
+def _state(of: Subject) -> str:
+    """A few steps of training, then the same weights in a model of their own."""
+    model, tokens = copy.deepcopy(of.model).train(), of.tokens(4, 23)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten().roll(1)).backward()
+        optimizer.step()
+    fresh = build_model(of.graph).double().eval()
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        gap = _gap(fresh(tokens), model.eval()(tokens))
+    return f"its trained weights, loaded elsewhere, give other logits ({gap:.2g})" if gap > TOLERANCE else ""
+
+
 def _gradients(of: Subject) -> str:
     model, tokens = copy.deepcopy(of.model), of.tokens(4, 23)
-    logits = model(tokens).flatten(0, 1)
-    nn.functional.cross_entropy(logits, tokens.flatten().roll(1)).backward()
+    logits, losses = model.with_losses(tokens) if of.graph.losses else (model(tokens), {})
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten().roll(1))
+    sum(losses.values(), total).backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) < 1e-14]
     return f"nothing depends on {still[0]}: its gradient is zero" if still else ""
 
@@ -287,6 +336,8 @@ LAWS = (
     Law("prefix", "a prefix's logits are the prefix of the logits", _prefix),
     Law("padding", "padding changes nothing", _padding),
     Law("decode", "token by token as in the forward", _decode),
+    Law("training", "in training, too, rows are strangers and nothing looks ahead", _training),
+    Law("state", "all that it learns is in its parameters and buffers", _state),
     Law("init", "begins as its row says", _init),
     Law("gradients", "every parameter can move", _gradients),
     Law("identity", "is itself when it is read or copied again", _identity),
@@ -294,7 +345,7 @@ LAWS = (
 )
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """What a part's own code raised, and its line where that is known."""
     if isinstance(error, SpecError):
         return str(error)
@@ -318,7 +369,7 @@ def breaches(arch: ArchSpec, *, slow: bool = True) -> Iterator[tuple[Law, str]]:
             continue
         try:
             wrong = law.check(of)
-        except Exception as error:  # whatever a part's own code raises is its breach
+        except (Exception, SystemExit) as error:  # whatever a part's own code raises is its breach
             wrong = told(error)
         if wrong:
             yield law, wrong

@@ -21,11 +21,13 @@ import traceback
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.machinery import FileFinder, SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
+from typing import Any
 
 from searchspace.errors import SpecError, one_of, show
 from searchspace.tables import OPEN, Row, TableError, kind_of
@@ -102,25 +104,12 @@ def load_plugin(source: str | os.PathLike[str]) -> Plugin:
         SpecError: if it can't be loaded, or adds what is there already; nothing of it is kept then.
     """
     text = os.fspath(source)
-    known = set(sys.modules)
-    try:
-        if _is_path(text):
-            module, digest = _from_path(Path(text))
-        else:
-            module, digest = _from_module(text)
-        return _take(module, digest, text)
-    except BaseException:
-        for name in [name for name in sys.modules if name not in known and name.startswith(f"{_HOME}.")]:
-            del sys.modules[name]
-        raise
+    is_path = text.endswith(".py") or os.sep in text or os.path.exists(text)
+    return _load_path(Path(os.path.realpath(os.path.expanduser(text)))) if is_path else _load_module(text)
 
 
-def _is_path(source: str) -> bool:
-    return source.endswith(".py") or os.sep in source or os.path.exists(source)
-
-
-def _from_path(path: Path) -> tuple[ModuleType, str]:
-    path = Path(os.path.abspath(path.expanduser()))
+def _load_path(path: Path) -> Plugin:
+    """Of a file or a folder."""
     code = path / "__init__.py" if path.is_dir() else path
     if not code.is_file():
         what = "is a folder without __init__.py" if path.is_dir() else "no such file"
@@ -132,33 +121,55 @@ def _from_path(path: Path) -> tuple[ModuleType, str]:
         if there.__file__ != str(code):
             what = f"has the name of {there.__file__}, which is loaded already"
             raise SpecError("--plugin", what, "rename one of them", str(path))
-        return there, _digest(path)
-    if _HOME not in sys.modules:
-        sys.modules[_HOME] = ModuleType(_HOME, "Plugins that were loaded from files.")
-    places = [str(path)] if path.is_dir() else None
-    spec = importlib.util.spec_from_file_location(name, code, submodule_search_locations=places)
+        return next(one.plugin for one in _LOADED.values() if one.module is there)
+    spec = importlib.util.spec_from_file_location(
+        name, code, submodule_search_locations=[str(path)] if path.is_dir() else None
+    )
     if spec is None:
-        raise SpecError(
-            "--plugin", "is no Python file", "give one that ends in .py, or a folder, or a module", str(path)
-        )
-    digest, data = _digest(path), code.read_bytes()
+        raise SpecError("--plugin", "is no Python file", "give one that ends in .py, a folder, or a module", str(path))
+    sys.modules.setdefault(_HOME, ModuleType(_HOME, "Plugins that were loaded from files."))
+    for folder in (path, *path.rglob("*/")) if path.is_dir() else ():
+        sys.path_importer_cache[str(folder)] = FileFinder(str(folder), (_FromSource, [".py"]))
+    digest = _digest(path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    with _told(str(code)):
-        exec(compile(data, str(code), "exec"), module.__dict__)  # never a compiled file that is older than it
-    return module, digest
-
-
-def _from_module(name: str) -> tuple[ModuleType, str]:
     try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
+        with _told(str(code)):
+            exec(compile(code.read_bytes(), str(code), "exec"), module.__dict__)
+        return _take(module, PluginRecord(name="", version="", sha256=digest, where=str(path)))
+    except BaseException:
+        for own in [other for other in sys.modules if _is_within(other, name)]:
+            del sys.modules[own]
+        raise
+
+
+class _FromSource(SourceFileLoader):
+    """Modules of a plugin's folder: never from a compiled file, which may be older than what the digest is of."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = compile(self.get_data(path), path, "exec", dont_inherit=True)
+        return code
+
+
+def _load_module(name: str) -> Plugin:
+    """Of an installed module, or one on Python's path."""
+    with _told(name):
+        try:
+            found = importlib.util.find_spec(name)
+        except (ModuleNotFoundError, ValueError):
+            found = None
     if found is None or found.origin is None:
         raise SpecError("--plugin", f"there is no module {show(name)}", "give a Python file, or install it")
-    origin = Path(found.origin)
-    digest = _digest(origin.parent if found.submodule_search_locations else origin)
+    root = importlib.util.find_spec(name.partition(".")[0])
+    packages = list(root.submodule_search_locations or ()) if root is not None else []
+    digest = _digest(Path(packages[0]) if packages else Path(found.origin))
     with _told(name):
-        return importlib.import_module(name), digest
+        module = importlib.import_module(name)
+    return _take(module, PluginRecord(name="", version="", sha256=digest, module=name, where=name))
+
+
+def _is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 @contextmanager
@@ -166,7 +177,7 @@ def _told(where: str) -> Iterator[None]:
     """Say what a plugin's own code raised, and in which line."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == where]
         what = f"can't be loaded: {type(error).__name__}: {error}"
@@ -186,11 +197,24 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _take(module: ModuleType, digest: str, source: str) -> Plugin:
+def check_unchanged(record: PluginRecord) -> None:
+    """Raise `SpecError` if a plugin's files are no more those that were loaded."""
+    one = _LOADED[record.name]
+    file = Path(str(one.module.__file__))
+    if record.module:
+        root = sys.modules[record.module.partition(".")[0]]
+        file = Path(next(iter(root.__path__))) if hasattr(root, "__path__") else file
+    elif hasattr(one.module, "__path__"):
+        file = file.parent
+    if not file.exists() or _digest(file) != record.sha256:
+        raise SpecError("plugins", f"{record} has changed since it was loaded", "run the command again", str(file))
+
+
+def _take(module: ModuleType, record: PluginRecord) -> Plugin:
     """Check ``PLUGIN``, and add its rows. Raises `SpecError`."""
 
     def wrong(what: str, remedy: str) -> SpecError:
-        return SpecError("--plugin", what, remedy, source)
+        return SpecError("--plugin", what, remedy, record.where)
 
     plugin = getattr(module, "PLUGIN", None)
     if not isinstance(plugin, Plugin):
@@ -205,42 +229,48 @@ def _take(module: ModuleType, digest: str, source: str) -> Plugin:
     if (there := _LOADED.get(plugin.name)) is not None:
         if there.module is module:
             return plugin
-        what = f"is called {plugin.name}, as another one from {there.record.where}"
-        raise wrong(what, "load one of them")
+        raise wrong(f"is called {plugin.name}, as another one from {there.record.where}", "load one of them")
     if type(plugin.rows) in OPEN:
         raise wrong("its rows are one row, no tuple", "write rows=(row,), with a comma")
     if not isinstance(plugin.rows, tuple | list) or not plugin.rows:
         raise wrong("its rows are none", "give a tuple of what builder.pool and the like make")
     places: list[str] = []
-    for row in plugin.rows:
-        home = OPEN.get(type(row))
-        if home is None or home.places is None:
-            what = f"has a row of {type(row).__name__}, which belongs to no table that plugins may add to"
-            raise wrong(what, f"give rows of: {', '.join(sorted(kind.__name__ for kind in OPEN))}")
-        try:
-            own = list(home.places(row))
-        except TableError as error:
-            raise wrong(str(error), "say it") from error
-        for place in own:
-            if not _ROW_NAME.fullmatch(place.partition(":")[2]):
-                raise wrong(f"{show(place)} can't be written in a file", "use letters, digits and '_'")
-            if place in _OWNERS:
-                raise wrong(f"adds {place}, which plugin {_OWNERS[place]} adds too", "load one of them")
-            if place in places:
-                raise wrong(f"adds {place} twice", "leave one out")
-        if row.name in home:
-            raise wrong(f"{home.what} '{row.name}' is built in", "give it another name")
-        places += own
-    for row in plugin.rows:
-        OPEN[type(row)].add(row)
-    is_path = _is_path(source)
-    where = os.path.abspath(os.path.expanduser(source)) if is_path else source
-    record = PluginRecord(
-        name=plugin.name, version=plugin.version, sha256=digest, module="" if is_path else source, where=where
-    )
+    added: list[Row] = []
+    try:
+        for row in plugin.rows:
+            for place in _places_of_new(row):
+                if place in places:
+                    raise TableError(f"adds {place} twice")
+                if place in _OWNERS:
+                    raise TableError(f"adds {place}, which plugin {_OWNERS[place]} adds too")
+                places.append(place)
+            home = OPEN[type(row)]
+            if row.name in home or (taken := home.refuses(row)):
+                what = f"{home.what} '{row.name}' is built in" if row.name in home else taken
+                raise TableError(f"{what}: give it another name")
+            OPEN[type(row)].add(row)
+            added.append(row)
+    except Exception as error:  # a row's own functions are asked what it costs, say
+        for row in reversed(added):
+            OPEN[type(row)].drop(row)
+        told = str(error) if isinstance(error, TableError) else f"has a row that fails: {type(error).__name__}: {error}"
+        raise wrong(told, "mend it") from error
+    record = replace(record, name=plugin.name, version=plugin.version)
     _LOADED[plugin.name] = _Loaded(plugin, record, module, frozenset(places))
     _OWNERS.update(dict.fromkeys(places, plugin.name))
     return plugin
+
+
+def _places_of_new(row: Any) -> list[str]:
+    """Where a file is to name a row. Raises `TableError` if none can."""
+    home = OPEN.get(type(row))
+    if home is None or home.places is None:
+        what = f"has a row of {type(row).__name__}, which belongs to no table that plugins may add to"
+        raise TableError(f"{what}: {', '.join(sorted(kind.__name__ for kind in OPEN))}")
+    places = list(home.places(row))
+    if odd := [place for place in places if not _ROW_NAME.fullmatch(_name_of(place))]:
+        raise TableError(f"{show(odd[0])} can't be written in a file: use letters, digits and '_'")
+    return places
 
 
 def loaded_plugins() -> list[Plugin]:
@@ -256,7 +286,8 @@ def record_of(plugin: str) -> PluginRecord:
 def plugin_of(module: str) -> PluginRecord | str:
     """Of the plugin that a module belongs to; the module's own name if it is imported otherwise."""
     for one in _LOADED.values():
-        if module == one.module.__name__ or module.startswith(f"{one.module.__name__}."):
+        own = one.module.__name__ if not one.record.module else one.record.module.partition(".")[0]
+        if _is_within(module, own):
             return one.record
     return module
 
@@ -313,7 +344,7 @@ def provided(kind: str, name: object) -> bool:
         told = " and ".join(f"{point.value} of {_package(point)}" for point in points)
         raise SpecError("", f"{place} is given by {told}", f"uninstall one of them, or set {SWITCH}=0")
     module = points[0].module
-    load_plugin(module)
+    _load_module(module)
     if place not in _OWNERS:
         what = f"is said to add {place} ({_package(points[0])}), and does not"
         raise SpecError("", what, "mend its entry points", module)
@@ -460,21 +491,23 @@ def needing(wanted: Iterable[PluginRecord], *, file: str = "", exact: bool = Tru
     known = {point.module for points in installed().values() for point in points} if every else set[str]()
     for record in every:
         if record.name not in _LOADED and record.module in known:
-            load_plugin(record.module)
+            _load_module(record.module)
     try:
         yield
     except SpecError as error:
-        for record in every:
-            if record.name not in _LOADED:
-                raise _lacks(record, file) from error
+        _check_loaded(every, file, exact=True, cause=error)
         raise
+    _check_loaded(every, file, exact=exact)
+
+
+def _check_loaded(every: Iterable[PluginRecord], file: str, *, exact: bool, cause: SpecError | None = None) -> None:
     for record in every:
         found = _LOADED.get(record.name)
         if found is None:
-            raise _lacks(record, file)
+            raise _lacks(record, file) from cause
         if exact and found.record != record:
             what = f"was made with plugin {record}, and {found.record} is loaded from {found.record.where}"
-            raise SpecError("plugins", what, "load the one it was made with, or make it anew", file)
+            raise SpecError("plugins", what, "load the one it was made with, or make it anew", file) from cause
 
 
 def changed(wanted: Iterable[PluginRecord]) -> list[str]:
@@ -500,7 +533,7 @@ def load_for(wanted: Iterable[PluginRecord]) -> None:
     for record in every:
         if record.name not in _LOADED:
             try:
-                load_plugin(record.where)
+                _load_module(record.module) if record.module else load_plugin(record.where)
             except SpecError as error:
                 what = f"needs plugin {record}, which can't be loaded here: {error}"
                 raise SpecError("plugins", what, "put it where every worker finds it") from error

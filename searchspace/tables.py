@@ -77,6 +77,8 @@ class Table(Mapping[str, AnyRow]):
 
     def __init__(self, what: str, places: Places | None) -> None:
         self.what, self.places = what, places
+        self.refuses: Callable[[AnyRow], str] = lambda row: ""
+        """Why a plugin's row may not be added, or nothing."""
         self._rows: dict[str, AnyRow] = {}
         self._added: list[AnyRow] = []
         self._followers: list[tuple[Callable[[Any], Any], Table[Any]]] = []
@@ -97,11 +99,12 @@ class Table(Mapping[str, AnyRow]):
         self._rows[row.name] = row
 
     def add(self, row: AnyRow) -> None:
-        """A plugin's row, told to those that follow. Raises `TableError`."""
+        """A plugin's row, told to those that follow; all or nothing. Raises `TableError`."""
+        follow = [(other, made(row)) for made, other in self._followers]
         self.put(row)
         self._added.append(row)
-        for made, other in self._followers:
-            other.add(made(row))
+        for other, its_own in follow:
+            other.add(its_own)
 
     def follow(self, other: Table[Any], made: Callable[[Any], AnyRow]) -> None:
         """Every row that a plugin adds to ``other`` adds one here, made of it."""

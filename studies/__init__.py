@@ -28,7 +28,7 @@ _HOME = {
     "api.study": ("Study", "open_study"),
     "config": ("StudyConfig", "load_study"),
     "commands.export": ("Format",),
-    "data.dataset": ("AddedMetric", "DataFacts", "Dataset", "Headline", "Metric"),
+    "data.dataset": ("DataFacts", "Dataset", "Headline", "Metric"),
     "data.settings": ("DataConfig",),
     "execution.custom": ("TrainingFunction",),
     "records.trial": ("Report", "Rung", "TrialRecord", "TrialSpec"),
@@ -36,7 +36,7 @@ _HOME = {
     "strategy.samplers": ("Asked", "Sampler"),
     "tasks.custom": ("Data",),
     "tasks.pairs": ("Pairs", "prepare_pairs"),
-    "tasks.table": ("Task", "open_data"),
+    "tasks.table": ("AddedMetric", "Task", "open_data"),  # which knows what names are taken
 }
 
 __all__ = [

@@ -25,6 +25,7 @@ ONLY_IN = {  # package -> the only files that may import it
     "transformers": {"builder/exchange/hf_export.py"},
     "optuna": {
         "studies/candidates/distributions.py",
+        "studies/commands/contracts.py",
         "studies/predict/importance.py",
         "studies/records/journal.py",
         "studies/strategy/driver.py",

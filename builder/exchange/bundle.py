@@ -31,7 +31,7 @@ from searchspace.arch import ArchSpec
 from searchspace.disk import check_regular, new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError, show
 from searchspace.files import load_arch
-from searchspace.plugins import decode_records, needing, used_by
+from searchspace.plugins import PluginRecord, decode_records, needing, used_by
 from spiralformer.model import SpiralFormer
 
 FORMAT = 1  # raised when an older reader would misread a bundle
@@ -155,7 +155,7 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu", sched
                 "export it again",
                 file=str(path),
             )
-    with needing(decode_records(manifest.get("plugins", []), "plugins"), file=str(folder)):
+    with needing(_plugins_of(manifest, folder), file=str(folder)):
         arch = load_arch(folder / _ARCH)
         graph = compile_arch(arch)
     if graph.arch_id != manifest["arch_id"]:
@@ -178,6 +178,14 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu", sched
     model.eval()
     bundle = Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)
     return bundle.under(read_schedules(schedules, arch)) if schedules else bundle
+
+
+def _plugins_of(manifest: Mapping[str, Any], folder: Path) -> tuple[PluginRecord, ...]:
+    try:
+        return decode_records(manifest.get("plugins", []), "plugins")
+    except SpecError as error:
+        error.file = error.file or str(folder / _MANIFEST)
+        raise
 
 
 def check_weights(

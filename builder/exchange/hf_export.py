@@ -6,13 +6,14 @@ compiled graph as straight-line code, once in parallel and once token by token.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import json
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ import torch
 
 from builder.exchange.bundle import save_weights
 from builder.exchange.hf_template import ALWAYS, CACHE, HEAD, MODEL, NO_CACHE
-from builder.exchange.source import Library, library, names_in
+from builder.exchange.source import library, names_in
 from builder.graph.blocks import ffn_dim
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph, Level
 from builder.graph.passes import without_losses
-from builder.graph.row import PartCall
+from builder.graph.row import PartCall, PartName
 from builder.lowering import (
     between_embedding_and_head,
     build_model,
@@ -41,7 +42,7 @@ from searchspace.arch import ArchSpec, head_dim
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import encode
-from searchspace.plugins import plugin_of, used_by
+from searchspace.plugins import PluginRecord, check_unchanged, plugin_of, used_by
 from spiralformer.init import initial_values
 from spiralformer.model import SpiralFormer
 
@@ -200,11 +201,17 @@ def modeling_code(graph: Graph) -> str:
     cache = NO_CACHE if undecodable else CACHE
     classes = {name for part in made.values() for name in names_of(part)}
     plugins = tuple(importlib.import_module(module) for module in sorted({module for module, _ in classes} - {""}))
+    for record in {record for module in plugins if isinstance(record := plugin_of(module.__name__), PluginRecord)}:
+        check_unchanged(record)
+    if nested := next((value for part in made.values() for value in _plugin_names(part) if "." in value), None):
+        raise SpecError("", f"{nested} stands within another class or function", "define it at the top of its module")
     known = library(decodes=not undecodable, plugins=plugins)
-    parts = known.sources_of({*classes, *(("", name) for name in names_in(model) | names_in(cache))})
+    beside = {name for text in (cache, model) for name in _defined_in(text)}
+    wanted = {*classes, *(("", name) for name in names_in(model) | names_in(cache))}
+    parts, imports = known.travelling(wanted, beside)
     carried = "".join(f"\nCarries code of plugin {plugin_of(module.__name__)}." for module in plugins)
     head = HEAD.format(name=graph.name, arch_id=graph.arch_id, carried=carried)
-    code = "\n\n".join([head, _imports(f"{parts}\n\n{cache}\n\n{model}", known), parts, f"\n{cache}\n", model])
+    code = "\n\n".join([head, _imports(f"{parts}\n\n{cache}\n\n{model}", imports), parts, f"\n{cache}\n", model])
     return code + "\n"
 
 
@@ -268,8 +275,21 @@ def _wrap(line: str) -> str:
     return f"{head}\n            BlockConfig(\n{rows}            )\n        )"
 
 
-def _imports(code: str, known: Library) -> str:
+def _plugin_names(value: object) -> Iterator[str]:
+    """Qualified names of the classes of plugins in a part."""
+    if isinstance(value, PartName) and value.module:
+        yield value.path.partition(":")[2]
+    if isinstance(value, PartCall):
+        for part in (value.name, *value.args, *value.settings.values()):
+            yield from _plugin_names(part)
+
+
+def _defined_in(code: str) -> set[str]:
+    return {node.name for node in ast.parse(code).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+
+
+def _imports(code: str, found: Mapping[str, str]) -> str:
     used = names_in(code) - {"torch", "nn", "F"}
-    lines = ALWAYS | {known.imports[name] for name in used if name in known.imports}
+    lines = ALWAYS | {line for name, line in found.items() if name in used}
     standard = {line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names}
     return "\n".join([*sorted(standard), "", *sorted(lines - standard)])

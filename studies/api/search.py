@@ -14,7 +14,7 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import Scalar
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import encode
-from searchspace.plugins import names
+from searchspace.plugins import names, provided
 from searchspace.space import SpaceSpec
 from studies.api.study import Study
 from studies.commands.search import run_study
@@ -179,6 +179,7 @@ def _data(data: Mapping[str, Any] | None, task: str | None, train: TrainingFunct
         return {"kind": TASKS[task].kinds[0]} if task is not None else {}
     known = sources()
     kind = data.get("kind", next(iter(known)) if task is None else TASKS[task].kinds[0])
+    known = sources() if provided("task", kind) else known
     if task is not None and kind in known and known[kind].name != task:
         raise SpecError("task", f"{kind} are data of the task {known[kind].name}, not {task}", "leave it out")
     return {**data, "kind": kind}

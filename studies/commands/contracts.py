@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import optuna
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,11 +22,12 @@ from builder.lowering import build_model
 from searchspace.files import arch_from_data, merge
 from studies.commands.export import Format
 from studies.config import TrainingConfig, load_study
-from studies.data.dataset import AddedMetric, Dataset, Metric
+from studies.data.dataset import AddedMetric, DataFacts, Dataset, Metric
+from studies.data.settings import TextData
 from studies.records.trial import Report, Rung
 from studies.strategy.driver import StudyDriver
-from studies.strategy.samplers import Sampler
-from studies.tasks.pairs import LEFT_OUT
+from studies.strategy.samplers import Asked, Sampler, make_sampler
+from studies.tasks.pairs import LEFT_OUT, Pairs
 from studies.tasks.table import Task, prepare_data, task_named
 from studies.training.trainer import Trainer
 
@@ -45,7 +48,7 @@ TINY: Data = {
         "logits": {"head": "lm", "in": "h"},
     },
 }
-_STEPS, PROPOSALS = 4, 14
+_STEPS, PROPOSALS, _WORDS = 4, 14, 257
 
 
 def check_metric(row: AddedMetric) -> Iterator[Breach]:
@@ -54,11 +57,15 @@ def check_metric(row: AddedMetric) -> Iterator[Breach]:
         yield "task", f"is a metric of {row.task!r}, which is no task, or another plugin's (--plugin)", row.name
         return
     generator = torch.Generator().manual_seed(0)
-    logits_BLV = torch.randn(6, 12, 17, generator=generator)
-    targets_BL = torch.randint(0, 17, (6, 12), generator=generator)
+    logits_BLV = torch.randn(6, 12, _WORDS, generator=generator)
+    targets_BL = torch.randint(0, _WORDS, (6, 12), generator=generator)
+    logits_BLV += 3.0 * functional.one_hot(targets_BL, _WORDS)  # right now and then
 
     def value(logits: torch.Tensor, targets: torch.Tensor) -> float:
+        before = logits.clone(), targets.clone()
         found = torch.as_tensor(row.measure(logits, targets), dtype=torch.float64)
+        if not _equal((logits, targets), before):
+            raise ValueError("changes the logits or targets that it is given")
         if found.dim() or not found.isfinite():
             raise ValueError(f"gives {found.tolist()}, not one finite number")
         return float(found)
@@ -70,10 +77,14 @@ def check_metric(row: AddedMetric) -> Iterator[Breach]:
         yield "mean", what, "6 rows of 12"
     left_out_BL, moved_BLV = targets_BL.clone(), logits_BLV.clone()
     left_out_BL[:, :4] = LEFT_OUT
-    moved_BLV[:, :4] += 3 * torch.randn(6, 4, 17, generator=generator)
+    moved_BLV[:, :4] += 3 * torch.randn(6, 4, _WORDS, generator=generator)
+    asked = value(logits_BLV[:, 4:], targets_BL[:, 4:])
     if abs(value(logits_BLV, left_out_BL) - value(moved_BLV, left_out_BL)) > 1e-6:
         yield "left out", f"depends on logits whose target is {LEFT_OUT}, which nothing asks for", "4 of 12"
-    right_BLV = 20.0 * functional.one_hot(targets_BL, 17).float()
+    elif abs(value(logits_BLV, left_out_BL) - asked) > 1e-4 * max(1.0, abs(asked)):
+        what = f"counts targets that are {LEFT_OUT}: {value(logits_BLV, left_out_BL):.4g}, without them {asked:.4g}"
+        yield "left out", what, "4 of 12"
+    right_BLV = 20.0 * functional.one_hot(targets_BL, _WORDS).float()
     yield from _direction(row, value(right_BLV, targets_BL), value(-right_BLV, targets_BL))
 
 
@@ -85,6 +96,9 @@ def _direction(metric: Metric, right: float, wrong: float) -> Iterator[Breach]:
 
 def check_task(row: Task) -> Iterator[Breach]:
     """Data that are the same every time, a few steps of training, and a bundle that is read back."""
+    if unset := [f.name for f in fields(row.config) if f.name != "kind" and f.default is f.default_factory is MISSING]:
+        yield "settings", f"{', '.join(unset)} has no default, so that it can't be checked alone", row.config.__name__
+        return
     config = cast("type[Any]", row.config)()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -107,6 +121,10 @@ def check_task(row: Task) -> Iterator[Breach]:
         arch = arch_from_data(merge(TINY, over))
         yield from _check_batches(data, length)
         yield from _check_answers(data, length)
+        if isinstance(data, Pairs):
+            train, held_out = ({r.tobytes() for r in data.rows(part)} for part in (data.train, data.val))
+            if len(held_out) > _STEPS and held_out <= train:
+                yield "held out", "every held-out example is a training example", "default settings"
         batch, few = 4 * length, 8 * length
         training = TrainingConfig(tokens=float(_STEPS * batch), batch_tokens=batch, lr=0.01, eval_tokens=few)
         trainer = Trainer(arch, training, data, seed=0)
@@ -149,6 +167,8 @@ def _check_answers(data: Dataset, length: int) -> Iterator[Breach]:
     for name, metric in data.metrics.items():
         if name in right:
             yield from _direction(metric, right[name], wrong[name])
+    if data.headline.metric.name in right and data.score(right) > data.score(wrong):
+        yield "headline", "its score, of which less is better, is larger for right answers: see its scale", "score"
 
 
 def _equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
@@ -163,8 +183,18 @@ def check_sampler(row: Sampler) -> Iterator[Breach]:
         at = next((i for i, (a, b) in enumerate(zip(first, again, strict=False)) if a != b), len(again))
         what = "proposes otherwise from the same seed and history: no search could go on"
         yield "seed", what, f"proposal {at}"
+    drawn = {_first_draw(row, seed) for seed in range(4)}
+    if len(drawn) == 1:
+        yield "seed", "draws the same first value whatever asked.seed is", f"{drawn.pop():.4g}"
     if len(first) < PROPOSALS:
         yield "proposals", f"gives up after {len(first)} of {PROPOSALS}", "a space of 78 schedules"
+
+
+def _first_draw(row: Sampler, seed: int) -> float:
+    """What it draws from 0 to 1 before anything is known."""
+    asked = Asked(seed=seed, num_trials=PROPOSALS, schedules=(), complete=lambda choices, seed: None, surrogate=None)
+    study = optuna.create_study(sampler=make_sampler(cast("Any", row.name), asked))
+    return study.ask().suggest_float("x", 0.0, 1.0)
 
 
 def _proposals(sampler: str, folder: Path) -> list[dict[str, Any]]:
@@ -195,7 +225,18 @@ def check_format(row: Format) -> Iterator[Breach]:
         yield "write", "says how by nothing", row.name
         return
     with tempfile.TemporaryDirectory() as place:
-        arch, out = arch_from_data(TINY), Path(place) / f"written{row.suffix}"
-        bundle = save_bundle(Path(place) / "bundle", arch, build_model(compile_arch(arch)))
+        arch, out = arch_from_data(merge(TINY, {"vocab_size": 256})), Path(place) / f"written{row.suffix}"
+        facts = DataFacts(
+            kind="text",
+            task="text_lm",
+            vocab_size=256,
+            dtype="uint8",
+            text="bytes",
+            train_tokens=0,
+            val_tokens=0,
+            source="bytes",
+        )
+        told = {"data": asdict(facts), "data_settings": TextData().settings(), "metrics": {"loss": 1.0}}
+        bundle = save_bundle(Path(place) / "bundle", arch, build_model(compile_arch(arch)), facts=told)
         if row.write(bundle, out) != out or not out.exists():
             yield "write", "does not write to the place that it is given, or does not give it back", row.name

@@ -18,7 +18,7 @@ from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from searchspace.disk import parse_json, probe_folder
 from searchspace.errors import SpecError, one_of, show
-from searchspace.plugins import names, needing, provided
+from searchspace.plugins import names, needing, owner, provided
 from searchspace.tables import complete, table
 from studies.config import StudyConfig, check_training
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
@@ -171,8 +171,19 @@ def convert_bundle(folder: Path, form: str, out: Path) -> Path:
     Raises:
         SpecError: if the bundle is damaged, or what was written does not compute the same.
     """
-    write = FORMATS[form].write
-    return folder if write is None else write(folder, out)
+    row = FORMATS[form]
+    if row.write is None:
+        return folder
+    try:
+        written = row.write(folder, out)
+    except Exception as error:
+        if row.is_compared or isinstance(error, SpecError):
+            raise
+        what = f"of plugin {owner('format', form)} fails: {type(error).__name__}: {error}"
+        raise SpecError(f"format {form}", what, "mend it") from error
+    if not out.exists():
+        raise SpecError(f"format {form}", "wrote nothing to the place that it was given", "mend it", str(out))
+    return written
 
 
 _MADE_ANEW = ("format", "arch_id", "cost", "versions", "sha256", "plugins", "metrics", "trained_arch_id")

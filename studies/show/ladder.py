@@ -25,7 +25,10 @@ _INSET = 8  # from a box's side to the wire that enters or leaves by its top
 _TRACK = 10  # between wires side by side
 _TERMINAL = 80  # columns
 
-BOXES = tuple(row.name for row in OPS.values() if row.draw.form == "box")
+
+def boxes() -> tuple[str, ...]:
+    """Operations that are drawn as boxes."""
+    return tuple(row.name for row in OPS.values() if row.draw.form == "box")
 
 
 @dataclass(eq=False, slots=True)
@@ -284,7 +287,9 @@ def call_shares(graph: Graph) -> dict[str, float]:
     """Each box's share of the forward FLOPs: calls of one block at one level cost the same."""
     parts = {(part.part, part.level): part for part in breakdown(graph)}
     total = sum(part.flops for part in parts.values()) or 1
-    boxes = [(node.name, parts.get((node.owner, node.level))) for node in graph.nodes if node.op in BOXES]
+    boxes = [
+        (node.name, parts.get((node.owner, node.level))) for node in graph.nodes if OPS[node.op].draw.form == "box"
+    ]
     return {name: part.flops / part.uses / total if part else 0.0 for name, part in boxes}
 
 

@@ -19,12 +19,12 @@ from searchspace.errors import SpecError
 from searchspace.nodes import LoopNode
 from studies.show.ladder import (
     BOX,
-    BOXES,
     MARGIN,
     Bus,
     Mark,
     Plan,
     Point,
+    boxes,
     call_shares,
     fit,
     ladder_text,
@@ -298,7 +298,7 @@ def _draw_costs(svg: ET.Element, plan: Plan, y: float) -> float:
     """Parameters and FLOPs of every part."""
     rows: dict[str, tuple[int, int]] = {}
     for part in breakdown(plan.graph):
-        key = part.part if part.part.startswith((*BOXES, "blocks.")) else "the rest"
+        key = part.part if part.part.startswith((*boxes(), "blocks.")) else "the rest"
         params, flops = rows.get(key, (0, 0))
         rows[key] = params + part.params, flops + part.flops
     totals = [sum(column) or 1 for column in zip(*rows.values(), strict=True)]

@@ -7,13 +7,23 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from builder.pricing.cost import COSTS
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, one_of, show
 from searchspace.plain import dataclass_decoder, expect_mapping, join_path
 from searchspace.plugins import HINT, names, provided
 from searchspace.tables import TableError, complete, table
 from studies.data.corpus import Corpus, look_at_text, prepare_corpus
-from studies.data.dataset import DataFacts, Dataset, Examination, Metric, added_metrics, read_facts
+from studies.data.dataset import (
+    ADDED_METRICS,
+    AddedMetric,
+    DataFacts,
+    Dataset,
+    Examination,
+    Metric,
+    added_metrics,
+    read_facts,
+)
 from studies.data.settings import DataConfig, TextData, TextKind
 from studies.tasks import prefix_sums
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
@@ -108,6 +118,21 @@ TASKS = table(
     ),
     places=lambda task: [f"task:{kind}" for kind in dict.fromkeys((task.name, *task.kinds))],
 )
+
+
+def _kind_taken(task: Task) -> str:
+    taken = [kind for kind in task.kinds if kind in sources()]
+    return f"data of the kind '{taken[0]}' are the task {sources()[taken[0]].name}'s" if taken else ""
+
+
+def _metric_taken(metric: AddedMetric) -> str:
+    task = TASKS.get(metric.task)
+    taken = metric.name in COSTS or metric.name == "loss" or (task is not None and metric.name in task.dataset.metrics)
+    return f"a metric '{metric.name}' is built in" if taken else ""
+
+
+TASKS.refuses = _kind_taken
+ADDED_METRICS.refuses = _metric_taken
 
 
 def task_named(name: object) -> Task | None:

@@ -5,7 +5,9 @@ import random
 import torch
 from torch import nn
 
-from builder import FeedForwardRow, NormRow, feed_forward, pool, topology
+from builder import FeedForwardRow, NormRow, feed_forward, operation, pool, topology
+from builder.graph.ops import BOX
+from builder.graph.row import Kind, part
 from searchspace import Plugin
 from searchspace.tables import options
 from spiralformer.feedforward import GeluFeedForward
@@ -140,6 +142,72 @@ def square(chunk, d):
     return d * d
 
 
+class TrainingLeak(Pool):
+    """Looks at the whole batch, in training alone."""
+
+    def reduce(self, *chunks, missing):
+        z_BMD = mean_of_members(chunks[0], missing)
+        return z_BMD + 0.1 * z_BMD.mean((0, 1), keepdim=True) if self.training else z_BMD
+
+
+class RunningPool(Pool):
+    """Keeps what it has seen where no state dict finds it."""
+
+    def __init__(self, chunk, offset):
+        super().__init__(chunk, offset)
+        self.seen = 0.0
+
+    def reduce(self, *chunks, missing):
+        z_BMD = mean_of_members(chunks[0], missing)
+        if self.training:
+            self.seen += 1.0
+        return z_BMD * (1 + self.seen)
+
+
+class BufferedPool(Pool):
+    """Has a buffer that nothing fills."""
+
+    def __init__(self, chunk, offset):
+        super().__init__(chunk, offset)
+        self.register_buffer("gain", torch.tensor(1.5))
+
+    def reduce(self, *chunks, missing):
+        return mean_of_members(chunks[0], missing) * self.gain
+
+
+class LeavingPool(Pool):
+    def reduce(self, *chunks, missing):
+        raise SystemExit(0)
+
+
+class NoLoss(nn.Module):
+    def forward(self, logits):
+        raise RuntimeError("never works")
+
+
+def counts_all(logits, targets):
+    return ((logits.argmax(-1) == targets) & (targets != -100)).float().mean()
+
+
+def changes(logits, targets):
+    logits.mul_(0)
+    return torch.tensor(0.5)
+
+
+def of_one_width(chunk, d):
+    return 16 * d
+
+
+def same_seed(asked):
+    import optuna
+
+    return optuna.samplers.RandomSampler(seed=7)
+
+
+def writes_nothing(bundle, out):
+    return out
+
+
 PLUGIN = Plugin(
     name="broken",
     version="0",
@@ -153,12 +221,30 @@ PLUGIN = Plugin(
         pool("homebound", HomeboundPool),
         pool("never", NeverPool),
         pool("empty", PricedPool, width=True, params=square, at_latent=square, init="nothing"),
+        pool("training_leak", TrainingLeak),
+        pool("running", RunningPool),
+        pool("buffered", BufferedPool),
+        pool("leaving", LeavingPool),
+        pool("one_width", PricedPool, width=True, params=of_one_width, at_latent=of_one_width, init="small"),
+        pool("unsaid", PricedPool, width=True, params=square, at_latent=square, init="own"),
+        operation(
+            "loss.never",
+            {"logits": Kind.LOGITS},
+            lambda graph, node, levels: part(NoLoss),
+            BOX,
+            gives=Kind.LOSS,
+            attrs={"weight": float},
+        ),
         feed_forward("summing", SummingFeedForward),
         FeedForwardRow("oversized", OversizedFeedForward, lambda d: 4 * d, lambda d, f, b: 0, lambda d, f: 0),
         NormRow("position", PositionNorm, lambda d: d),
         topology("same_name", last_two),
         AddedMetric("wrong_way", "wrong", "share that is wrong", "higher", "text_lm", wrong_way),
         AddedMetric("not_a_mean", "ppl", "perplexity", "lower", "text_lm", not_a_mean),
+        AddedMetric("counts_all", "all", "share right", "higher", "text_lm", counts_all),
+        AddedMetric("changes", "half", "a half", "higher", "text_lm", changes),
+        Sampler("same_seed", "draws with one seed", same_seed),
+        Format("nothing", "nothing", ".txt", writes_nothing),
         Sampler("dice", "draws from the system's entropy", lambda asked: Dice()),
         Format("elsewhere", "a text in another place", ".txt", elsewhere),
     ),

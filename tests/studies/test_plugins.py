@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -158,6 +159,9 @@ FIRST = {
     "pool:ahead": "lookahead", "pool:priced": "cost", "pool:from_the_end": "prefix", "pool:mixing": "batch",
     "pool:forgetful": "decode", "pool:homebound": "export", "pool:never": "runs", "pool:empty": "init",
     "ffn:summing": "decode", "ffn:oversized": "cost", "norm:position": "lookahead", "topology:same_name": "runs",
+    "pool:training_leak": "training", "pool:running": "state", "pool:buffered": "runs", "pool:leaving": "runs",
+    "pool:one_width": "cost", "pool:unsaid": "init", "loss:never": "runs", "metric:counts_all": "left out",
+    "metric:changes": "runs", "sampler:same_seed": "seed", "format:nothing": "write",
     "metric:wrong_way": "direction", "metric:not_a_mean": "mean", "sampler:dice": "seed", "format:elsewhere": "write",
 }  # fmt: skip
 ALONE = ("pool:priced", "pool:forgetful", "pool:homebound", "ffn:summing")
@@ -178,7 +182,7 @@ def test_each_broken_row_is_refused_for_its_own_reason(place, monkeypatch):
 
 def test_verify_tells_everything_and_exits_with_an_error(tmp_path):
     lines = run_cli("verify", "--plugin", write(tmp_path / "good.py"))
-    assert "✓ pool:other: 11 laws over 4 architectures" in lines
+    assert "✓ pool:other: 13 laws over 4 architectures" in lines
     assert "1 row holds" in lines
     more = "class Odd(MeanPool):\n    def forward(self, x):\n        return super().forward(x.roll(-1, 1))\n"
     bad = write(tmp_path / "bad.py", 'pool("odd", Odd), pool("fine", MeanPool),', name="bad", more=more)
@@ -188,7 +192,7 @@ def test_verify_tells_everything_and_exits_with_an_error(tmp_path):
     assert "✓ pool:fine" in said
     assert "1 of 2 rows fail" in said
     assert "there is no plugin to verify" in (forget_plugins() or run_cli("verify", code=2))
-    assert len(LAWS) == 11
+    assert len(LAWS) == 13
 
 
 @pytest.mark.slow
@@ -388,7 +392,7 @@ def unroll(loop):
     monkeypatch.setattr(verify, "_EXPORTED", 0)
     own = write(tmp_path / "mine.py", 'topology("odd", unroll, settings=Settings),', more=more)
     said = " ".join(run_cli("verify", "--plugin", own, code=2).split())
-    assert "breaks 1 of 11 laws over 8 architectures" in said
+    assert "breaks 1 of 13 laws over 8 architectures" in said
     assert re.search(
         r"runs: AssertionError: nothing said \(line \d+ of mine.py\) \(learned: True, and in 1 more\)", said
     )
@@ -534,3 +538,157 @@ def test_a_trial_that_does_not_measure_an_objective_fails(tmp_path):
     assert "measured top5, an objective, as nothing or no number" in driver.records[0].error
     with pytest.raises(SpecError, match=r"objectives\.1: unknown objective 'top6'; did you mean 'top5'"):
         make_driver(tmp_path, {"objectives": ["loss", "top6"]})
+
+
+CARRIED = {  # what a pool's module holds beside it -> what its reduce says, and what is wrong with that
+    "A, B = 2.0, 3.0": ("return mean_of_members(chunks[0], missing) * A", "uses what an export can't carry: 'A, B = (2.0, 3.0)'"),
+    "try:\n    from math import tau\nexcept ImportError:\n    tau = 6.0": ("return mean_of_members(chunks[0], missing) * tau", "uses what an export can't carry: 'try:'"),
+    "TABLE = {}\nTABLE['k'] = 1.5": ("return mean_of_members(chunks[0], missing) * TABLE['k']", "uses what an export can't carry: 'TABLE['k'] = 1.5'"),
+    "FACTOR = 2.0\nFACTOR *= 3": ("return mean_of_members(chunks[0], missing) * FACTOR", "uses what an export can't carry: 'FACTOR *= 3'"),
+    "import math as F": ("return mean_of_members(chunks[0], missing) * F.sqrt(2)", "imports F otherwise than the export: 'import math as F'"),
+    "class DecodeCache:\n    factor = 2.0": ("return mean_of_members(chunks[0], missing) * DecodeCache.factor", "defines DecodeCache, which the export defines too"),
+    "def max(x):\n    return x": ("return max(mean_of_members(chunks[0], missing))", "defines max, which Python defines too"),
+    "class Rows:\n    factor = 2.0": ("return mean_of_members(chunks[0], missing) * Rows.factor", "defines Rows, which spiralformer defines too"),
+    "": ("from builder import pool\n        return mean_of_members(chunks[0], missing)", "uses what an export can't carry: 'from builder import pool'"),
+    "import spiralformer.pooling as ours": ("return ours.mean_of_members(chunks[0], missing)", "'import spiralformer.pooling as ours'"),
+    "from math import tau\nTWICE = 2 * tau\n\n\ndef scaled(x):\n    return x * TWICE / tau": ("return scaled(mean_of_members(chunks[0], missing))", ""),
+    "from math import sqrt as root\nimport math": ("return mean_of_members(chunks[0], missing) * root(math.pi)", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("beside", CARRIED)
+def test_what_an_export_carries_of_a_module(beside, tmp_path):
+    """Either it computes the same, or it is said what can't travel; never a name that is missing."""
+    body, told = CARRIED[beside]
+    own = f"\n\n{beside}\n\n\nclass Odd(Pool):\n    def starts(self, scales):\n        return {{}}\n    def reduce(self, *chunks, missing):\n        {body}\n"
+    more = f"from spiralformer.pooling import Pool, mean_of_members{own}"
+    load_plugin(write(tmp_path / "mine.py", 'pool("odd", Odd, init="own"),', more=more))
+    arch = tiny_arch({"levels": {"word": {"pool": "odd"}}})
+    if told:
+        with pytest.raises(SpecError, match=re.escape(told)):
+            modeling_code(compile_arch(arch))
+        return
+    code = modeling_code(compile_arch(arch))
+    names = {}
+    exec(compile(code.split("\nclass DecodeCache")[0], "code", "exec"), names)
+    ours = build_model(compile_arch(arch)).get_submodule("ops.h.t1.pool")
+    x_BLD = torch.randn(2, 10, 16)
+    assert torch.equal(names["Odd"](ours.chunk, ours.offset)(x_BLD), ours(x_BLD))
+
+
+def test_an_export_is_of_the_code_that_was_loaded(tmp_path):
+    own = write(tmp_path / "mine.py", 'pool("odd", Odd),', more="class Odd(MeanPool):\n    pass")
+    load_plugin(own)
+    own.write_text(own.read_text().replace("    pass", "    factor = 2"))
+    with pytest.raises(SpecError, match=r"mine 1 .* has changed since it was loaded"):
+        modeling_code(compile_arch(tiny_arch({"levels": {"word": {"pool": "odd"}}})))
+
+
+TAKEN = {
+    'AddedMetric("bits_per_byte", "x", "x", "lower", "text_lm", len),': "a metric 'bits_per_byte' is built in",
+    'AddedMetric("loss", "x", "x", "lower", "reach", len),': "a metric 'loss' is built in",
+    'AddedMetric("params", "x", "x", "lower", "text_lm", len),': "a metric 'params' is built in",
+    'replace(TASKS["text_lm"], name="mine"),': "data of the kind 'python_source' are the task text_lm's",
+    'RecallRow("odd", MeanPool, None, None),': "has a row that fails: TypeError",
+}
+
+
+@pytest.mark.parametrize("rows", TAKEN)
+def test_names_that_are_taken_elsewhere_and_rows_that_fail(rows, tmp_path):
+    more = "from dataclasses import replace\nfrom builder import RecallRow\nfrom studies import AddedMetric\nfrom studies.tasks.table import TASKS\n"
+    before = {kind: list(table) for kind, table in OPEN.items()}
+    with pytest.raises(SpecError, match=re.escape(TAKEN[rows])):
+        load_plugin(write(tmp_path / "mine.py", f'pool("other", MeanPool), {rows}', more=more))
+    assert {kind: list(table) for kind, table in OPEN.items()} == before
+
+
+def test_an_exit_in_a_plugin_is_its_fault(tmp_path):
+    own = write(tmp_path / "mine.py", more="import sys\nsys.exit(0)")
+    assert "can't be loaded: SystemExit: 0" in run_cli("verify", "--plugin", own, code=2)
+
+
+def test_an_entry_point_is_no_path_of_the_current_folder(site, monkeypatch):
+    write(site / "installed_pool.py")
+    install(site, {"pool:other": "installed_pool", "nameless": "installed_pool"})
+    (site / "here/installed_pool").mkdir(parents=True)
+    (site / "here/installed_pool/__init__.py").write_text("raise RuntimeError('of the current folder')")
+    monkeypatch.chdir(site / "here")
+    assert tiny_arch({"levels": {"word": {"pool": "other"}}}).levels["word"].pool == "other"
+    forget_plugins()
+    assert "13 laws" in run_cli("verify")  # a name that says no kind is left out
+
+
+def test_a_module_of_a_package_is_known_by_all_of_it(site):
+    for name in ("one", "two"):
+        folder = site / name / "installed_other"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "parts.py").write_text(f"GAIN = '{name}'\n")
+        write(folder / "plugin.py", more="from .parts import GAIN")
+    digests = []
+    for name in ("one", "two"):
+        sys.path.insert(0, str(site / name))
+        load_plugin("installed_other.plugin")
+        digests.append(records()[0].sha256)
+        forget_plugins()
+        sys.path.remove(str(site / name))
+        for module in [module for module in sys.modules if module.startswith("installed_other")]:
+            del sys.modules[module]
+    assert len(set(digests)) == 2
+
+
+def test_a_folders_modules_come_from_their_source(tmp_path):
+    folder, stamp = tmp_path / "stale", (1_700_000_000, 1_700_000_000)
+    folder.mkdir()
+    write(folder / "__init__.py", more="from .parts import GAIN")
+    for gain in (1, 2):
+        (folder / "parts.py").write_text(f"GAIN = {gain}\n")
+        os.utime(folder / "parts.py", stamp)
+        if gain == 1:
+            py_compile.compile(str(folder / "parts.py"))
+        load_plugin(folder)
+        assert gain == sys.modules["spiralformer_plugins.stale"].GAIN
+        forget_plugins()
+
+
+def test_what_is_drawn_as_a_box_is_drawn(tmp_path):
+    load_plugin(BROKEN)
+    from studies.show.svg import draw_svg
+
+    assert "never" in draw_svg(tiny_arch({"graph": {"z": {"loss": "never", "in": "logits"}}}))
+
+
+def test_one_file_through_two_paths_is_one_plugin(tmp_path):
+    own = write(tmp_path / "mine.py")
+    (tmp_path / "link.py").symlink_to(own)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/mine.py").symlink_to(own)
+    assert load_plugin(own) is load_plugin(tmp_path / "sub/mine.py") is load_plugin(tmp_path / "link.py")
+
+
+def test_another_version_is_said_before_what_follows_from_it(tmp_path):
+    own = write(tmp_path / "mine.py")
+    load_plugin(own)
+    arch = tiny_arch({"levels": {"word": {"pool": "other"}}})
+    save_bundle(tmp_path / "bundle", arch, build_model(compile_arch(arch)))
+    forget_plugins()
+    load_plugin(write(own, 'pool("renamed", MeanPool),', version="2"))
+    with pytest.raises(SpecError, match="was made with plugin mine 1"):
+        load_bundle(tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    (tmp_path / "bundle/manifest.json").write_text(json.dumps({**manifest, "plugins": None}))
+    with pytest.raises(SpecError, match=r"manifest.json: plugins: expected a list"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_score_with_the_wrong_sign_is_found(tmp_path, monkeypatch):
+    text = BLEND.read_text().replace('Headline(self.metrics["right"], -1.0)', 'Headline(self.metrics["right"], 1.0)')
+    own = tmp_path / "blend.py"
+    own.write_text(text.replace("0 if part == ", "1 if part != ").replace("else (200, 1)", "else (200, 0)"))
+    row = load_plugin(own).rows[-1]
+    found = verify._check_row(row, "task:digits", everything=False).breaches
+    assert (
+        "headline",
+        "its score, of which less is better, is larger for right answers: see its scale",
+        "score",
+    ) in found
