@@ -180,7 +180,8 @@ def test_each_broken_row_is_refused_for_its_own_reason(place, monkeypatch):
     assert place not in ALONE or len(laws) == 1, found
 
 
-def test_verify_tells_everything_and_exits_with_an_error(tmp_path):
+def test_verify_tells_everything_and_exits_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "_EXPORTED", 1)
     lines = run_cli("verify", "--plugin", write(tmp_path / "good.py"))
     assert "✓ pool:other: 13 laws over 4 architectures" in lines
     assert "1 row holds" in lines
@@ -488,10 +489,11 @@ def test_a_plugin_of_python_goes_into_a_search(tmp_path):
     assert "mine" in (tmp_path / "run/study.yaml").read_text()
 
 
-def test_the_guide(tmp_path, monkeypatch):
-    """Its file holds, and its commands run."""
+@pytest.mark.parametrize("exported", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_guide(tmp_path, monkeypatch, exported):
+    """Its files hold, and its commands run; exports take seconds each."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verify, "_EXPORTED", 1)  # of each row one architecture, to save time
+    monkeypatch.setattr(verify, "_EXPORTED", exported)
     text = (ROOT / "docs/plugins.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     for name, rows in (("loudest.py", "1 row holds"), ("leaky.py", "2 rows hold")):
@@ -613,6 +615,7 @@ def test_an_entry_point_is_no_path_of_the_current_folder(site, monkeypatch):
     (site / "here/installed_pool").mkdir(parents=True)
     (site / "here/installed_pool/__init__.py").write_text("raise RuntimeError('of the current folder')")
     monkeypatch.chdir(site / "here")
+    monkeypatch.setattr(verify, "_EXPORTED", 0)
     assert tiny_arch({"levels": {"word": {"pool": "other"}}}).levels["word"].pool == "other"
     forget_plugins()
     assert "13 laws" in run_cli("verify")  # a name that says no kind is left out
