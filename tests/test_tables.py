@@ -19,6 +19,7 @@ from studies.data.corpus import Corpus
 from studies.report.tracking import TRACKERS
 from studies.strategy.samplers import SAMPLERS
 from studies.strategy.stopper import STOPPERS
+from studies.tasks.prefix_sums import PrefixSums
 from studies.tasks.reach import Mazes
 from studies.tasks.table import TASKS
 
@@ -26,7 +27,7 @@ TABLES = {
     "operations": OPS, "topologies": TOPOLOGIES, "unrollings": topologies.UNROLLINGS, "feed-forwards": blocks.FEED_FORWARDS,
     "norms": blocks.NORMS, "residuals": blocks.RESIDUALS, "recalls": blocks.RECALLS, "norm places": blocks.NORM_PLACES,
     "residual scales": blocks.RESIDUAL_SCALES, "cost metrics": COSTS, "metrics of text": Corpus.metrics,
-    "metrics of mazes": Mazes.metrics, "samplers": SAMPLERS, "stoppers": STOPPERS, "tasks": TASKS,
+    "metrics of mazes": Mazes.metrics, "metrics of sums": PrefixSums.metrics, "samplers": SAMPLERS, "stoppers": STOPPERS, "tasks": TASKS,
     "export formats": FORMATS, "trackers": TRACKERS,
 }  # fmt: skip
 

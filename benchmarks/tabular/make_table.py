@@ -62,11 +62,12 @@ def main() -> None:
                 "losses": {seed: [round(r.score, 5) for r in record.rungs] for seed, record in found.items()},
             }
         )
+    training = settings.training.decide(FixedChooser({})).tree["training"]
     table = {
         "made_by": "benchmarks/tabular/make_table.py",
         "data": f"{corpus.facts.source}, Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}",
         "rungs": [3.0**-i for i in reversed(range(4))],
-        "flops": settings.training.decide(FixedChooser({})).tree["training"]["flops"],
+        "training": {name: training[name] for name in ("flops", "batch_tokens")},
         "seeds": sorted(by_seed),
         "noise": noise(rows, sorted(by_seed)),
         "rows": rows,

@@ -45,9 +45,8 @@ def load() -> list[list[Observation]]:
         if graph.arch_id in seen or graph.arch_id not in table.rows:
             continue
         seen.add(graph.arch_id)
-        rungs = [(6e11 * table.rungs[i], table.loss(graph.arch_id, i)) for i in RUNGS]
-        training = {"flops": 6e11, "batch_tokens": 2048}
-        found.append(observe(arch, estimate(graph), training, rungs, len(found)))
+        rungs = [(table.training["flops"] * table.rungs[i], table.loss(graph.arch_id, i)) for i in RUNGS]
+        found.append(observe(arch, estimate(graph), table.training, rungs, len(found)))
     return found
 
 

@@ -39,6 +39,12 @@ class Table:
         rungs: list[float] = self.data["rungs"]
         return rungs
 
+    @property
+    def training(self) -> dict[str, float]:
+        """FLOPs and batch of every training."""
+        found: dict[str, float] = self.data["training"]
+        return found
+
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
         """By architecture."""
@@ -59,7 +65,7 @@ def study(search: dict[str, Any], max_flops_per_token: float | None) -> StudyCon
     data = {
         "name": "tabular",
         "space": read_data(HERE / "space.yaml"),
-        "training": {"flops": 6e11, "batch_tokens": 2048},
+        "training": Table().training,
         "budget": {} if max_flops_per_token is None else {"flops_per_token": max_flops_per_token},
         "search": {"num_trials": 100_000, **search},
     }
@@ -94,7 +100,7 @@ def simulate(
             record = driver.record(number)
             row = table.rows[record.arch_id]
             rungs = tuple(
-                Rung(flops=share * 6e11, tokens=1, score=table.loss(record.arch_id, shares[i]))
+                Rung(flops=share * table.training["flops"], tokens=1, score=table.loss(record.arch_id, shares[i]))
                 for i, share in enumerate(driver.shares[: index + 1])
             )
             done = index + 1 == len(driver.shares)

@@ -30,8 +30,6 @@ def show_results(
     driven: bool = False,
 ) -> None:
     """Ranking, promotions and notes here; with plots and diagrams in ``report.html``."""
-    from studies.report.page import write_html  # a second of imports that nothing else needs
-
     check_links(folder)
     if settings.scale is None or any(record.ranks for record in records):
         console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
@@ -46,8 +44,17 @@ def show_results(
     elif missing and any(record.purpose == "ladder" for record in records):
         say(console, missing)
     with console.status("writing the report"):
-        file = write_html(records, settings, corpus, folder / REPORT, driven=driven)
+        file = write_page(records, folder, corpus, settings, driven=driven)
     say(console, f"wrote {file}")
+
+
+def write_page(
+    records: Sequence[TrialRecord], folder: Path, corpus: Dataset, settings: StudyConfig, *, driven: bool = False
+) -> Path:
+    """Write ``report.html`` into a study's folder."""
+    from studies.report.page import write_html  # a second of imports that nothing else needs
+
+    return write_html(records, settings, corpus, folder / REPORT, driven=driven)
 
 
 def print_sample(

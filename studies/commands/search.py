@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -16,16 +17,17 @@ from builder.exchange.bundle import load_bundle, read_manifest
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
+from searchspace.disk import write_file
 from searchspace.errors import SpecError
 from searchspace.plain import encode
 from studies.commands.live import StudyView, failure_of
 from studies.commands.preflight import device_of, look_at_data, preflight
-from studies.commands.results import show_results
+from studies.commands.results import show_results, write_page
 from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
 from studies.data.dataset import Dataset
 from studies.execution.base import Runner
 from studies.execution.run import run_on_ray, run_serial
-from studies.records.folder import BEST, DATA, is_study, remove_study, study_folder
+from studies.records.folder import BEST, DATA, SHOWN, is_study, remove_study, study_folder
 from studies.records.journal import mend
 from studies.records.resume import check_settings, keep_settings
 from studies.report.ranking import baselines_of, best_of, leader, rest_of_front
@@ -212,6 +214,8 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Conso
             if (shown := corpus.show(load_bundle(bundle).model)) is not None:
                 console.print(shown[0], highlight=False)
                 say(console, shown[1])
+                write_file(folder / SHOWN, json.dumps({"trial": number, "title": shown[0], "text": shown[1]}))
+                write_page(driver.records, folder, corpus, driver.study)
 
 
 @contextlib.contextmanager

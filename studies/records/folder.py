@@ -21,7 +21,7 @@ from studies.config import StudyConfig, study_from_data
 
 SETTINGS, JOURNAL, SUMS, REPORT = "study.yaml", "journal.log", "journal.sums", "report.html"
 DATA, TRIALS, BEST, EXPORTS, TRACKING = "data", "trials", "best", "export", "tracking"
-PREDICTED = "predicted.json"
+PREDICTED, SHOWN = "predicted.json", "shown.json"
 _LOCK, _MARK = "lock", "id"
 _LINKED = ("train.bin", "val.bin")
 """Token files stay where they are; the prepared data links to them, and only reads."""
@@ -149,7 +149,7 @@ def remove_study(folder: Path) -> None:
     study_id(folder)
     check_links(folder)
     data = [f"{DATA}/{name}" for name in os.listdir(folder / DATA)] if (folder / DATA).is_dir() else []
-    for name in (SETTINGS, JOURNAL, SUMS, REPORT, *data):
+    for name in (SETTINGS, JOURNAL, SUMS, REPORT, SHOWN, *data):
         (folder / name).unlink(missing_ok=True)
     for name in (DATA, TRIALS):
         with contextlib.suppress(OSError):

@@ -25,7 +25,7 @@ from studies.predict.features import adjust, last_rungs
 from studies.predict.importance import measured_importance, optuna_figures
 from studies.predict.predictor import FEWEST
 from studies.records.trial import TrialRecord
-from studies.report.ranking import best_of, front, ranked
+from studies.report.ranking import best_of, front, labels_of, ranked
 from studies.show.summary import decided, short, summarize
 
 Figures: TypeAlias = dict[str, go.Figure]
@@ -108,11 +108,12 @@ _CURVES = {
 def _curves(complete: Sequence[TrialRecord]) -> go.Figure:
     """Training loss within each of the best, and of the baselines."""
     figure = go.Figure(layout={"xaxis": {"type": "log", "title": "tokens"}, "margin": _MARGIN})
-    for record in [r for r in complete if r.curve][:_MOST_WITHIN]:
+    shown = [r for r in complete if r.curve][:_MOST_WITHIN]
+    for record, label in zip(shown, labels_of(shown), strict=True):
         is_baseline = record.purpose == "baseline"
         x, y = zip(*record.curve, strict=True)
         line = {"color": _INK, "width": 3} if is_baseline else {"width": 1.5}
-        name = f"{record.number}: {record.name if is_baseline else summarize(record.arch_spec())}"
+        name = f"{record.number}: {record.name if is_baseline else label}"
         figure.add_scatter(x=x, y=y, mode="lines", line=line, name=name)
     figure.update_yaxes(title="training loss, nats")
     figure.update_layout(legend={"orientation": "h", "y": -0.25})

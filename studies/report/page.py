@@ -17,10 +17,11 @@ from plotly.offline import get_plotlyjs
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
-from searchspace.disk import write_file
-from searchspace.errors import show
+from searchspace.disk import read_json, write_file
+from searchspace.errors import SpecError, show
 from studies.config import Objective, StudyConfig
 from studies.data.dataset import Dataset
+from studies.records.folder import SHOWN
 from studies.records.trial import TrialRecord
 from studies.report.figures import Figures, figures_of
 from studies.report.ranking import (
@@ -88,7 +89,7 @@ def write_html(
         why=" ".join(text for name, text in _WHY.items() if name in figures),
         again=_again(records, corpus),
         failures=_failures(records),
-        best=_best(records, corpus),
+        best=_best(records, corpus, _shown(file.parent)),
         ranking=_ranking(records, corpus, settings.objectives),
         others=list(other_objectives(settings.objectives).values()),
         front_of=names_of(settings.objectives, corpus) if settings.objectives[1:] else "",
@@ -198,7 +199,17 @@ def _failures(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     return rows
 
 
-def _best(records: Sequence[TrialRecord], corpus: Dataset) -> list[dict[str, Any]]:
+def _shown(folder: Path) -> dict[str, Any]:
+    """What the best was seen to do when its search ended."""
+    try:
+        found = read_json(folder / SHOWN)
+    except SpecError:
+        return {}
+    known = isinstance(found, dict) and isinstance(found.get("title"), str) and isinstance(found.get("text"), str)
+    return found if known else {}
+
+
+def _best(records: Sequence[TrialRecord], corpus: Dataset, shown: Mapping[str, Any]) -> list[dict[str, Any]]:
     complete = [r for r in ranked(records) if r.state == "complete" and r.purpose == "search"]
     baseline = best_of(records, purpose="baseline")
     rows = []
@@ -215,6 +226,7 @@ def _best(records: Sequence[TrialRecord], corpus: Dataset) -> list[dict[str, Any
                 "parts": cost_rows(graph),
                 "totals": [(what.strip(), value) for what, value in cost_lines(estimate(graph))],
                 "yaml": arch.to_yaml(),
+                "shown": shown if shown.get("trial") == record.number else None,
             }
         )
     return rows

@@ -1,0 +1,107 @@
+"""Tasks with levels of difficulty: held to a brute-force answer, tried on harder examples, searched by them, exported."""
+
+import json
+
+import pytest
+import torch
+from helpers import run_cli
+
+from builder import load_bundle
+from searchspace import SpecError
+from studies.config import load_study
+from studies.records.reading import read_study
+from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, facts_of, make_rows, prepare_prefix_sums
+
+SMALL = {"bits": 6, "rows": 200, "held_out": 40, "test_bits": [12, 24]}
+
+
+class Exact(torch.nn.Module):
+    """A model that knows the answer up to a length."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.weight = most, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens_BL):
+        parity_BL = tokens_BL.cumsum(1) % 2
+        parity_BL[:, self.most :] = 0
+        return 5.0 * torch.nn.functional.one_hot(parity_BL, 2).float()
+
+
+@pytest.mark.parametrize("bits", [2, 7, 33])
+def test_answers_are_sums_bit_by_bit(bits):
+    rows = make_rows(50, bits, seed=1)
+    assert rows.shape == (50, 2 * bits)
+    for row in rows.tolist():
+        assert row[bits:] == [sum(row[: i + 1]) % 2 for i in range(bits)]
+    assert (rows == make_rows(50, bits, seed=1)).all()
+    assert (rows != make_rows(50, bits, seed=2)).any()
+
+
+def test_harder_levels_are_measured(tmp_path):
+    data = prepare_prefix_sums(PrefixSumsData(**SMALL), tmp_path / "data")
+    assert data.measure_model(Exact(24), 4000) == {"hard_accuracy": 1.0}
+    assert data.measure_model(Exact(12), 4000)["hard_accuracy"] < 0.01
+    assert dict(data.examine(Exact(12), 4000).rows)["12"] == 1.0
+    found = PrefixSums.of(facts_of(PrefixSumsData(**SMALL))).examine(Exact(6), 4000)
+    assert [level for level, _ in found.rows] == ["6", "12", "24"]
+    assert found.metrics["accuracy"] == 1.0 > found.metrics["hard_accuracy"]
+
+
+def test_a_solved_and_a_failed_case_are_shown(tmp_path):
+    data = prepare_prefix_sums(PrefixSumsData(**SMALL), tmp_path / "data")
+    _, text = data.show(Exact(12))
+    solved, failed = text.split("\n\n")
+    assert solved.startswith("level 12, solved:")
+    assert failed.startswith("level 24, failed:")
+    bits, sums, said = (line.split()[1] for line in failed.splitlines()[1:])
+    assert "x" in said
+    assert [a == b for a, b in zip(sums, said, strict=True)] == [c != "x" for c in said]
+    assert sums[-1] == str(bits.count("1") % 2)
+    assert "failed" not in data.show(Exact(24))[1]
+
+
+@pytest.mark.parametrize("levels", [[6], [12, 12], [24, 12]])
+def test_levels_are_beyond_training_in_order(levels):
+    with pytest.raises(SpecError, match=r"data\.test_bits: .* are not lengths beyond 6, in order"):
+        PrefixSumsData(**{**SMALL, "test_bits": tuple(levels)})
+
+
+def test_from_search_to_export_by_what_is_hard(tmp_path):
+    over = [
+        "data.bits=6",
+        "data.rows=300",
+        "data.held_out=40",
+        "data.test_bits=[12, 24]",
+        "space.seq_len=6",
+        "space.d_model=16",
+    ]
+    faster = ["training.tokens=6000", "training.batch_tokens=120", "training.eval_tokens=480", "search.num_trials=3"]
+    run = tmp_path / "run"
+    said = run_cli("search", "recall_and_norm", *over, *faster, "--dir", run, "--serial")
+    assert "front of solved, hard_accuracy" in " ".join(said.split()) or "hard" in said
+    records, data, study = read_study(run)
+    assert [o.name for o in study.objectives] == ["loss", "hard_accuracy"]
+    assert study.objectives[1].is_raised
+    assert all({"solved", "bits", "hard_accuracy", "loss"} <= set(r.rungs[-1].metrics) for r in records)
+    assert data.facts.levels == (12, 24)
+    assert "share of the longest rows without a mistake" in (run / "report.html").read_text() or "hard" in said
+    run_cli("export", run, "-o", tmp_path / "bundle")
+    by_level = [
+        json.loads(run_cli("eval", tmp_path / "bundle", "--tokens", 1000, "--json", *more))["rows"]
+        for more in ((), ("--schedule", "24"))
+    ]
+    assert all([level for level, _ in rows] == ["6", "12", "24"] for rows in by_level)
+    longer = load_bundle(tmp_path / "bundle", schedules=["24"])
+    assert len(longer.arch.graph["h"].schedule) == 24
+    run_cli("export", tmp_path / "bundle", "--format", "torch", "-o", tmp_path / "m.pt2", "--schedule", "24")
+
+
+def test_the_shipped_study_asks_what_the_paper_asks():
+    study = load_study("recall_and_norm")
+    assert study.space.count().high == 9
+    ways = {
+        (a.graph["h"].recall, a.blocks["core"].recall, a.blocks["core"].norm_place)
+        for a in (study.space.sample(i).arch for i in range(60))
+    }
+    assert len(ways) == 9
