@@ -35,7 +35,7 @@ def test_every_candidate_of_the_space_stands_in_the_table_at_its_price(table):
 
 
 def test_seeds_rank_alike(table):
-    assert table.data["noise"][-1]["kendall_tau"] >= 0.8
+    assert table.data["noise"][-1]["kendall_tau"] >= 0.7
     assert table.data["noise"][-1]["pairs"] >= 20
 
 

@@ -113,7 +113,7 @@ class DataFacts:
         "Whether bytes_per_token is known; if not it is 1, and bits per byte are bits per token.", default=True
     )
     positions: int = key("Of one example; 0: as many as the architecture takes.", default=0, low=0, high=1 << 24)
-    levels: tuple[int, ...] = key("Of difficulty beyond training, of examples made anew; the hardest last.", default=())
+    levels: tuple[int, ...] = key("Of difficulty: that of training first, the hardest last.", default=())
     source: str = key("What they were made from, for records.")
     digest: str = key("Of the settings they were made with.", default="")
     content: str = key("Of the arrays.", default="")

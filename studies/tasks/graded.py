@@ -22,7 +22,7 @@ _POSITIONS = 1 << 14  # of a batch of hard examples
 
 
 class Graded(Pairs):
-    """Pairs whose facts name levels beyond training (`DataFacts.levels`), the hardest last.
+    """Pairs whose facts name levels (`DataFacts.levels`), that of training first, the hardest last.
 
     A model is right about an example if it is right about every answer in it.
     """
@@ -38,14 +38,16 @@ class Graded(Pairs):
         """Rows (count, 2 L) of a level: inputs, then answers; the same every time."""
         raise NotImplementedError
 
+    def name(self, level: int) -> str:
+        """Of a level, for people."""
+        return str(level)
+
     def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
         """One example as text, with what the model says of it."""
         raise NotImplementedError
 
     def measure_model(self, model: Any, positions: int) -> dict[str, float]:
         """``hard_accuracy``: share of examples of the hardest level that the model is right about."""
-        if not self.facts.levels:
-            return {"hard_accuracy": 0.0}
         return {"hard_accuracy": self.accuracy(model, self.facts.levels[-1], positions)}
 
     def accuracy(self, model: Any, level: int, positions: int) -> float:
@@ -59,8 +61,8 @@ class Graded(Pairs):
         """Inputs, what the model says, and what is right, batch by batch, on the CPU."""
         import torch
 
-        rows = self.make(level, max(_LEAST, min(_MOST, positions // level)), _HARD_SEED)
-        length, found = rows.shape[1] // 2, []
+        length = self.make(level, 1, _HARD_SEED).shape[1] // 2
+        rows, found = self.make(level, max(_LEAST, min(_MOST, positions // length)), _HARD_SEED), []
         size, device = max(1, _POSITIONS // length), next(model.parameters()).device
         for first in range(0, len(rows), size):
             inputs_BL, targets_BL = self.pairs(rows[first : first + size])
@@ -71,18 +73,18 @@ class Graded(Pairs):
     def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
         """One example that the model is right about, the hardest such, and one that it fails, the easiest."""
         solved = failed = ""
-        for level in (self.facts.positions, *self.facts.levels):
-            for inputs_BL, said_BL, targets_BL in self.answers(model, level, _LEAST * level):
+        for level in self.facts.levels:
+            for inputs_BL, said_BL, targets_BL in self.answers(model, level, 0):
                 for i, ok in enumerate(_right(said_BL, targets_BL)):
                     picture = self.draw(inputs_BL[i], said_BL[i], targets_BL[i])
-                    drawn = f"level {level}, {'solved' if ok else 'failed'}:\n{picture}"
+                    drawn = f"level {self.name(level)}, {'solved' if ok else 'failed'}:\n{picture}"
                     solved, failed = (drawn, failed) if ok else (solved, failed or drawn)
         return "what it does, x where it is wrong:", "\n\n".join(text for text in (solved, failed) if text)
 
     def examine(self, model: Any, positions: int) -> Examination:
         """By level."""
-        levels = (self.facts.positions, *self.facts.levels)
-        rows = tuple((str(level), self.accuracy(model, level, positions)) for level in levels)
+        levels = self.facts.levels
+        rows = tuple((self.name(level), self.accuracy(model, level, positions)) for level in levels)
         metrics = {"accuracy": rows[0][1], "hard_accuracy": rows[-1][1]}
         return Examination(metrics, "By difficulty", ("level", "solved"), rows)
 

@@ -113,6 +113,6 @@ def facts_of(config: PrefixSumsData) -> DataFacts:
         train_tokens=2 * config.bits * config.rows,
         val_tokens=2 * config.bits * config.held_out,
         positions=config.bits,
-        levels=config.test_bits,
+        levels=(config.bits, *config.test_bits),
         source=f"{config.rows} rows of {config.bits} bits",
     )

@@ -25,8 +25,9 @@ from studies.data.dataset import (
     read_facts,
 )
 from studies.data.settings import DataConfig, TextData, TextKind
-from studies.tasks import prefix_sums
+from studies.tasks import nested_logic, prefix_sums
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
+from studies.tasks.nested_logic import NestedLogic, NestedLogicData, prepare_nested_logic
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
 from studies.tasks.reach import Mazes, ReachData, examine, facts_of, prepare_mazes
 
@@ -103,6 +104,17 @@ TASKS = table(
             prepare=prepare_prefix_sums,
             examine=prefix_sums.examine,
             look=lambda config, base, prepare: prefix_sums.facts_of(config),
+        ),
+        Task(
+            "nested_logic",
+            "tells the value of a nested expression",
+            causal=None,
+            kinds=("nested_logic",),
+            config=NestedLogicData,
+            dataset=NestedLogic,
+            prepare=prepare_nested_logic,
+            examine=nested_logic.examine,
+            look=lambda config, base, prepare: nested_logic.facts_of(config),
         ),
         Task(
             "custom",

@@ -10,6 +10,7 @@ from builder import load_bundle
 from searchspace import SpecError
 from studies.config import load_study
 from studies.records.reading import read_study
+from studies.tasks.nested_logic import _SIGNS, NestedLogicData, make_expressions, prepare_nested_logic
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, facts_of, make_rows, prepare_prefix_sums
 
 SMALL = {"bits": 6, "rows": 200, "held_out": 40, "test_bits": [12, 24]}
@@ -61,6 +62,97 @@ def test_a_solved_and_a_failed_case_are_shown(tmp_path):
     assert "failed" not in data.show(Exact(24))[1]
 
 
+def in_python(text, algebra):
+    """The value of an expression by Python's own reading of it."""
+    return eval(text) if algebra == "boolean" else eval(text) % 5
+
+
+def spelt(tokens):
+    return "".join(_SIGNS[token] for token in tokens)
+
+
+@pytest.mark.parametrize("algebra", ["boolean", "modular"])
+def test_expressions_have_their_depth_leaves_and_value(algebra):
+    for depth, leaves in ((1, 2), (3, 4), (3, 8), (5, 8), (7, 8), (6, 32)):
+        rows = make_expressions(40, algebra, (depth, depth), (leaves, leaves), seed=1)
+        length = 4 * leaves - 2
+        assert rows.shape == (40, 2 * length)
+        assert len({row.tobytes() for row in rows}) > 5
+        for row in rows.tolist():
+            text = spelt(row[:length])
+            assert text.endswith("=")
+            assert sum(sign.isdigit() for sign in text) == leaves
+            open_now = [text[: i + 1].count("(") - text[: i + 1].count(")") for i in range(length)]
+            assert max(open_now) == depth
+            assert _SIGNS[row[-1]] == str(in_python(text[:-1], algebra))
+            assert set(row[length:-1]) == {0}
+
+
+class Calculator(torch.nn.Module):
+    """Answers as Python does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens_BL):
+        logits = torch.zeros(*tokens_BL.shape, len(_SIGNS))
+        for row, tokens in zip(logits, tokens_BL.tolist(), strict=True):
+            row[-1, _SIGNS.index(str(in_python(spelt(tokens)[:-1].strip(), "boolean")))] = 1.0
+        return logits
+
+
+def test_training_holds_every_depth_up_to_its_own(tmp_path):
+    config = NestedLogicData(rows=400, held_out=40, depth=3, leaves=6, test_depths=(4, 5), test_leaves=(12,))
+    data = prepare_nested_logic(config, tmp_path / "data")
+    inputs, targets = data.batch(0, 0, 200, 22)
+    texts = map(spelt, inputs.tolist())
+    depths = {max(text[: i + 1].count("(") - text[: i + 1].count(")") for i in range(22)) for text in texts}
+    assert depths == {1, 2, 3}
+    assert ((targets != -100).sum(1) == 1).all()
+    names = ["depth 3, 6 leaves", "depth 4, 12 leaves", "depth 4, 6 leaves", "depth 5, 6 leaves"]
+    assert [data.name(level) for level in data.facts.levels] == names
+    assert data.examine(Calculator(), 400).metrics == {"accuracy": 1.0, "hard_accuracy": 1.0}
+    assert "solved:\n(" in data.show(Calculator())[1]
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ({"leaves": 9, "depth": 3}, "data.depth: expressions of 9 leaves are from 4 to 8 deep"),
+        ({"leaves": 4, "depth": 4}, "data.depth: expressions of 4 leaves are from 2 to 3 deep"),
+        ({"test_depths": (3, 4)}, r"data.test_depths: \[3, 4\] are not from 4 to 7, in order"),
+        ({"test_leaves": (32, 16)}, r"data.test_leaves: \[32, 16\] are not from 9 to 4096, in order"),
+    ],
+)
+def test_expressions_that_can_not_be_are_refused(over, told):
+    with pytest.raises(SpecError, match=told):
+        NestedLogicData(**over)
+
+
+def test_a_search_over_depth(tmp_path):
+    over = [
+        "data.rows=300",
+        "data.held_out=40",
+        "space.d_model=16",
+        "training.flops=2e9",
+        "training.batch_tokens=240",
+    ]
+    said = run_cli(
+        "search",
+        "depth",
+        *over,
+        "training.eval_tokens=480",
+        "search.num_trials=2",
+        "--dir",
+        tmp_path / "run",
+        "--serial",
+    )
+    assert "level depth" in said
+    found = json.loads(run_cli("eval", tmp_path / "run/best", "--tokens", 600, "--json"))
+    assert [level for level, _ in found["rows"]][-1] == "depth 7, 8 leaves"
+
+
 @pytest.mark.parametrize("levels", [[6], [12, 12], [24, 12]])
 def test_levels_are_beyond_training_in_order(levels):
     with pytest.raises(SpecError, match=r"data\.test_bits: .* are not lengths beyond 6, in order"):
@@ -84,7 +176,7 @@ def test_from_search_to_export_by_what_is_hard(tmp_path):
     assert [o.name for o in study.objectives] == ["loss", "hard_accuracy"]
     assert study.objectives[1].is_raised
     assert all({"solved", "bits", "hard_accuracy", "loss"} <= set(r.rungs[-1].metrics) for r in records)
-    assert data.facts.levels == (12, 24)
+    assert data.facts.levels == (6, 12, 24)
     assert "share of the longest rows without a mistake" in (run / "report.html").read_text() or "hard" in said
     run_cli("export", run, "-o", tmp_path / "bundle")
     by_level = [

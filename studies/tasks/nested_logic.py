@@ -1,0 +1,207 @@
+"""Nested expressions, whose depth and length are controlled apart: trained shallow, tried deeper and longer.
+
+``((1&0)|(0^1))=`` asks for a bit, ``((3+4)*(2-1))=`` for a number modulo five. An expression of n leaves may be from
+log2(n) to n - 1 deep; a loop that takes one level off with each iteration solves any depth.
+
+Shape legend: B batch, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from searchspace.errors import SpecError
+from searchspace.plain import key
+from searchspace.tables import table
+from studies.data.dataset import DataFacts, Examination, Headline, Metric
+from studies.data.settings import DataConfig
+from studies.tasks.graded import Graded
+from studies.tasks.pairs import LEFT_OUT, prepare_pairs
+
+if TYPE_CHECKING:
+    import random
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Tree: TypeAlias = "int | tuple[str, Tree, Tree]"
+"""A leaf's value, or an operation on two of them."""
+Algebra: TypeAlias = Literal["boolean", "modular"]
+_OPERATIONS: Mapping[Algebra, str] = {"boolean": "&|^", "modular": "+-*"}
+_VALUES: Mapping[Algebra, int] = {"boolean": 2, "modular": 5}
+_SIGNS = " ()=&|^+-*01234"
+"""Tokens, by their number; the first is padding."""
+_LEVEL = (10**6, 10**3)
+"""A level is so many times the number of its algebra, and its depth, and its leaves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NestedLogicData(DataConfig):
+    """Nested expressions and their values, made as they are asked for; the same every time."""
+
+    kind: Literal["nested_logic"] = key("Source: nested expressions.", default="nested_logic")
+    algebra: Algebra = key(
+        "boolean: and, or, xor of bits. modular: sums, differences, products modulo 5.", default="boolean"
+    )
+    leaves: int = key("Of an expression to train on, at most; seq_len is 4 leaves - 2.", default=8, low=2, high=256)
+    depth: int = key("To train on, at most.", default=3, low=1, high=64)
+    rows: int = key("Expressions to train on.", default=50_000, low=16, high=10_000_000)
+    held_out: int = key("More of them, to evaluate on.", default=1_000, low=16, high=1_000_000)
+    test_depths: tuple[int, ...] = key("Deeper ones to try, of as many leaves; the hardest last.", default=(4, 5, 6, 7))
+    test_leaves: tuple[int, ...] = key("Longer ones to try, as deep as trained where they can be.", default=(16, 32))
+
+    def __post_init__(self) -> None:
+        if self.leaves > 2**self.depth or self.depth >= self.leaves:
+            what = f"expressions of {self.leaves} leaves are from {_least_depth(self.leaves)} to {self.leaves - 1} deep"
+            raise SpecError("data.depth", what, "change depth or leaves")
+        for name, values, least, most in (
+            ("test_depths", self.test_depths, self.depth + 1, self.leaves - 1),
+            ("test_leaves", self.test_leaves, self.leaves + 1, 4096),
+        ):
+            if list(values) != sorted({*values}) or any(not least <= value <= most for value in values):
+                what = f"{[*values]} are not from {least} to {most}, in order"
+                raise SpecError(f"data.{name}", what, "leave out those that are not")
+
+
+class NestedLogic(Graded):
+    """Prepared expressions; the value stands behind the sign that asks for it, the last token."""
+
+    nothing = 0
+
+    metrics = table(
+        "a metric",
+        (
+            Metric("right", "right", "share of held-out expressions whose value is right", better="higher"),
+            Metric("hard_accuracy", "hard", "share of the deepest expressions whose value is right", better="higher"),
+            Metric("loss", "nats", "held-out loss, nats per expression", better="lower"),
+        ),
+    )
+
+    @property
+    def headline(self) -> Headline:
+        return Headline(self.metrics["right"], -1.0)
+
+    def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
+        right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | (targets_BL == LEFT_OUT)
+        return {"right": right_BL.all(dim=1).float().mean(), "loss": self.loss(logits_BLV, targets_BL)}
+
+    def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
+        algebra, depth, leaves = _read(level)
+        return make_expressions(count, algebra, (depth, depth), (leaves, leaves), seed)
+
+    def name(self, level: int) -> str:
+        _, depth, leaves = _read(level)
+        return f"depth {depth}, {leaves} leaves"
+
+    def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
+        text = "".join(_SIGNS[token] for token in inputs_L.tolist()).strip()
+        said, right = int(said_L[-1]), int(targets_L[-1])
+        return f"{text}{_SIGNS[said]}" + ("" if said == right else f"  x, it is {_SIGNS[right]}")
+
+
+def make_expressions(
+    count: int, algebra: Algebra, depths: tuple[int, int], leaves: tuple[int, int], seed: int
+) -> NDArray[Any]:
+    """Rows (count, 2 L) of uint8: expressions padded in front, then their values behind the last token.
+
+    Args:
+        count: of rows.
+        algebra: of the operations.
+        depths: least and most, each as often as the others.
+        leaves: least and most, as far as the depth allows; L is 4 leaves - 2.
+        seed: of the draws.
+    """
+    import random
+
+    import numpy as np
+
+    draw = random.Random(f"{seed} {algebra} {depths} {leaves}")
+    length = 4 * leaves[1] - 2
+    rows = np.zeros((count, 2 * length), np.uint8)
+    for row in rows:
+        depth = draw.randint(*depths)
+        tree = _tree(draw.randint(max(leaves[0], depth + 1), min(leaves[1], 2**depth)), depth, algebra, draw)
+        text = f"{written(tree)}="
+        row[length - len(text) : length] = [_SIGNS.index(sign) for sign in text]
+        row[-1] = _SIGNS.index(str(value_of(tree)))
+    return rows
+
+
+def _read(level: int) -> tuple[Algebra, int, int]:
+    """Algebra, depth and leaves of a level."""
+    kind, rest = divmod(level, _LEVEL[0])
+    return [*_OPERATIONS][kind], *divmod(rest, _LEVEL[1])
+
+
+def _least_depth(leaves: int) -> int:
+    return (leaves - 1).bit_length()
+
+
+def _tree(leaves: int, depth: int, algebra: Algebra, draw: random.Random) -> Tree:
+    """A random expression of just so many leaves and just that depth."""
+    if depth == 0:
+        return draw.randrange(_VALUES[algebra])
+    most = 2 ** (depth - 1)
+    deep = draw.randint(max(depth, leaves - most), min(leaves - 1, most))
+    other = leaves - deep
+    parts = [
+        _tree(deep, depth - 1, algebra, draw),
+        _tree(other, draw.randint(_least_depth(other), min(depth - 1, other - 1)), algebra, draw),
+    ]
+    draw.shuffle(parts)
+    return draw.choice(_OPERATIONS[algebra]), parts[0], parts[1]
+
+
+def written(tree: Tree) -> str:
+    """With every operation in parentheses."""
+    return str(tree) if isinstance(tree, int) else f"({written(tree[1])}{tree[0]}{written(tree[2])})"
+
+
+def value_of(tree: Tree) -> int:
+    """What it comes to; sums, differences and products modulo 5."""
+    if isinstance(tree, int):
+        return tree
+    sign, left, right = tree[0], value_of(tree[1]), value_of(tree[2])
+    found = {
+        "&": left & right, "|": left | right, "^": left ^ right,
+        "+": (left + right) % 5, "-": (left - right) % 5, "*": left * right % 5,
+    }  # fmt: skip
+    return found[sign]
+
+
+def prepare_nested_logic(config: NestedLogicData, folder: Path, base: Path = Path()) -> NestedLogic:
+    """Write expressions under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
+
+    def make(part: str) -> NDArray[Any]:
+        count, seed = (config.rows, 0) if part == "train" else (config.held_out, 1)
+        return make_expressions(count, config.algebra, (1, config.depth), (2, config.leaves), seed)
+
+    return prepare_pairs(NestedLogic, config, facts_of(config), folder, make)
+
+
+def examine(model: Any, config: NestedLogicData, most_tokens: int) -> Examination:
+    """Score a model on fresh expressions, by depth and by length."""
+    found: Examination = NestedLogic.of(facts_of(config)).examine(model, most_tokens)
+    return found
+
+
+def facts_of(config: NestedLogicData) -> DataFacts:
+    """What the data of these settings are, before they are made."""
+    length = 4 * config.leaves - 2
+    longer = [(max(config.depth, _least_depth(leaves)), leaves) for leaves in config.test_leaves]
+    deeper = [(depth, config.leaves) for depth in config.test_depths]
+    kind, levels = [*_OPERATIONS].index(config.algebra), [(config.depth, config.leaves), *longer, *deeper]
+    return DataFacts(
+        kind="nested_logic",
+        task="nested_logic",
+        vocab_size=len(_SIGNS),
+        dtype="uint8",
+        train_tokens=2 * length * config.rows,
+        val_tokens=2 * length * config.held_out,
+        positions=length,
+        levels=tuple(kind * _LEVEL[0] + depth * _LEVEL[1] + leaves for depth, leaves in levels),
+        source=f"{config.rows} {config.algebra} expressions of up to {config.leaves} leaves and depth {config.depth}",
+    )
