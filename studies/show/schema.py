@@ -101,7 +101,9 @@ class _Writer:
                 },
                 "objectives": {
                     "type": "array",
-                    "prefixItems": [{"const": "loss"}],
+                    "prefixItems": [
+                        {"enum": ["loss", *(task.headline.name for task in TASKS.values() if task.name != "custom")]}
+                    ],
                     "items": {"enum": [*COST_OBJECTIVES, *_further_metrics()]},
                     "minItems": 1,
                     "uniqueItems": True,
