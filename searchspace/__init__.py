@@ -5,7 +5,7 @@ from searchspace.choices import Chooser, Decision, FixedChooser, RandomChooser
 from searchspace.errors import CausalityError, ConstraintError, SpecError
 from searchspace.files import load_arch, load_space
 from searchspace.plain import key
-from searchspace.plugins import Plugin, load_plugin
+from searchspace.plugin_loading import Plugin, load_plugin
 from searchspace.space import Candidate, SpaceSize, SpaceSpec
 from searchspace.tables import table
 

@@ -57,7 +57,7 @@ TextSource = Literal["text", "jsonl", "parquet", "hf", "tokens"]
 
 def _load_plugins(sources: list[str] | None) -> list[str] | None:
     """Before any other option is read: a plugin may add to its choices."""
-    from searchspace.plugins import load_plugin
+    from searchspace.plugin_loading import load_plugin
 
     for source in sources or ():
         try:

@@ -19,7 +19,8 @@ from searchspace.choices import Categorical, Decision, Integer, Scalar, check_va
 from searchspace.errors import SpecError, one_of, show
 from searchspace.files import arch_from_data, extend, find_file, located, merge, not_found, parse_overrides, read_data
 from searchspace.plain import dataclass_decoder, decode, dump_yaml, encode, expect_mapping, join_path, key, plain_copy
-from searchspace.plugins import PluginRecord, decode_records, load_named, named_in, needing, provided
+from searchspace.plugin_loading import PluginRecord
+from searchspace.plugins import decode_records, load_named, named_in, needing, provided
 from searchspace.space import SpaceSpec
 from searchspace.tables import Open
 from searchspace.template import Decided, Template

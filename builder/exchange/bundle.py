@@ -31,7 +31,8 @@ from searchspace.arch import ArchSpec
 from searchspace.disk import check_regular, new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError, show
 from searchspace.files import load_arch
-from searchspace.plugins import PluginRecord, decode_records, needing, used_by
+from searchspace.plugin_loading import PluginRecord
+from searchspace.plugins import decode_records, needing, used_by
 from spiralformer.model import SpiralFormer
 
 FORMAT = 1  # raised when an older reader would misread a bundle

@@ -42,7 +42,8 @@ from searchspace.arch import ArchSpec, head_dim
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
 from searchspace.plain import encode
-from searchspace.plugins import PluginRecord, check_unchanged, plugin_of, used_by
+from searchspace.plugin_loading import PluginRecord, check_unchanged, plugin_of
+from searchspace.plugins import used_by
 from spiralformer.init import initial_values
 from spiralformer.model import SpiralFormer
 

@@ -18,7 +18,8 @@ from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from searchspace.disk import parse_json, probe_folder
 from searchspace.errors import SpecError, one_of, show
-from searchspace.plugins import names, needing, owner, provided
+from searchspace.plugin_loading import owner
+from searchspace.plugins import names, needing, provided
 from searchspace.tables import complete, table
 from studies.config import StudyConfig, check_training
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer

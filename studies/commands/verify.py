@@ -15,7 +15,8 @@ from searchspace.errors import SpecError
 from searchspace.files import arch_from_data, merge
 from searchspace.nodes import FfnKind, NormPlace, PoolKind, UpscaleKind
 from searchspace.plain import decode
-from searchspace.plugins import Plugin, installed, loaded_plugins, places_of, provided, record_of
+from searchspace.plugin_loading import Plugin, loaded_plugins, places_of, record_of
+from searchspace.plugins import installed, provided
 from searchspace.tables import options
 from searchspace.topologies import TOPOLOGIES, TopologyRow
 from studies.commands.contracts import (

@@ -15,7 +15,8 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import Scalar
 from searchspace.errors import SpecError
 from searchspace.plain import decode, encode
-from searchspace.plugins import PluginRecord, load_for
+from searchspace.plugin_loading import PluginRecord
+from searchspace.plugins import load_for
 from studies.config import LOSS, Objective, TrainingConfig, check_training
 
 ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]

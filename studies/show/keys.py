@@ -13,7 +13,7 @@ from builder.pricing.cost import COSTS
 from searchspace import nodes
 from searchspace.arch import ArchSpec, BaseSpec, BlockSpec, LevelSpec
 from searchspace.plain import encode
-from searchspace.plugins import PluginRecord, loaded_names, owner
+from searchspace.plugin_loading import PluginRecord, loaded_names, owner
 from searchspace.tables import kind_of, options
 from searchspace.topologies import TOPOLOGIES
 from studies.config import (

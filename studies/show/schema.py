@@ -17,7 +17,7 @@ from builder.pricing.cost import COSTS
 from searchspace.arch import ArchSpec
 from searchspace.nodes import NODE_TYPES, LevelUse
 from searchspace.plain import encode
-from searchspace.plugins import PluginRecord, loaded_names, owner
+from searchspace.plugin_loading import PluginRecord, loaded_names, owner
 from searchspace.tables import kind_of, options
 from searchspace.topologies import TOPOLOGIES, TopologySpec
 from studies.config import (

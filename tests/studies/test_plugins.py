@@ -19,7 +19,8 @@ from builder import build_model, compile_arch, estimate, load_bundle, save_bundl
 from builder.exchange.hf_export import modeling_code
 from builder.laws import LAWS
 from searchspace import SpecError, load_plugin, plugins
-from searchspace.plugins import forget_plugins, loaded_plugins, records
+from searchspace.plugin_loading import loaded_plugins, places_of
+from searchspace.plugins import forget_plugins, records
 from searchspace.tables import OPEN
 from studies.commands import verify
 from studies.config import load_study
@@ -171,7 +172,7 @@ ALONE = ("pool:priced", "pool:forgetful", "pool:homebound", "ffn:summing")
 def test_each_broken_row_is_refused_for_its_own_reason(place, monkeypatch):
     plugin = load_plugin(BROKEN)
     monkeypatch.setattr(verify, "_EXPORTED", int(place == "pool:homebound"))
-    row = next(row for row in plugin.rows if plugins.places_of(row) == (place,))
+    row = next(row for row in plugin.rows if places_of(row) == (place,))
     found = verify._check_row(row, place, everything=False).breaches
     laws = dict.fromkeys(law for law, _, _ in sorted(found, key=verify._order))
     if place == "pool:from_the_end":  # at other lengths than the first its borders let the future in, too
