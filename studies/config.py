@@ -183,7 +183,7 @@ class SearchConfig:
         low=0,
         high=1_000_000,
     )
-    stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(kind="asha"))
+    stopper: StopperConfig = key("When trials are ended early.", default=StopperConfig(kind="median"))
     seed: int = key("Of proposals, initial weights and batches.", default=0, low=0, high=2**31)
     narrow: bool = key("Steer proposals into the budget while they are decided.", default=True)
     promote: PromoteConfig = key("What is trained again after the search.", default=PromoteConfig())
