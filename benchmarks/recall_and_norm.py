@@ -40,7 +40,7 @@ def architecture(recall: str, norm: str, bits: int, iterations: int, width: int)
     return arch_from_data(
         {
             "name": f"{recall}-{norm}",
-            "vocab_size": 2,
+            "vocab_size": 4,
             "seq_len": bits,
             "d_model": width,
             "levels": {"token": {"chunk": 1}},
@@ -90,7 +90,7 @@ def main() -> None:
     settings = {name: getattr(args, name) for name in ("bits", "iterations", "width", "tokens", "batch", "lr")}
     rows = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
     known = {(row["recall"], row["norm"], row["seed"]) for row in rows if row["settings"] == settings}
-    folder = Path(tempfile.gettempdir()) / f"spiralformer-sums-{args.bits}-{'-'.join(map(str, args.longer))}"
+    folder = Path(tempfile.gettempdir()) / f"spiralformer-prefix-sums-{args.bits}-{'-'.join(map(str, args.longer))}"
     data = prepare_prefix_sums(PrefixSumsData(bits=args.bits, test_bits=tuple(args.longer)), folder)
     until = time.monotonic() + 60 * args.minutes
     for seed, recall, norm in product(range(args.seeds), RECALLS, NORMS):

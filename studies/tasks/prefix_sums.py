@@ -1,5 +1,8 @@
 """Prefix sums: of every prefix of a row of bits, whether its sum is odd; harder the longer the row.
 
+The first bit is a token of its own (2 or 3): attention takes means, so that without a beginning every place of a row of
+ones would look the same.
+
 An easy-to-hard task of the stability framework (arXiv 2604.15259, after Schwarzschild et al., arXiv 2106.04537): a loop
 that carries one bit along the row solves rows of any length, with as many iterations as they are long.
 
@@ -73,19 +76,21 @@ class PrefixSums(Graded):
         return make_rows(count, level, seed)
 
     def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
-        given, right = ("".join(map(str, row.tolist())) for row in (inputs_L, targets_L))
+        given, right = ("".join(map(str, row.tolist())) for row in (inputs_L % 2, targets_L))
         said = "".join("x" if a != b else str(a) for a, b in zip(said_L.tolist(), targets_L.tolist(), strict=True))
         shown = [f"{name} {text[:_SHOWN]}" for name, text in (("bits", given), ("sums", right), ("says", said))]
         return "\n".join(line + ("..." if len(given) > _SHOWN else "") for line in shown)
 
 
 def make_rows(count: int, bits: int, seed: int) -> NDArray[Any]:
-    """Rows (count, 2 L) of uint8: bits, and the parity of each prefix."""
+    """Rows (count, 2 L) of uint8: bits, the first plus two, and the parity of each prefix."""
     import numpy as np
 
     draw = np.random.Generator(np.random.Philox(key=[seed, bits]))
     given = draw.integers(0, 2, size=(count, bits), dtype=np.uint8)
-    return np.concatenate((given, np.bitwise_xor.accumulate(given, axis=1)), axis=1)
+    sums = np.bitwise_xor.accumulate(given, axis=1)
+    given[:, 0] += 2
+    return np.concatenate((given, sums), axis=1)
 
 
 def prepare_prefix_sums(config: PrefixSumsData, folder: Path, base: Path = Path()) -> PrefixSums:
@@ -108,7 +113,7 @@ def facts_of(config: PrefixSumsData) -> DataFacts:
     return DataFacts(
         kind="prefix_sums",
         task="prefix_sums",
-        vocab_size=2,
+        vocab_size=4,
         dtype="uint8",
         train_tokens=2 * config.bits * config.rows,
         val_tokens=2 * config.bits * config.held_out,

@@ -24,9 +24,9 @@ class Exact(torch.nn.Module):
         self.most, self.weight = most, torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, tokens_BL):
-        parity_BL = tokens_BL.cumsum(1) % 2
+        parity_BL = (tokens_BL % 2).cumsum(1) % 2
         parity_BL[:, self.most :] = 0
-        return 5.0 * torch.nn.functional.one_hot(parity_BL, 2).float()
+        return 5.0 * torch.nn.functional.one_hot(parity_BL, 4).float()
 
 
 @pytest.mark.parametrize("bits", [2, 7, 33])
@@ -34,6 +34,8 @@ def test_answers_are_sums_bit_by_bit(bits):
     rows = make_rows(50, bits, seed=1)
     assert rows.shape == (50, 2 * bits)
     for row in rows.tolist():
+        assert row[0] in (2, 3)
+        assert set(row[1:]) <= {0, 1}
         assert row[bits:] == [sum(row[: i + 1]) % 2 for i in range(bits)]
     assert (rows == make_rows(50, bits, seed=1)).all()
     assert (rows != make_rows(50, bits, seed=2)).any()
