@@ -188,7 +188,6 @@ def test_from_search_to_export_by_what_is_hard(tmp_path):
     assert all([level for level, _ in rows] == ["6", "12", "24"] for rows in by_level)
     longer = load_bundle(tmp_path / "bundle", schedules=["24"])
     assert len(longer.arch.graph["h"].schedule) == 24
-    run_cli("export", tmp_path / "bundle", "--format", "torch", "-o", tmp_path / "m.pt2", "--schedule", "24")
 
 
 def test_the_shipped_study_asks_what_the_paper_asks():
