@@ -85,16 +85,23 @@ def load_named(data: object) -> None:
         places.setdefault(name, []).append(kind)
     if not places:
         return
-    waiting = [data]
+    for name in sorted(_texts(data) & places.keys()):
+        for kind in places[name]:
+            provided(kind, name)
+
+
+def _texts(data: object) -> set[str]:
+    """Every text in plain data, keys too."""
+    found, waiting = set[str](), [data]
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
-            for kind in places.get(item, ()):
-                provided(kind, item)
+            found.add(item)
         elif isinstance(item, Mapping):
             waiting += [*item, *item.values()]
         elif isinstance(item, list | tuple):
             waiting += item
+    return found
 
 
 def _package(point: EntryPoint) -> str:
@@ -121,15 +128,7 @@ def records() -> tuple[PluginRecord, ...]:
 
 def named_in(data: object, *places: str) -> tuple[PluginRecord, ...]:
     """Of the plugins that add a name which stands in plain data, or one of ``places``; by name."""
-    found, waiting = set[str](), [data]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            found.add(item)
-        elif isinstance(item, Mapping):
-            waiting += [*item, *item.values()]
-        elif isinstance(item, list | tuple):
-            waiting += item
+    found = _texts(data)
     used = [one for one in LOADED.values() if any(name_of(p) in found or p in places for p in one.places)]
     return tuple(sorted((one.record for one in used), key=lambda record: record.name))
 
