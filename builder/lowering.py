@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -56,6 +56,44 @@ def build_model(graph: Graph, *, seed: int | None = 0, device: str | torch.devic
     stretched = {name: factors.init for name, factors in factors_of(model, graph).items() if factors.init != 1.0}
     init_weights(model, seed=seed, stretched=stretched, **init_settings(graph))
     return model
+
+
+def build_view(graph: Graph, of: SpiralFormer, trained: Graph, held: Mapping[str, int] | None = None) -> SpiralFormer:
+    """The module of another graph that runs the parts of one that is there: they are the same objects.
+
+    Args:
+        graph: what to run.
+        of: the module whose parts it takes.
+        trained: its graph.
+        held: by loop, how many of its first iterations pass no gradient.
+
+    Raises:
+        MissingPartError: if the graph has parameters that the module lacks, or has in another form.
+    """
+    known = {step.target: step.part for step in steps_of(trained) if step.part is not None}
+    steps, root = steps_of(graph), nn.Module()
+    device = next(of.parameters()).device
+    for step in steps:
+        if step.target is None or step.part is None:
+            continue
+        if known.get(step.target) == step.part:
+            module = of.get_submodule(step.target)
+        else:
+            module = made(step.part).to(device)
+            if next(module.parameters(), None) is not None:
+                raise MissingPartError(step.target, is_known=step.target in known)
+        _register(root, step.target, module)
+    code = model_code(graph, steps, held or {})
+    view = SpiralFormer(root, code, undecodable=why_undecodable(graph), causal=graph.causal)
+    return view.train(of.training)
+
+
+class MissingPartError(ValueError):
+    """A module lacks a part that a graph needs, or has it in another form."""
+
+    def __init__(self, target: str, *, is_known: bool) -> None:
+        super().__init__(target)
+        self.target, self.is_known = target, is_known
 
 
 def init_settings(graph: Graph) -> dict[str, Any]:
@@ -150,7 +188,7 @@ class Step:
         return f'state["{self.label}"].{method}'
 
 
-_TAKEN = ("self", "tokens", "state", "keep", "lengths", "opening", "torch", "nn", "last_of", "visible")
+_TAKEN = ("self", "tokens", "state", "keep", "lengths", "opening", "torch", "nn", "last_of", "visible", "held")
 
 
 def steps_of(graph: Graph) -> list[Step]:
@@ -193,12 +231,17 @@ def seen_at(level: Level) -> str:
     return f"seen_{level.chunk}_{level.offset}"
 
 
-def model_code(graph: Graph, steps: Sequence[Step]) -> str:
+def model_code(graph: Graph, steps: Sequence[Step], held: Mapping[str, int] | None = None) -> str:
     """The functions ``forward``, and where the graph can be decoded ``open``, ``prefill`` and ``decode``.
 
-    A graph with losses of its own has ``with_losses`` too.
+    A graph with losses of its own, or with iterations that pass no gradient, has ``with_losses`` too.
+
+    Args:
+        graph: of the model.
+        steps: of it.
+        held: by loop, how many of its first iterations pass no gradient in training.
     """
-    with_losses = [_with_losses(graph, steps)] if graph.losses else []
+    with_losses = [_with_losses(graph, steps, held or {})] if graph.losses or any((held or {}).values()) else []
     steps = [step for step in steps if step.row.gives is not Kind.LOSS]
     functions = [_forward(graph, steps), *with_losses]
     if not why_undecodable(graph):
@@ -233,21 +276,38 @@ def _forward(graph: Graph, steps: Sequence[Step]) -> str:
     return "\n".join([*lines, *_parallel(graph, steps), f"    return {_result(graph, steps).label}"])
 
 
-def _with_losses(graph: Graph, steps: Sequence[Step]) -> str:
+def _with_losses(graph: Graph, steps: Sequence[Step], held: Mapping[str, int]) -> str:
     lines = ["def with_losses(self, tokens, lengths=None):", '    """The logits, and losses of the model\'s own."""']
     losses = ", ".join(f'"{step.node.name}": {step.label}' for step in steps if step.row.gives is Kind.LOSS)
-    return "\n".join([*lines, *_parallel(graph, steps), f"    return {_result(graph, steps).label}, {{{losses}}}"])
+    body = _parallel(graph, steps, _held_nodes(graph, held))
+    return "\n".join([*lines, *body, f"    return {_result(graph, steps).label}, {{{losses}}}"])
 
 
-def _parallel(graph: Graph, steps: Sequence[Step]) -> list[str]:
+def _held_nodes(graph: Graph, held: Mapping[str, int]) -> set[str]:
+    """The nodes of a loop's first iterations, from its first block on: what comes before is read by later ones too."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        loop, t = node.iteration
+        if t is not None and t < held.get(loop, 0) and (node.op == "block" or not found.isdisjoint(node.inputs)):
+            found.add(node.name)
+    return found
+
+
+def _parallel(graph: Graph, steps: Sequence[Step], held: Collection[str] = ()) -> list[str]:
     lines = []
     seen = dict.fromkeys(
         step.source if step.row.sees == "source" else step.node.level for step in steps if step.row.sees
     )
     if not graph.causal:
         lines += [f"    {seen_at(level)} = visible(lengths, {level.chunk}, {level.offset}, tokens)" for level in seen]
+    holds = False
     for place, step in _with_places(steps):
-        lines += [*place, f"    {step.label} = {step.call()}"]
+        is_held = step.node.name in held
+        if is_held and not holds:
+            lines.append("    with held():")
+        holds = is_held
+        indent = "    " if is_held else ""
+        lines += [*(indent + line for line in place), f"{indent}    {step.label} = {step.call()}"]
     return lines
 
 
@@ -308,9 +368,8 @@ def _with_places(steps: Sequence[Step]) -> Iterator[tuple[list[str], Step]]:
     for step in steps:
         chunk, offset = step.node.level
         where = "tokens" if chunk == 1 else f"chunks of {chunk}" + (f", offset {offset}" if offset else "")
-        loop, _, rest = step.node.name.partition(".t")
-        number = rest.partition(".")[0]
-        place = f"{loop}, iteration {int(number) + 1}: {where}" if number.isdigit() else where
+        loop, t = step.node.iteration
+        place = where if t is None else f"{loop}, iteration {t + 1}: {where}"
         yield ([] if place == heading else [f"    # {place}"]), step
         heading = place
 

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from typing import TypeAlias
 
 from builder.graph.compiler import compile_arch
-from builder.lowering import build_model
+from builder.lowering import MissingPartError, build_view
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, one_of, show
 from searchspace.nodes import LevelUse, LoopNode
@@ -19,7 +19,7 @@ Schedule: TypeAlias = "int | Sequence[LevelUse | str]"
 
 
 def under(arch: ArchSpec, schedules: Mapping[str, Schedule]) -> ArchSpec:
-    """The architecture with other schedules in its loops.
+    """The architecture with other schedules in its loops, to run; what they say of training is left out.
 
     Args:
         arch: trained, or to be.
@@ -33,7 +33,7 @@ def under(arch: ArchSpec, schedules: Mapping[str, Schedule]) -> ArchSpec:
     for name, given in schedules.items():
         if name not in loops:
             raise SpecError(f"graph.{name}", f"there is no loop {show(name)}", one_of(loops, name))
-        graph[name] = replace(loops[name], schedule=_schedule(loops[name], given, name))
+        graph[name] = replace(loops[name], schedule=_schedule(loops[name], given, name), iterations=None)
     return replace(arch, graph=graph)
 
 
@@ -65,7 +65,10 @@ def read_schedules(texts: Sequence[str], arch: ArchSpec) -> dict[str, Schedule]:
 
 
 def model_under(
-    model: SpiralFormer, arch: ArchSpec, schedules: Mapping[str, Schedule]
+    model: SpiralFormer,
+    arch: ArchSpec,
+    schedules: Mapping[str, Schedule],
+    held: Mapping[str, int] | None = None,
 ) -> tuple[ArchSpec, SpiralFormer]:
     """A model that shares its parameters with one that was trained, and runs other schedules.
 
@@ -73,6 +76,7 @@ def model_under(
         model: trained.
         arch: of it.
         schedules: by the name of the loop.
+        held: by the name of the loop, how many of its first iterations pass no gradient in `SpiralFormer.with_losses`.
 
     Returns:
         The architecture, and the model: its parameters are the same objects. In the first one's mode.
@@ -85,15 +89,24 @@ def model_under(
     if before.branch_scale != graph.branch_scale:
         what = f"goes by the number of layers, {before.num_layers} when it was trained and {graph.num_layers} now"
         raise SpecError("residual_scale", what, "train it with residual_scale: none, not under completep")
-    made = build_model(graph, seed=None, device=next(model.parameters()).device)
-    trained = dict(model.named_parameters())
-    for name, parameter in made.named_parameters():
-        if (own := trained.get(name)) is None or own.shape != parameter.shape:
-            raise SpecError("schedule", *_why_not(name, other, known=own is not None))
-    for name in [name for name, _ in made.named_parameters()]:
-        home, _, last = name.rpartition(".")
-        made.get_submodule(home)._parameters[last] = trained[name]
-    return other, made.train(model.training)
+    try:
+        return other, build_view(graph, model, before, held)
+    except MissingPartError as error:
+        raise SpecError("schedule", *_why_not(error.target, other, known=error.is_known)) from error
+
+
+def tried_models(model: SpiralFormer, arch: ArchSpec) -> dict[int, SpiralFormer]:
+    """The model by how many iterations its loops run, as their ``iterations.test`` says; empty where none says so."""
+    asked = {
+        name: node.iterations.test
+        for name, node in arch.graph.items()
+        if isinstance(node, LoopNode) and node.iterations is not None
+    }
+    counts = sorted({count for test in asked.values() for count in test})
+    return {
+        count: model_under(model, arch, {name: count for name, test in asked.items() if count in test})[1]
+        for count in counts
+    }
 
 
 def _why_not(name: str, arch: ArchSpec, *, known: bool) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from searchspace.nodes import (
     FfnKind,
     FrontRule,
     HeadNode,
+    IterationsSpec,
     JoinNode,
     LevelUse,
     LoopNode,
@@ -40,6 +41,7 @@ from searchspace.nodes import (
     node_inputs,
 )
 from searchspace.plain import dump_yaml, encode, key
+from searchspace.topologies import MeshSettings
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 _MOST_LEVELS = 24  # pairs of levels are checked for nesting
@@ -265,6 +267,11 @@ def _check_graph(arch: ArchSpec) -> None:
         raise SpecError("graph", f"has {iterations} iterations in all its loops", f"keep to {_MOST_ITERATIONS}")
     for name, node in arch.graph.items():
         _check_node(arch, node, f"graph.{name}", embeds)
+        deep = arch.residual_scale != "none" or arch.parametrization == "completep"
+        if deep and isinstance(node, LoopNode) and node.varies:
+            what = "goes by the number of layers, and its iterations vary"
+            setting = "residual_scale" if arch.residual_scale != "none" else "parametrization"
+            raise SpecError(f"graph.{name}.iterations", f"{setting} {what}", "set it to none, or mup")
     _check_acyclic(arch)
 
 
@@ -329,10 +336,38 @@ def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
             f"has {len(node.schedule)} iterations, but its {node.topology.kind} takes {stages} a step",
             f"give a multiple of {stages}",
         )
+    if node.iterations is not None:
+        _check_iterations(node, node.iterations, path)
     if node.reads_embedding and node.embedding is None and len(embeds) != 1:
         raise SpecError(
             f"{path}.embedding", f"there are {len(embeds)} embeds to choose from", f"name one of: {', '.join(embeds)}"
         )
+
+
+def _check_iterations(node: LoopNode, given: IterationsSpec, path: str) -> None:
+    """Other numbers of iterations need weights that are no iteration's own."""
+    train, own, turn = given.train or len(node.schedule), len(node.schedule), node.turn
+    if train % turn or (given.sample != "fixed" and own % turn):
+        what = f"{train if train % turn else own} iterations are no whole turns of {turn}"
+        raise SpecError(f"{path}.iterations.train", what, f"give a multiple of {turn}")
+    if not 1 <= min(given.test, default=1) <= max(given.test, default=1) <= _MOST_ITERATIONS or list(
+        given.test
+    ) != sorted({*given.test}):
+        what = f"{[*given.test]} are no numbers of iterations in order, from 1 to {_MOST_ITERATIONS}"
+        raise SpecError(f"{path}.iterations.test", what, f"give e.g. [{own}, {2 * own}]")
+    if odd := [n for n in given.test if n % node.topology.row.stages(node.topology.settings)]:
+        raise SpecError(f"{path}.iterations.test", f"{odd[0]} ends within a step of the topology", "give multiples")
+    if node.varies and node.per == "iteration":
+        what = "iterations that have weights of their own can't be more or fewer than the schedule's"
+        raise SpecError(f"{path}.per", what, "set per: loop, or per: level")
+    if node.varies and node.topology.kind == "mesh" and _slots(node) == "auto":
+        what = "goes by the number of iterations, which varies"
+        raise SpecError(f"{path}.topology.mesh.slots", what, f"give a number, e.g. {own + 3}")
+
+
+def _slots(node: LoopNode) -> int | str:
+    settings = node.topology.settings
+    return settings.slots if isinstance(settings, MeshSettings) else "auto"
 
 
 def _check_acyclic(arch: ArchSpec) -> None:

@@ -24,6 +24,7 @@ NormPlace: TypeAlias = Literal["pre", "peri", "post", "sandwich"]
 FfnKind: TypeAlias = Annotated[Literal["gelu", "swiglu", "relu2"], Open("ffn")]
 RecallKind: TypeAlias = Annotated[Literal["add", "linear", "concat"], Open("recall")]
 Per: TypeAlias = Literal["iteration", "level", "loop"]
+IterationSampling: TypeAlias = Literal["fixed", "uniform", "poisson_lognormal", "progressive"]
 LossKind: TypeAlias = Annotated[Literal["z"], Open("loss")]
 ReadRule: TypeAlias = Literal["auto", "closed", "own_chunk"]
 ResidualScale: TypeAlias = Literal["none", "inverse_depth", "inverse_sqrt_depth"]
@@ -164,6 +165,40 @@ class RecallNode:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class IterationsSpec:
+    """How often a loop runs in training, and how often a trained model is tried; else as its schedule says.
+
+    They are drawn for each step, in whole turns of the schedule: [four, two, one, four, two, one] is two turns.
+    """
+
+    train: int | None = key(
+        "In training: so many (fixed), at most (uniform, progressive), or about as many in the mean "
+        "(poisson_lognormal); default: as the schedule.",
+        default=None,
+        low=1,
+        high=512,
+    )
+    sample: IterationSampling = key(
+        "fixed; uniform: 1 .. train; poisson_lognormal: a Poisson number, its mean log-normal (arXiv 2502.05171); "
+        "progressive: n of 0 .. train - 1 without gradient, then 1 .. train - n with it (arXiv 2604.15259).",
+        default="fixed",
+    )
+    gradient_through: int | None = key(
+        "Only the last so many pass a gradient; default: all.", default=None, low=1, high=512
+    )
+    test: tuple[int, ...] = key(
+        "How often the loop runs when a model of a task with levels of difficulty is tried on the harder ones, beside "
+        "as the schedule says.",
+        default=(),
+    )
+
+    @property
+    def trains_as_scheduled(self) -> bool:
+        """Whether every step of training is the schedule's."""
+        return self.sample == "fixed" and self.train is None and self.gradient_through is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoopNode:
     """Sugar: the block applied once for each entry of the schedule."""
 
@@ -190,6 +225,23 @@ class LoopNode:
         "these levels.",
         default="iteration",
     )
+    iterations: IterationsSpec | None = key(
+        "How often it runs in training, and when it is tried; default: as the schedule says.", default=None
+    )
+
+    @property
+    def turn(self) -> int:
+        """The fewest iterations after which the schedule begins again, and a step of the topology ends."""
+        own, stages = self.schedule, self.topology.row.stages(self.topology.settings)
+        return next(n for n in range(1, len(own) + 1) if n % stages == 0 and own[n:] == own[:-n])
+
+    @property
+    def varies(self) -> bool:
+        """Whether it runs in other numbers of iterations than the schedule's."""
+        given, own = self.iterations, len(self.schedule)
+        return given is not None and (
+            given.sample != "fixed" or given.train not in (None, own) or bool({*given.test} - {own})
+        )
 
     @property
     def reads_embedding(self) -> bool:

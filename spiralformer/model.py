@@ -42,7 +42,7 @@ class SpiralFormer(nn.Module):
     def _bind(self) -> None:
         """Make the code's functions, with lines that a traceback can show."""
         file = f"<spiralformer {hash(self.code):x}>"
-        names: dict[str, Any] = {"last_of": decoding.last_of, "visible": padding.visible}
+        names: dict[str, Any] = {"last_of": decoding.last_of, "visible": padding.visible, "held": torch.no_grad}
         exec(compile(self.code, file, "exec"), names)
         linecache.cache[file] = (len(self.code), None, self.code.splitlines(keepends=True), file)
         self._functions: dict[str, Callable[..., Any]] = {name: names[name] for name in _FUNCTIONS if name in names}

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from builder.graph.blocks import RESIDUAL_SCALES, ffn_dim
 from searchspace.arch import BaseSpec, BlockSpec, head_dim, rotary_dim
+from searchspace.nodes import IterationsSpec
 from searchspace.plain import encode
 
 Attr: TypeAlias = int | bool | str | float | tuple[float, ...]
@@ -73,6 +74,13 @@ class Node:
     key: str = field(default="", compare=False)
     """The key of the file that it comes from: ``graph.h.topology``."""
 
+    @property
+    def iteration(self) -> tuple[str, int | None]:
+        """The loop that it is a part of, and its iteration, from 0; None for what is of none."""
+        loop, _, rest = self.name.partition(".t")
+        number = rest.partition(".")[0]
+        return (loop, int(number)) if number.isdigit() else (self.name, None)
+
     def reads(self, port: str) -> str | None:
         """The node read as ``port``; None if there is none."""
         return next((source for name, source in zip(self.ports, self.inputs, strict=True) if name == port), None)
@@ -127,6 +135,10 @@ class Graph:
     base: BaseSpec | None = None
     losses: tuple[str, ...] = ()
     """Nodes that give losses of its own, for training alone."""
+    iterations: Mapping[str, IterationsSpec] = field(default_factory=dict)
+    """Of loops whose iterations are drawn in training, or tried in other numbers."""
+    training_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """How many forwards a step of training takes of each entry of a loop's schedule (`builder.iterations`)."""
     _arch_id: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def by_name(self) -> dict[str, Node]:
@@ -220,7 +232,7 @@ class Graph:
             f"|{self.residual_scale}"
             + ("" if self.base is None else f"|{self.parametrization} {self.base.d_model} {self.base.layers}")
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"iterations|{encode(given)}" for given in self.iterations.values())])
 
 
 def _block_text(graph: Graph, block: BlockSpec) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from builder.graph.emit import Emitter, Value
 from builder.graph.ir import TOKEN_LEVEL, Attr, Graph, Level, meet
 from builder.graph.topologies import UNROLLINGS, Loop
+from builder.iterations import training_weights
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from searchspace.nodes import (
@@ -54,6 +55,12 @@ def lower_arch(arch: ArchSpec) -> Graph:
         residual_scale=arch.residual_scale,
         parametrization=arch.parametrization,
         base=arch.base,
+        iterations={
+            name: node.iterations
+            for name, node in ((name, arch.graph[name]) for name in order)
+            if isinstance(node, LoopNode) and node.iterations
+        },
+        training_weights=training_weights(arch),
     )
     to = Emitter(empty, arch, _resolve_levels(arch, order))
     values: dict[str, Value] = {}

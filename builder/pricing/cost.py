@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from builder.graph.blocks import norm_params
-from builder.graph.ir import Graph, Level, meet
+from builder.graph.ir import Graph, Level, Node, meet
 from builder.graph.ops import OPS
+from builder.iterations import TRAINING_FACTOR
 from searchspace.tables import complete, table
 
-TRAINING_FACTOR = 3  # forward once, backward twice
 CACHE_BYTES_PER_ELEMENT = 2  # bf16
 
 
@@ -30,6 +31,8 @@ class Cost:
     """Decoding ``seq_len`` tokens one by one; None where there is no decoding (``causal: false``)."""
     decode_flops_worst_token: int | None
     """The most expensive of those tokens."""
+    training_flops: int | None = None
+    """In the mean, of a step of training over ``seq_len`` tokens; None: three times the forward."""
 
     @property
     def flops_per_token(self) -> float:
@@ -38,8 +41,8 @@ class Cost:
 
     @property
     def training_flops_per_token(self) -> float:
-        """Forward and backward: three times the forward."""
-        return TRAINING_FACTOR * self.flops / self.seq_len
+        """Forward and backward; where a loop's iterations are drawn for each step, in the mean."""
+        return (TRAINING_FACTOR * self.flops if self.training_flops is None else self.training_flops) / self.seq_len
 
     @property
     def kv_cache_bytes_per_token(self) -> float:
@@ -129,7 +132,25 @@ def estimate(graph: Graph) -> Cost:
         kv_cache_bytes=cached * CACHE_BYTES_PER_ELEMENT,
         decode_flops=decoded if graph.causal else None,
         decode_flops_worst_token=_worst_token(work, length) if graph.causal else None,
+        training_flops=_training_flops(graph, flops) if graph.training_weights else None,
     )
+
+
+def _flops(graph: Graph, node: Node, levels: Mapping[str, Level]) -> int:
+    works = OPS[node.op].works(graph, node, [levels[source] for source in node.inputs])
+    counts = [(item.level.closed_chunks(graph.seq_len), item) for item in works]
+    return sum(positions * item.per_position + positions**2 * item.per_pair for positions, item in counts)
+
+
+def _training_flops(graph: Graph, flops: int) -> int:
+    """The whole three times, but for the iterations that are drawn: those by what a step takes of them."""
+    levels = {node.name: node.level for node in graph.nodes}
+    total = float(TRAINING_FACTOR * flops)
+    for node in graph.nodes:
+        loop, t = node.iteration
+        if t is not None and loop in graph.training_weights:
+            total += (graph.training_weights[loop][t] - TRAINING_FACTOR) * _flops(graph, node, levels)
+    return round(total)
 
 
 def breakdown(graph: Graph) -> tuple[CostPart, ...]:
@@ -140,17 +161,13 @@ def breakdown(graph: Graph) -> tuple[CostPart, ...]:
     for node in graph.nodes:
         row = OPS[node.op]
         inputs = [levels[source] for source in node.inputs]
-        works = row.works(graph, node, inputs)
-        flops = 0
-        for item in works:
-            positions = item.level.closed_chunks(graph.seq_len)
-            flops += positions * item.per_position + positions * positions * item.per_pair
+        flops = _flops(graph, node, levels)
         params = 0 if node.owner in counted else row.params(graph, node, inputs)
         counted.add(node.owner)
         if not flops and not params and node.op != "block":
             continue
         part = node.owner if node.op in ("block", "embed", "head") else node.op
-        level = works[0].level
+        level = row.works(graph, node, inputs)[0].level
         old = parts.get((part, level), CostPart(part, level, 0, 0, 0))
         parts[part, level] = CostPart(part, level, old.uses + 1, old.params + params, old.flops + flops)
     return tuple(parts.values())

@@ -134,7 +134,7 @@ def check_task(row: Task) -> Iterator[Breach]:
         model = trainer.model.eval()
         data.show(model, 0)
         if row.examine is not None:
-            row.examine(model, config, few)
+            row.examine(model, config, few, {})
         told = {"data": {"task": row.name}, "data_settings": config.settings()}
         load_bundle(save_bundle(folder / "bundle", arch, build_model(compile_arch(arch)), facts=told))
 

@@ -63,10 +63,10 @@ def score_text(
     _print_rows(title, columns, position_bins(found.by_position), console)
 
 
-def _print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, float]], console: Console) -> None:
+def _print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str | float, ...]], console: Console) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for name in columns:
         table.add_column(name, justify="right")
-    for name, value in rows:
-        table.add_row(name, f"{value:.4f}")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, str) else f"{cell:.4f}" for cell in row))
     console.print(table)

@@ -136,9 +136,9 @@ class Examination:
 
     metrics: Mapping[str, float]
     title: str
-    columns: tuple[str, str]
-    rows: tuple[tuple[str, float], ...]
-    """By how hard the examples are: how hard, and a metric."""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+    """By how hard the examples are: how hard, and a metric; or several, one for each number of iterations."""
 
 
 class Dataset:
@@ -210,8 +210,14 @@ class Dataset:
             measured[row.name] = value
         return measured
 
-    def measure_model(self, model: Any, positions: int) -> dict[str, float]:
-        """Metrics that ask the model more than the held-out examples, about so many positions; in evaluation mode."""
+    def measure_model(self, model: Any, positions: int, tried: Mapping[int, Any]) -> dict[str, float]:
+        """Metrics that ask the model more than the held-out examples.
+
+        Args:
+            model: in evaluation mode.
+            positions: about so many of each kind.
+            tried: the model by how many iterations its loops run, as its file says (`IterationsSpec.test`).
+        """
         return {}
 
     def result(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -256,10 +256,12 @@ def _check(found: object, known: Mapping[str, type], what: str) -> dict[str, Any
 
 
 def _cost(found: Any) -> Cost:
-    if found.keys() != _COST.keys():
+    if {*found, "training_flops"} != _COST.keys():  # which earlier versions did not write
         raise ValueError("cost has other fields")
     for name, value in found.items():
         least = 0 if name in ("params_non_embedding", "kv_cache_bytes") else 1
-        if not (type(value) is int and value >= least) and not (value is None and name.startswith("decode")):
+        if not (type(value) is int and value >= least) and not (
+            value is None and name.startswith(("decode", "training"))
+        ):
             raise ValueError(f"cost.{name} is {show(value)}")
     return Cost(**found)

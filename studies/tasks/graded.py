@@ -5,15 +5,26 @@ Shape legend: B batch, L positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from studies.data.dataset import DataFacts, Examination
+from studies.data.dataset import DataFacts, Examination, Metric
 from studies.tasks.pairs import LEFT_OUT, Pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+HARDER = (
+    Metric("hard_accuracy", "hard", "share of the hardest examples without a mistake", better="higher"),
+    Metric(
+        "extrapolation",
+        "harder",
+        "share without a mistake, mean over levels beyond training and numbers of iterations",
+        better="higher",
+    ),
+)
+"""Metrics of every task with levels: hard_accuracy with the most iterations that the model is tried in."""
 GradedType = TypeVar("GradedType", bound="Graded")
 _HARD_SEED = 2
 """Training and held-out examples have 0 and 1."""
@@ -46,9 +57,12 @@ class Graded(Pairs):
         """One example as text, with what the model says of it."""
         raise NotImplementedError
 
-    def measure_model(self, model: Any, positions: int) -> dict[str, float]:
-        """``hard_accuracy``: share of examples of the hardest level that the model is right about."""
-        return {"hard_accuracy": self.accuracy(model, self.facts.levels[-1], positions)}
+    def measure_model(self, model: Any, positions: int, tried: Mapping[int, Any]) -> dict[str, float]:
+        """On levels beyond that of training: of the hardest, and the mean over levels and numbers of iterations."""
+        models, levels = list(tried.values()) or [model], self.facts.levels[1:] or self.facts.levels
+        found = [[self.accuracy(each, level, positions) for level in levels] for each in models]
+        mean = sum(map(sum, found)) / sum(map(len, found))
+        return {"hard_accuracy": found[-1][-1], "extrapolation": mean}
 
     def accuracy(self, model: Any, level: int, positions: int) -> float:
         """Share of examples of a level, about so many positions of them, that the model is right about."""
@@ -81,12 +95,17 @@ class Graded(Pairs):
                     solved, failed = (drawn, failed) if ok else (solved, failed or drawn)
         return "what it does, x where it is wrong:", "\n\n".join(text for text in (solved, failed) if text)
 
-    def examine(self, model: Any, positions: int) -> Examination:
-        """By level."""
-        levels = self.facts.levels
-        rows = tuple((self.name(level), self.accuracy(model, level, positions)) for level in levels)
-        metrics = {"accuracy": rows[0][1], "hard_accuracy": rows[-1][1]}
-        return Examination(metrics, "By difficulty", ("level", "solved"), rows)
+    def examine(self, model: Any, positions: int, tried: Mapping[int, Any]) -> Examination:
+        """By level, and by how many iterations the model runs where it is tried in several numbers."""
+        models = {"solved": model, **{f"{count} iterations": each for count, each in tried.items()}}
+        found = {
+            self.name(level): [self.accuracy(each, level, positions) for each in models.values()]
+            for level in self.facts.levels
+        }
+        accuracies = [*found.values()]
+        metrics = {"accuracy": accuracies[0][0], "hard_accuracy": accuracies[-1][-1]}
+        rows: tuple[tuple[str | float, ...], ...] = tuple((name, *row) for name, row in found.items())
+        return Examination(metrics, "By difficulty", ("level", *models), rows)
 
 
 def _right(said_BL: Tensor, targets_BL: Tensor) -> list[bool]:

@@ -18,7 +18,7 @@ from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
-from studies.tasks.graded import Graded
+from studies.tasks.graded import HARDER, Graded
 from studies.tasks.pairs import LEFT_OUT, prepare_pairs
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class NestedLogic(Graded):
         "a metric",
         (
             Metric("right", "right", "share of held-out expressions whose value is right", better="higher"),
-            Metric("hard_accuracy", "hard", "share of the deepest expressions whose value is right", better="higher"),
+            *HARDER,
             Metric("loss", "nats", "held-out loss, nats per expression", better="lower"),
         ),
     )
@@ -182,9 +182,9 @@ def prepare_nested_logic(config: NestedLogicData, folder: Path, base: Path = Pat
     return prepare_pairs(NestedLogic, config, facts_of(config), folder, make)
 
 
-def examine(model: Any, config: NestedLogicData, most_tokens: int) -> Examination:
+def examine(model: Any, config: NestedLogicData, most_tokens: int, tried: Mapping[int, Any]) -> Examination:
     """Score a model on fresh expressions, by depth and by length."""
-    found: Examination = NestedLogic.of(facts_of(config)).examine(model, most_tokens)
+    found: Examination = NestedLogic.of(facts_of(config)).examine(model, most_tokens, tried)
     return found
 
 

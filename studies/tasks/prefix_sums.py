@@ -11,6 +11,7 @@ Shape legend: B batch, L bits, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
-from studies.tasks.graded import Graded
+from studies.tasks.graded import HARDER, Graded
 from studies.tasks.pairs import prepare_pairs
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class PrefixSums(Graded):
         "a metric",
         (
             Metric("solved", "solved", "share of held-out rows without a mistake", better="higher"),
-            Metric("hard_accuracy", "hard", "share of the longest rows without a mistake", better="higher"),
+            *HARDER,
             Metric("bits", "bits right", "share of held-out prefixes that are right", better="higher"),
             Metric("loss", "nats/bit", "held-out loss, nats per bit", better="lower"),
         ),
@@ -103,9 +104,9 @@ def prepare_prefix_sums(config: PrefixSumsData, folder: Path, base: Path = Path(
     return prepare_pairs(PrefixSums, config, facts_of(config), folder, make)
 
 
-def examine(model: Any, config: PrefixSumsData, most_bits: int) -> Examination:
+def examine(model: Any, config: PrefixSumsData, most_bits: int, tried: Mapping[int, Any]) -> Examination:
     """Score a model on fresh rows, by their length."""
-    return PrefixSums.of(facts_of(config)).examine(model, most_bits)
+    return PrefixSums.of(facts_of(config)).examine(model, most_bits, tried)
 
 
 def facts_of(config: PrefixSumsData) -> DataFacts:

@@ -8,6 +8,7 @@ Shape legend: B batch, N side of the grid, L = N x N cells, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,7 +89,7 @@ def drawn(inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
     return "\n".join("".join(wide[i : i + side]).rstrip() for i in range(0, len(wide), side))
 
 
-def examine(model: Any, config: ReachData, most_cells: int) -> Examination:
+def examine(model: Any, config: ReachData, most_cells: int, tried: Mapping[int, Any]) -> Examination:
     """Score a model on fresh mazes: all of them, and by how far the farthest reachable cell is."""
     import numpy as np
     import torch

@@ -49,8 +49,9 @@ class Task:
     dataset: type[Dataset]
     prepare: Callable[[Any, Path, Path], Dataset]
     """(settings, folder, base) -> its data, written once under the folder."""
-    examine: Callable[[Any, Any, int], Examination] | None
-    """(model, settings, most tokens) -> how it does on examples made anew; None: somebody must give some."""
+    examine: Callable[[Any, Any, int, Mapping[int, Any]], Examination] | None
+    """(model, settings, most tokens, the model by numbers of iterations) -> how it does on examples made anew; None:
+    somebody must give some."""
     look: Callable[..., DataFacts]
     """(settings, base, prepare=) -> what its data are, with nothing left behind."""
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from builder.exchange.bundle import Bundle, load_bundle
+from builder.schedules import tried_models
 from searchspace.disk import open_regular
 from searchspace.errors import SpecError
 from studies.data.codec import Codec, codec_of_bundle
@@ -117,7 +118,7 @@ def examine_bundle(
     if task is None or task.examine is None:
         raise SpecError("--data", "is missing: this model's task makes no examples", "give text to score it on")
     settings = decode_data(loaded.manifest.get("data_settings", {}), "data_settings")
-    return task.examine(loaded.model.eval(), settings, most_tokens)
+    return task.examine(loaded.model.eval(), settings, most_tokens, tried_models(loaded.model, loaded.arch))
 
 
 def _encoded(codec: Codec, data: TextData, most: int) -> tuple[np.ndarray, float]:

@@ -18,12 +18,15 @@ from torch import nn
 
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
+from builder.iterations import Run, drawn
 from builder.lowering import build_model
 from builder.parametrization import Factors, factors_of
 from builder.pricing.cost import estimate
+from builder.schedules import model_under, tried_models
 from searchspace.arch import ArchSpec
 from searchspace.tables import TableError
 from spiralformer.block import Block, Layer, ParallelLayer
+from spiralformer.model import SpiralFormer
 from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
 from studies.data.dataset import Dataset, added_metrics
 from studies.tasks.table import check_fit
@@ -33,6 +36,7 @@ from studies.training.recipe import Recipe
 _EPS = 1e-8  # of AdamW, at the base
 _EVAL_BATCH = 8192  # tokens at least
 _POINTS = 32  # of a training curve: each waits for the device, and stands in the journal
+_MOST_VIEWS = 512  # kept: some 100 KiB each
 _CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
 
@@ -83,6 +87,21 @@ class Trainer:
         if config.compile == "blocks" or (config.compile == "auto" and device != "cpu"):
             _compile_blocks(self.model, graph)
         self._batches = _Batches(self)
+        self._views: dict[tuple[tuple[str, Run], ...], SpiralFormer] = {}
+
+    def _drawn(self, step: int) -> SpiralFormer:
+        """The model as one step of training runs it: where its iterations are drawn, a view of it under them."""
+        key = tuple(sorted(drawn(self.arch, self.seed, step).items()))
+        if not key:
+            return self.model
+        if key not in self._views:
+            totals, held = {name: run.total for name, run in key}, {name: run.held for name, run in key}
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.pop(next(iter(self._views)))
+            self._views[key] = model_under(self.model, self.arch, totals, held)[1]
+        view = self._views[key].train(self.model.training)
+        assert isinstance(view, SpiralFormer)
+        return view
 
     @property
     def flops(self) -> float:
@@ -145,9 +164,9 @@ class Trainer:
                 group["lr"] = group["peak_lr"] * share
         inputs_BL, targets_BL = self._batches.get(self.step)
         total = torch.zeros((), device=self.device)
-        parts = min(self.config.micro_batches, self.plan.batch_size)
+        parts, model = min(self.config.micro_batches, self.plan.batch_size), self._drawn(self.step)
         for inputs, targets in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
-            logits, targets, own = self._run(inputs, targets, with_losses=True)
+            logits, targets, own = self._run(model, inputs, targets, with_losses=True)
             share_of_batch = len(inputs) / len(inputs_BL)
             loss = self.corpus.loss(logits, targets)
             (sum(own.values(), start=loss) * share_of_batch).backward()
@@ -159,13 +178,13 @@ class Trainer:
         return total
 
     def _run(
-        self, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, *, with_losses: bool = False
+        self, model: SpiralFormer, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, *, with_losses: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Logits, the targets beside them, and the model's own losses."""
         inputs_BL = inputs_BL.to(self.device, non_blocking=True)
         targets_BL = targets_BL.to(self.device, non_blocking=True)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
-            logits_BLV, losses = self.model.with_losses(inputs_BL) if with_losses else (self.model(inputs_BL), {})
+            logits_BLV, losses = model.with_losses(inputs_BL) if with_losses else (model(inputs_BL), {})
         return logits_BLV, targets_BL, losses
 
     @torch.no_grad()
@@ -174,13 +193,14 @@ class Trainer:
         self.model.eval()
         size = max(self.plan.batch_size, _EVAL_BATCH // self.arch.seq_len)  # small steps would take their time here too
         batches = self.corpus.eval_batches(self.config.eval_tokens, size, self.arch.seq_len)
-        found = [self.corpus.measure_all(*self._run(inputs_BL, targets_BL)[:2]) for inputs_BL, targets_BL in batches]
+        found = [self.corpus.measure_all(*self._run(self.model, *batch)[:2]) for batch in batches]
         means = {name: torch.stack([each[name] for each in found]).mean().item() for name in found[0]}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise DivergedError(f"the held-out {name} is {value} at step {self.step}")
         added = {row.name: means.pop(row.name) for row in added_metrics(self.corpus.facts.task)}
-        asked_more = self.corpus.measure_model(self.model, self.config.eval_tokens)
+        tried = tried_models(self.model, self.arch)
+        asked_more = self.corpus.measure_model(self.model, self.config.eval_tokens, tried)
         metrics = {**self.corpus.result(means), **asked_more, **added}
         if lacks := set(self.corpus.metrics) - set(metrics):
             raise TableError(f"{type(self.corpus).__name__} names metrics that it does not measure: {sorted(lacks)}")

@@ -43,10 +43,13 @@ def test_answers_are_sums_bit_by_bit(bits):
 
 def test_harder_levels_are_measured(tmp_path):
     data = prepare_prefix_sums(PrefixSumsData(**SMALL), tmp_path / "data")
-    assert data.measure_model(Exact(24), 4000) == {"hard_accuracy": 1.0}
-    assert data.measure_model(Exact(12), 4000)["hard_accuracy"] < 0.01
-    assert dict(data.examine(Exact(12), 4000).rows)["12"] == 1.0
-    found = PrefixSums.of(facts_of(PrefixSumsData(**SMALL))).examine(Exact(6), 4000)
+    assert data.measure_model(Exact(24), 4000, {}) == {"hard_accuracy": 1.0, "extrapolation": 1.0}
+    assert data.measure_model(Exact(12), 4000, {})["hard_accuracy"] < 0.01
+    both = data.measure_model(Exact(6), 4000, {3: Exact(12), 9: Exact(24)})
+    assert both["hard_accuracy"] == 1.0
+    assert 0.74 < both["extrapolation"] < 0.77, "of two levels and two numbers of iterations all but one are solved"
+    assert dict(data.examine(Exact(12), 4000, {}).rows)["12"] == 1.0
+    found = PrefixSums.of(facts_of(PrefixSumsData(**SMALL))).examine(Exact(6), 4000, {})
     assert [level for level, _ in found.rows] == ["6", "12", "24"]
     assert found.metrics["accuracy"] == 1.0 > found.metrics["hard_accuracy"]
 
@@ -114,7 +117,7 @@ def test_training_holds_every_depth_up_to_its_own(tmp_path):
     assert ((targets != -100).sum(1) == 1).all()
     names = ["depth 3, 6 leaves", "depth 4, 12 leaves", "depth 4, 6 leaves", "depth 5, 6 leaves"]
     assert [data.name(level) for level in data.facts.levels] == names
-    assert data.examine(Calculator(), 400).metrics == {"accuracy": 1.0, "hard_accuracy": 1.0}
+    assert data.examine(Calculator(), 400, {}).metrics == {"accuracy": 1.0, "hard_accuracy": 1.0}
     assert "solved:\n(" in data.show(Calculator())[1]
 
 
