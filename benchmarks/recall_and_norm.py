@@ -1,9 +1,10 @@
 """Which loops solve longer rows with more iterations: recall and norm on prefix sums (arXiv 2604.15259), one row a run.
 
-    python benchmarks/recall_and_norm.py --bits 16 --iterations 8 --tokens 2e6 --seeds 1 --minutes 8
+    python benchmarks/recall_and_norm.py --seeds 3 --minutes 8
 
-Appends to ``benchmarks/results/recall_and_norm.jsonl`` and goes on where it stopped. Prints accuracy (every bit of a
-row right) by length of the row and iterations, each the mean over the seeds.
+Iterations are drawn in training as the authors do (``progressive``), or as --sample says. Appends to
+``benchmarks/results/recall_and_norm.jsonl`` and goes on where it stopped. Prints accuracy (every bit of a row right) by
+length of the row and iterations, with what the stability probes say of the last of them, means over seeds.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ from builder.schedules import model_under
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
 from studies.config import TrainingConfig
+from studies.probes.table import probe
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
-from studies.training.trainer import Trainer
+from studies.training.trainer import DivergedError, Trainer
 
 OUT = Path(__file__).parent / "results/recall_and_norm.jsonl"
 RECALLS, NORMS = ("none", "external", "internal"), ("pre", "peri", "post")
+SETTINGS = ("bits", "sample", "iterations", "width", "tokens", "batch", "lr")
+PROBES = ("reachability", "input_dependence", "geometry")
 
 
-def architecture(recall: str, norm: str, bits: int, iterations: int, width: int) -> ArchSpec:
+def architecture(recall: str, norm: str, bits: int, width: int, sample: str, iterations: int) -> ArchSpec:
     """One looped layer that attends to five bits."""
     core: dict[str, Any] = {"layers": 1, "heads": 2, "window": 5, "qk_norm": True, "norm_place": norm}
     loop: dict[str, Any] = {"loop": "core", "in": "x", "schedule": ["token"] * iterations, "topology": "base"}
+    loop |= {"per": "loop", "iterations": {"sample": sample}}
     if recall == "internal":
         core["recall"] = "linear"
     if recall == "external":
@@ -51,23 +56,30 @@ def architecture(recall: str, norm: str, bits: int, iterations: int, width: int)
 
 
 def run(args: argparse.Namespace, recall: str, norm: str, seed: int, data: PrefixSums) -> dict[str, Any]:
-    """Train once; accuracy by length and by iterations at test time."""
-    arch = architecture(recall, norm, args.bits, args.iterations, args.width)
+    """Train once; accuracy by iterations at test time and by length, and probes."""
+    arch = architecture(recall, norm, args.bits, args.width, args.sample, args.iterations)
     config = TrainingConfig(
         tokens=args.tokens, batch_tokens=args.batch, lr=args.lr, weight_decay=0.01, eval_tokens=200 * args.bits
     )
     began = time.monotonic()
     trainer = Trainer(arch, config, data, seed=seed)
-    trainer.train(trainer.plan.num_steps)
+    try:
+        trainer.train(trainer.plan.num_steps)
+    except DivergedError as error:
+        return {"accuracy": {}, "probes": {}, "loss": None, "error": str(error)}
     model = trainer.model.eval()
     accuracy: dict[str, dict[str, float]] = {}
+    probes: dict[str, dict[str, float]] = {}
+    few, _ = next(data.eval_batches(8 * args.bits, 8, args.bits))
     for iterations in (args.iterations, *args.test):
-        _, view = model_under(model, arch, {"h": iterations})
+        own, view = model_under(model, arch, {"h": iterations})
         accuracy[str(iterations)] = {
-            str(bits): round(data.accuracy(view, bits, 100 * bits), 4) for bits in data.facts.levels
+            str(bits): round(data.accuracy(view, bits, min(100 * bits, args.most)), 4) for bits in data.facts.levels
         }
+        probes[str(iterations)] = {name: float(f"{value:.4g}") for name, value in probe(PROBES, view, own, few).items()}
     return {
         "accuracy": accuracy,
+        "probes": probes,
         "loss": round(trainer.evaluate()[1]["loss"], 4),
         "seconds": round(time.monotonic() - began),
     }
@@ -75,34 +87,34 @@ def run(args: argparse.Namespace, recall: str, norm: str, seed: int, data: Prefi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=int, default=16)
-    parser.add_argument("--longer", type=int, nargs="*", default=[32, 64, 128])
-    parser.add_argument("--iterations", type=int, default=8)
-    parser.add_argument("--test", type=int, nargs="*", default=[16, 32, 64])
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--tokens", type=float, default=2e6)
+    parser.add_argument("--bits", type=int, default=32)
+    parser.add_argument("--longer", type=int, nargs="*", default=[128, 512])
+    parser.add_argument("--sample", default="progressive", help="how iterations are drawn in training")
+    parser.add_argument("--iterations", type=int, default=30, help="of training: their number, or the most")
+    parser.add_argument("--test", type=int, nargs="*", default=[100, 500])
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--tokens", type=float, default=4e6)
     parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--most", type=int, default=16_384, help="positions tried at a length, at most")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--recalls", nargs="*", choices=RECALLS, default=RECALLS)
+    parser.add_argument("--norms", nargs="*", choices=NORMS, default=NORMS)
     parser.add_argument("--minutes", type=float, default=8.0, help="begin no run after these")
+    parser.add_argument("--table", action="store_true", help="print what is there, and stop")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    settings = {name: getattr(args, name) for name in ("bits", "iterations", "width", "tokens", "batch", "lr")}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     rows = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
     known = {(row["recall"], row["norm"], row["seed"]) for row in rows if row["settings"] == settings}
     folder = Path(tempfile.gettempdir()) / f"spiralformer-prefix-sums-{args.bits}-{'-'.join(map(str, args.longer))}"
     data = prepare_prefix_sums(PrefixSumsData(bits=args.bits, test_bits=tuple(args.longer)), folder)
-    until = time.monotonic() + 60 * args.minutes
-    for seed, recall, norm in product(range(args.seeds), RECALLS, NORMS):
+    until = 0.0 if args.table else time.monotonic() + 60 * args.minutes
+    for seed, recall, norm in product(range(args.seeds), args.recalls, args.norms):
         if (recall, norm, seed) in known or time.monotonic() > until:
             continue
-        row = {
-            "recall": recall,
-            "norm": norm,
-            "seed": seed,
-            "settings": settings,
-            **run(args, recall, norm, seed, data),
-        }
+        found = run(args, recall, norm, seed, data)
+        row = {"recall": recall, "norm": norm, "seed": seed, "settings": settings, **found}
         rows.append(row)
         with OUT.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -112,17 +124,28 @@ def main() -> None:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A Markdown table."""
-    if not rows:
+    whole = [row for row in rows if row["accuracy"]]
+    if not whole:
         return
-    lengths, iterations = [*next(iter(rows[0]["accuracy"].values()))], [*rows[0]["accuracy"]]
-    print("| recall | norm | loss | " + " | ".join(f"{n} bits, {i}" for n in lengths for i in iterations) + " |")
-    print("|---|---|---|" + "---|" * (len(lengths) * len(iterations)))
+    iterations = [*whole[0]["accuracy"]]
+    cells = [(n, i) for n in whole[0]["accuracy"][iterations[0]] for i in iterations]
+    probed = ("norm_ratio", "step_cosine", "jacobian_radius", "recall_radius")
+    print("| recall | norm | seeds | loss | " + " | ".join(f"{n} bits, {i}" for n, i in cells), end=" | ")
+    print(" | ".join(name.replace("_", " ") for name in probed) + " |")
+    print("|---|---|---|---|" + "---|" * (len(cells) + len(probed)))
     for recall, norm in product(RECALLS, NORMS):
-        own = [row for row in rows if (row["recall"], row["norm"]) == (recall, norm)]
-        if own:
-            cells = [sum(r["accuracy"][i][n] for r in own) / len(own) for n in lengths for i in iterations]
-            loss = sum(row["loss"] for row in own) / len(own)
-            print(f"| {recall} | {norm} | {loss:.3f} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+        own = [row for row in whole if (row["recall"], row["norm"]) == (recall, norm)]
+        if not own:
+            continue
+        shown = [f"{sum(row['loss'] for row in own) / len(own):.3f}"]
+        for n, i in cells:
+            found = [row["accuracy"][i][n] for row in own]
+            shown.append(f"{sum(found) / len(found):.2f}")
+        last = [row.get("probes", {}).get(iterations[-1], {}) for row in own]
+        for name in probed:
+            values = sorted(each[name] for each in last if name in each)
+            shown.append(f"{values[0]:.3g} to {values[-1]:.3g}" if values else "")
+        print(f"| {recall} | {norm} | {len(own)} | " + " | ".join(shown) + " |")
 
 
 if __name__ == "__main__":

@@ -327,8 +327,9 @@ def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
 
 
 def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
-    if not 1 <= len(node.schedule) <= 256:
-        raise SpecError(f"{path}.schedule", f"has {len(node.schedule)} iterations", "give 1 to 256 levels")
+    if not 1 <= len(node.schedule) <= _MOST_ITERATIONS:
+        what = f"has {len(node.schedule)} iterations"
+        raise SpecError(f"{path}.schedule", what, f"give 1 to {_MOST_ITERATIONS} levels")
     stages = node.topology.row.stages(node.topology.settings)
     if len(node.schedule) % stages:
         raise SpecError(

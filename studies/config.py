@@ -26,6 +26,7 @@ from searchspace.tables import Open
 from searchspace.template import Decided, Template
 from studies.data.dataset import added_metrics
 from studies.data.settings import DataConfig, TextData
+from studies.probes.table import ProbeName, probed_metrics
 from studies.tasks.table import TASKS, Task, decode_data, task_of
 
 SamplerName: TypeAlias = Annotated[
@@ -85,6 +86,11 @@ class TrainingConfig:
         "loop: keep only the inputs of blocks used more than once, and run them again backward.", default="none"
     )
     eval_tokens: int = key("Held-out tokens of each evaluation.", default=65536, low=1, high=1 << 30)
+    probes: tuple[ProbeName, ...] = key(
+        "What to measure inside the loop of most iterations at each rung (arXiv 2604.15259): reachability, "
+        "input_dependence, geometry, robustness.",
+        default=(),
+    )
     checkpoint_every_s: float = key("Seconds between checkpoints, besides those at rungs.", default=60.0, low=1.0)
 
 
@@ -470,8 +476,8 @@ def _study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         raise SpecError("search.enqueue", what, "raise num_trials, or list fewer")
     if not keys.search.num_trials and keys.scale is None:
         raise SpecError("search.num_trials", "is 0, and there is no ladder", "give 1 or more, or a section scale")
-    objectives = _check_objectives(keys.objectives, task_of(keys.data))
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
+    objectives = _check_objectives(keys.objectives, task_of(keys.data), training)
     listed = data.get("baseline", [])
     if not isinstance(listed, list):
         raise SpecError("baseline", f"expected a list, got {show(listed)}", "write a list of architectures")
@@ -558,8 +564,9 @@ class MiddleChooser:
         return float(middle)
 
 
-def _check_objectives(names: tuple[str, ...], task: Task) -> tuple[Objective, ...]:
+def _check_objectives(names: tuple[str, ...], task: Task, training: Template) -> tuple[Objective, ...]:
     """The objectives, the task's headline by the name ``loss``."""
+    probes = decide_training(training, MiddleChooser()).tree.get("probes", ())
     for name in names:
         provided("metric", name)
     known = {"loss": LOSS, task.headline.name: LOSS}
@@ -567,6 +574,12 @@ def _check_objectives(names: tuple[str, ...], task: Task) -> tuple[Objective, ..
     for metric in task.metrics.values():
         known.setdefault(metric.name, Objective(metric.name, metric.label, metric.better == "higher"))
     for i, name in enumerate(names):
+        if name not in known and name in probed_metrics():
+            row, metric = probed_metrics()[name]
+            if not isinstance(probes, list) or row.name not in probes:
+                what = f"is measured by the probe {row.name}, which training.probes does not list"
+                raise SpecError(f"objectives.{i}", what, f"write training: {{probes: [{row.name}]}}")
+            known[name] = Objective(name, metric.label, metric.better == "higher")
         if name not in known:
             raise SpecError(f"objectives.{i}", f"unknown objective {show(name)}", one_of(known, name))
     found = tuple(known[name] for name in names)

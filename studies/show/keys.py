@@ -37,6 +37,13 @@ def _sections() -> Iterator[tuple[str, str, tuple[type[Any], ...]]]:
     yield ("levels.NAME", "A resolution level.", (LevelSpec,))
     yield ("blocks.NAME", "A stack of layers; every use of its name shares its weights.", (BlockSpec,))
     yield ("graph.NAME", "One node; the key that names the operation tells its kind.", tuple(nodes.NODE_TYPES.values()))
+    yield (
+        "graph.NAME.iterations",
+        "How often a loop runs in training, and when it is tried. They are drawn for each step, in whole turns of the "
+        "schedule: `[four, two, one, four, two, one]` is two turns. Costs and evaluation go by the schedule, training "
+        "FLOPs by the mean of what is drawn.",
+        (nodes.IterationsSpec,),
+    )
     yield ("A level in a schedule or a node", "Its name, or a mapping that starts from one.", (nodes.LevelUse,))
     yield (
         "topology",

@@ -31,6 +31,7 @@ from studies.config import (
     TrainingConfig,
 )
 from studies.data.settings import TEXT_KEYS, DataConfig, TextKind
+from studies.probes.table import probed_metrics
 from studies.tasks.table import TASKS, sources
 
 Language: TypeAlias = Literal["architecture", "space", "study"]
@@ -213,9 +214,9 @@ class _Writer:
 
 
 def _further_metrics() -> list[str]:
-    """Of tasks, but for their headlines and what ``loss`` stands for."""
+    """Of tasks, but for their headlines and what ``loss`` stands for; and of probes."""
     each = (name for task in TASKS.values() for name in list(task.metrics)[1:])
-    return [name for name in dict.fromkeys(each) if name != "loss"]
+    return [name for name in dict.fromkeys([*each, *probed_metrics()]) if name != "loss"]
 
 
 _LADDER_ALONE = {"required": ["scale", "baseline"]}

@@ -29,6 +29,7 @@ from spiralformer.block import Block, Layer, ParallelLayer
 from spiralformer.model import SpiralFormer
 from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
 from studies.data.dataset import Dataset, added_metrics
+from studies.probes.table import probe
 from studies.tasks.table import check_fit
 from studies.training.plan import make_plan, rate_at
 from studies.training.recipe import Recipe
@@ -36,6 +37,7 @@ from studies.training.recipe import Recipe
 _EPS = 1e-8  # of AdamW, at the base
 _EVAL_BATCH = 8192  # tokens at least
 _POINTS = 32  # of a training curve: each waits for the device, and stands in the journal
+_PROBED = 4  # sequences
 _MOST_VIEWS = 512  # kept: some 100 KiB each
 _CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
@@ -201,10 +203,15 @@ class Trainer:
         added = {row.name: means.pop(row.name) for row in added_metrics(self.corpus.facts.task)}
         tried = tried_models(self.model, self.arch)
         asked_more = self.corpus.measure_model(self.model, self.config.eval_tokens, tried)
-        metrics = {**self.corpus.result(means), **asked_more, **added}
+        metrics = {**self.corpus.result(means), **asked_more, **added, **self._probed()}
         if lacks := set(self.corpus.metrics) - set(metrics):
             raise TableError(f"{type(self.corpus).__name__} names metrics that it does not measure: {sorted(lacks)}")
         return self.corpus.score(metrics), metrics
+
+    def _probed(self) -> Mapping[str, float]:
+        """What `TrainingConfig.probes` ask of the model, on a few held-out examples."""
+        inputs_BL, _ = next(self.corpus.eval_batches(_PROBED * self.arch.seq_len, _PROBED, self.arch.seq_len))
+        return probe(self.config.probes, self.model, self.arch, inputs_BL.to(self.device))
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""

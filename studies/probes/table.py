@@ -1,0 +1,96 @@
+"""The closed table of probes: what a trial may be asked about its inside, as numbers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from searchspace.tables import complete, options, table
+from studies.data.dataset import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from searchspace.arch import ArchSpec
+    from spiralformer.model import SpiralFormer
+
+ProbeName: TypeAlias = Literal["reachability", "input_dependence", "geometry", "robustness"]
+
+
+@complete
+@dataclass(frozen=True, slots=True)
+class ProbeRow:
+    """A probe of the loop of most iterations."""
+
+    name: str
+    words: str
+    measure: str
+    """A function of the trace and its loop (`studies.probes.trace`), ``module:name``; torch is imported with it."""
+    metrics: tuple[Metric, ...]
+    """What it always measures; some measure more where there is a recall."""
+
+
+PROBES = table(
+    "a probe",
+    (
+        ProbeRow(
+            "reachability",
+            "whether the iteration comes to rest",
+            "studies.probes.stability:reachability",
+            (
+                Metric("step_cosine", "step cosine", "cosine of the last two states, mean over tokens", "higher"),
+                Metric("settles_at", "settles at", "first iteration with a cosine of 0.99 to the one before", "lower"),
+                Metric(
+                    "norm_ratio", "norm ratio", "norm of the last state over that after the first iteration", "lower"
+                ),
+            ),
+        ),
+        ProbeRow(
+            "input_dependence",
+            "whether states differ by their input",
+            "studies.probes.stability:input_dependence",
+            (Metric("token_cosine", "token cosine", "cosine of two tokens' last states, mean", "lower"),),
+        ),
+        ProbeRow(
+            "geometry",
+            "spectral radii",
+            "studies.probes.stability:geometry",
+            (Metric("jacobian_radius", "radius", "spectral radius of the last iteration's Jacobian", "lower"),),
+        ),
+        ProbeRow(
+            "robustness",
+            "what noise on the weights leaves as it was",
+            "studies.probes.stability:robustness",
+            (Metric("noise_kept", "kept", "share of answers kept under noise on the weights", "higher"),),
+        ),
+    ),
+    options(ProbeName),
+)
+
+
+def probed_metrics() -> dict[str, tuple[ProbeRow, Metric]]:
+    """Every metric that a probe always measures, by name."""
+    return {metric.name: (row, metric) for row in PROBES.values() for metric in row.metrics}
+
+
+def probe(names: tuple[ProbeName, ...], model: SpiralFormer, arch: ArchSpec, tokens_BL: Tensor) -> Mapping[str, float]:
+    """What the probes of these names measure, in their order; nothing of a model that has no loop.
+
+    Args:
+        names: of `PROBES`.
+        model: in evaluation mode.
+        arch: of it.
+        tokens_BL: on its device.
+    """
+    if not names:
+        return {}
+    from studies.probes.trace import Trace
+
+    trace = Trace(model, arch, tokens_BL)
+    loop, found = trace.loop(), dict[str, float]()
+    for name in names if loop is not None else ():
+        module, _, function = PROBES[name].measure.partition(":")
+        found.update(getattr(importlib.import_module(module), function)(trace, loop))
+    return found
