@@ -30,6 +30,7 @@ from searchspace.nodes import (
     PoolKind,
     PoolNode,
     Positions,
+    QkNorm,
     RecallKind,
     RecallNode,
     ResidualKind,
@@ -114,7 +115,13 @@ class BlockSpec:
     parallel_residual: bool = key("Attention and feed-forward read the same input (GPT-NeoX).", default=False)
     rotary_fraction: float = key("Share of each head that is rotated.", default=1.0, low=0.0, high=1.0)
     rotary_base: float = key("Base of the rotary frequencies.", default=10000.0, low=1.0)
-    qk_norm: bool = key("Normalise queries and keys per head (RMS).", default=False)
+    shared_branches: bool = key(
+        "Attention and feed-forward share one norm for each place, and one residual's weights (arXiv 2604.15259).",
+        default=False,
+    )
+    qk_norm: QkNorm = key(
+        "Normalise queries and keys per head (RMS), before rotation; or after_rotation.", default=False
+    )
     bias: bool = key("Biases on all linear maps.", default=False)
     dropout: float = key("Dropout on each branch in training.", default=0.0, low=0.0, high=0.95)
     window: int | None = key(
@@ -242,7 +249,8 @@ def _check_block(block: BlockSpec, d_model: int, path: str) -> None:
             f"rotates {rotary_dim(block, d_model)} of {head_dim(block, d_model)} dimensions, an odd number",
             "choose heads, head_dim and rotary_fraction so that it is even",
         )
-    for name, plain in (("norm_place", "pre"), ("residual", "add"), ("recall", None)):
+    plain_of = (("norm_place", "pre"), ("residual", "add"), ("recall", None), ("shared_branches", False))
+    for name, plain in plain_of:
         if block.parallel_residual and getattr(block, name) != plain:
             raise SpecError(
                 f"{path}.{name}",

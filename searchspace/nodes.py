@@ -22,7 +22,8 @@ StepKind: TypeAlias = Annotated[Literal["add", "scale"], Open("step")]
 NormKind: TypeAlias = Annotated[Literal["rms", "layer"], Open("norm")]
 NormPlace: TypeAlias = Literal["pre", "peri", "post", "sandwich"]
 FfnKind: TypeAlias = Annotated[Literal["gelu", "swiglu", "relu2"], Open("ffn")]
-RecallKind: TypeAlias = Annotated[Literal["add", "linear", "concat"], Open("recall")]
+RecallKind: TypeAlias = Annotated[Literal["add", "linear", "affine", "concat", "diagonal"], Open("recall")]
+QkNorm: TypeAlias = bool | Literal["after_rotation"]
 Per: TypeAlias = Literal["iteration", "level", "loop"]
 IterationSampling: TypeAlias = Literal["fixed", "uniform", "poisson_lognormal", "progressive"]
 LossKind: TypeAlias = Annotated[Literal["z"], Open("loss")]
@@ -159,7 +160,10 @@ class StepNode:
 class RecallNode:
     """Inject the input again: state and input become the new state (external recall)."""
 
-    recall: RecallKind = key("add: sum. linear: W_x state + W_e input. concat: W [state; input].")
+    recall: RecallKind = key(
+        "add: sum. linear: W_x state + W_e input. affine: with biases. concat: W [state; input]. diagonal: a decay of "
+        "each dimension, below one, and the input times a step (Parcae)."
+    )
     inputs: tuple[str, ...] = key("[state, input].", name="in")
     weights: str | None = key("Nodes that give the same name share their weights.", default=None)
 

@@ -111,7 +111,7 @@ class Attention(nn.Module):
         head_dim: width of a head.
         causal: position i sees only 0 .. i.
         window: position i sees i - window + 1 .. i; one that is not causal, window // 2 on both sides.
-        qk_norm: RMS-normalise queries and keys per head before rotation.
+        qk_norm: RMS-normalise queries and keys per head before rotation; or ``after_rotation``.
         bias: biases on both projections.
         eps: of the qk norm.
 
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         *,
         causal: bool,
         window: int | None = None,
-        qk_norm: bool,
+        qk_norm: bool | str,
         bias: bool,
         eps: float,
     ) -> None:
@@ -139,6 +139,7 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim, self.causal, self.window = heads, kv_heads, head_dim, causal, window
         self.qkv = nn.Linear(d_model, (heads + 2 * kv_heads) * head_dim, bias=bias)
         self.out = nn.Linear(heads * head_dim, d_model, bias=bias)
+        self.norm_last = qk_norm == "after_rotation"
         self.q_norm = nn.RMSNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
 
@@ -149,8 +150,12 @@ class Attention(nn.Module):
         batch, length, _ = x_BLD.shape
         qkv = self.qkv(x_BLD).view(batch, length, self.heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
         q_BNLH, k_BKLH, v_BKLH = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        q_BNLH = rotate(self.q_norm(q_BNLH), call.cos, call.sin)
-        k_BKLH = rotate(self.k_norm(k_BKLH), call.cos, call.sin)
+        if self.norm_last:
+            q_BNLH = self.q_norm(rotate(q_BNLH, call.cos, call.sin))
+            k_BKLH = self.k_norm(rotate(k_BKLH, call.cos, call.sin))
+        else:
+            q_BNLH = rotate(self.q_norm(q_BNLH), call.cos, call.sin)
+            k_BKLH = rotate(self.k_norm(k_BKLH), call.cos, call.sin)
         visible = call.visible
         # A single query that is decoded stands at the end of its keys; several begin where the keys begin.
         causal = self.causal and call.rows is None

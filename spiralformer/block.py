@@ -40,14 +40,14 @@ class BlockConfig:
     """Whether there is a norm before the branch, on its output, after the residual sum."""
     norm_eps: float
     layer: Callable[[BlockConfig], nn.Module]
-    """`Layer` or `ParallelLayer`."""
+    """`Layer`, `SharedLayer` or `ParallelLayer`."""
     residual: Callable[[int, float], nn.Module]
     """Made with (D, scale)."""
     recall: Callable[[int], nn.Module] | None = None
     """Made with (D)."""
     rotary_dim: int
     rotary_base: float
-    qk_norm: bool = False
+    qk_norm: bool | str = False
     bias: bool = False
     dropout: float = 0.0
     causal: bool = True
@@ -95,6 +95,28 @@ class Layer(nn.Module):
         return self.ffn(self.attn(x_BLD, recalled, call), recalled)
 
 
+class SharedLayer(nn.Module):
+    """Attention, then feed-forward, with one norm for each place and one residual for both (arXiv 2604.15259, code)."""
+
+    def __init__(self, c: BlockConfig) -> None:
+        super().__init__()
+        norms = (c.norm(c.d_model, eps=c.norm_eps) if has else nn.Identity() for has in c.norm_places)
+        self.pre_norm, self.peri_norm, self.post_norm = norms
+        self.attn, self.ffn = _attention(c), c.ffn(c.d_model, c.ffn_dim, c.bias)
+        self.dropout = nn.Dropout(c.dropout)
+        self.residual = c.residual(c.d_model, c.branch_scale)
+        self.recall = c.recall(c.d_model) if c.recall is not None else None
+
+    def forward(self, x_BLD: Tensor, call: Call) -> Tensor:
+        for branch, context in ((self.attn, (call,)), (self.ffn, ())):
+            u_BLD = self.pre_norm(x_BLD)
+            if self.recall is not None and call.recall is not None:
+                u_BLD = self.recall(u_BLD, call.recall)
+            u_BLD = self.peri_norm(branch(u_BLD, *context))
+            x_BLD = self.post_norm(self.residual(x_BLD, self.dropout(u_BLD)))
+        return x_BLD
+
+
 class ParallelLayer(nn.Module):
     """x + attn(norm(x)) + ffn(norm(x)), as in GPT-NeoX."""
 
@@ -107,6 +129,9 @@ class ParallelLayer(nn.Module):
         attn_BLD = attn.dropout(attn.branch(attn.pre_norm(x_BLD), call))
         ffn_BLD = ffn.dropout(ffn.branch(ffn.pre_norm(x_BLD)))
         return attn.residual(x_BLD, attn_BLD + ffn_BLD)
+
+
+LAYERS = (Layer, SharedLayer, ParallelLayer)
 
 
 def _attention(c: BlockConfig) -> Attention:

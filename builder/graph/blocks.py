@@ -150,7 +150,9 @@ RECALLS = table(
     (
         RecallRow("add", "recall.AddRecall", _none, _none),
         RecallRow("linear", "recall.LinearRecall", lambda d: 2 * d * d, lambda d: 2 * d * d),
+        RecallRow("affine", "recall.AffineRecall", lambda d: 2 * d * (d + 1), lambda d: 2 * d * d),
         RecallRow("concat", "recall.ConcatRecall", lambda d: 2 * d * d, lambda d: 2 * d * d),
+        RecallRow("diagonal", "recall.DiagonalRecall", lambda d: 2 * d, _none),
     ),
     options(RecallKind),
     places="recall",

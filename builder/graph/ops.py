@@ -173,9 +173,10 @@ def block_params(block: BlockSpec, d_model: int) -> int:
     matrices = d * qkv + heads * h * d
     biases = qkv + d if block.bias else 0
     ffn = FEED_FORWARDS[block.ffn].params(d, f, block.bias)
-    norms = 2 * NORM_PLACES[block.norm_place].count * norm_params(block.norm, d) + (2 * h if block.qk_norm else 0)
-    recall = RECALLS[block.recall].params(d) if block.recall else 0
-    return block.layers * (matrices + biases + ffn + norms + 2 * RESIDUALS[block.residual].params(d) + recall)
+    norms = NORM_PLACES[block.norm_place].count * norm_params(block.norm, d)
+    branches = (1 if block.shared_branches else 2) * (norms + RESIDUALS[block.residual].params(d))
+    branches += (2 * h if block.qk_norm else 0) + (RECALLS[block.recall].params(d) if block.recall else 0)
+    return block.layers * (matrices + biases + ffn + branches)
 
 
 def _block_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
@@ -241,6 +242,7 @@ def _embed_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
 def _block_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
     """Settings of `spiralformer.block.BlockConfig`: the block's own by name, and those that follow from the graph."""
     block, d_model = graph.block_of(node), graph.d_model
+    layer = "ParallelLayer" if block.parallel_residual else "SharedLayer" if block.shared_branches else "Layer"
     place = NORM_PLACES[block.norm_place]
     settings: dict[str, object] = {
         name: getattr(block, name)
@@ -252,7 +254,7 @@ def _block_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
         head_dim=head_dim(block, d_model),
         ffn=named(FEED_FORWARDS[block.ffn].part),
         ffn_dim=ffn_dim(block, d_model),
-        layer=named("block.ParallelLayer" if block.parallel_residual else "block.Layer"),
+        layer=named(f"block.{layer}"),
         norm=named(NORMS[block.norm].part),
         norm_eps=graph.norm_eps,
         norm_places=(place.pre, place.peri, place.post),

@@ -25,7 +25,7 @@ from builder.pricing.cost import estimate
 from builder.schedules import model_under, tried_models
 from searchspace.arch import ArchSpec
 from searchspace.tables import TableError
-from spiralformer.block import Block, Layer, ParallelLayer
+from spiralformer.block import LAYERS, Block
 from spiralformer.model import SpiralFormer
 from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
 from studies.data.dataset import Dataset, added_metrics
@@ -279,7 +279,7 @@ def _compile_blocks(model: nn.Module, graph: Graph) -> None:
     lengths = {(node.attr("block", str), node.level.closed_chunks(graph.seq_len)) for node in calls}
     _dynamo.config.recompile_limit = 8 + 4 * len(lengths)  # training and evaluation, with and without grad
     for module in model.modules():
-        if isinstance(module, Layer | ParallelLayer):
+        if isinstance(module, LAYERS):
             module.compile(dynamic=False)
 
 
