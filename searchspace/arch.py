@@ -115,6 +115,10 @@ class BlockSpec:
     parallel_residual: bool = key("Attention and feed-forward read the same input (GPT-NeoX).", default=False)
     rotary_fraction: float = key("Share of each head that is rotated.", default=1.0, low=0.0, high=1.0)
     rotary_base: float = key("Base of the rotary frequencies.", default=10000.0, low=1.0)
+    axes: tuple[int, ...] = key(
+        "Sides of a grid that positions go over row by row, as [9, 9]; each has its share of the rotated dimensions.",
+        default=(),
+    )
     shared_branches: bool = key(
         "Attention and feed-forward share one norm for each place, and one residual's weights (arXiv 2604.15259).",
         default=False,
@@ -243,6 +247,9 @@ def _check_block(block: BlockSpec, d_model: int, path: str) -> None:
         raise SpecError(
             f"{path}.kv_heads", f"kv_heads ({block.kv_heads}) does not divide heads ({block.heads})", "choose a divisor"
         )
+    if block.axes and (min(block.axes) < 1 or rotary_dim(block, d_model) % (2 * len(block.axes))):
+        what = f"{rotary_dim(block, d_model)} rotated dimensions are no whole pairs for each of {[*block.axes]}"
+        raise SpecError(f"{path}.axes", what, f"rotate a multiple of {2 * len(block.axes)}")
     if rotary_dim(block, d_model) % 2:
         raise SpecError(
             f"{path}.rotary_fraction",

@@ -47,6 +47,8 @@ class BlockConfig:
     """Made with (D)."""
     rotary_dim: int
     rotary_base: float
+    axes: tuple[int, ...] = ()
+    """Sides of a grid that positions go over; none: a row."""
     qk_norm: bool | str = False
     bias: bool = False
     dropout: float = 0.0
@@ -158,7 +160,7 @@ class Block(GradientCheckpointingLayer):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.config = config
-        self.rotary = Rotary(config.rotary_dim, config.rotary_base, config.max_len)
+        self.rotary = Rotary(config.rotary_dim, config.rotary_base, config.max_len, config.axes)
         self.layers = nn.ModuleList([config.layer(config) for _ in range(config.layers)])
 
     def forward(

@@ -21,13 +21,15 @@ class Rotary(nn.Module):
         base: base of the frequencies.
         max_len: positions tabulated at the start, up to some megabytes; those of longer inputs are computed as they
             come.
+        axes: sides of a grid that the positions go over row by row; each axis has its share of the dimensions.
     """
 
     cos_LR: Tensor
     sin_LR: Tensor
 
-    def __init__(self, rotary_dim: int, base: float, max_len: int) -> None:
+    def __init__(self, rotary_dim: int, base: float, max_len: int, axes: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.axes = axes
         self.rotary_dim = rotary_dim
         self.base = base
         length = min(max_len, _MOST_TABULATED // max(rotary_dim, 1))  # a model's longest input may be never met
@@ -65,8 +67,13 @@ class Rotary(nn.Module):
         return self.cos_LR, self.sin_LR
 
     def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32, device=device) / max(self.rotary_dim, 1)
-        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), self.base**-exponents)
+        share = max(self.rotary_dim // max(len(self.axes), 1), 1)
+        exponents = torch.arange(0, share if self.rotary_dim else 0, 2, dtype=torch.float32, device=device) / share
+        places, rest_L = list[Tensor](), torch.arange(length, device=device)
+        for side in self.axes[:0:-1]:
+            places.insert(0, rest_L % side)
+            rest_L = rest_L // side
+        angles = torch.cat([torch.outer(place.float(), self.base**-exponents) for place in (rest_L, *places)], dim=-1)
         angles_LR = torch.cat((angles, angles), dim=-1)
         return angles_LR.cos(), angles_LR.sin()
 

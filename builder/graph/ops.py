@@ -246,7 +246,7 @@ def _block_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
     place = NORM_PLACES[block.norm_place]
     settings: dict[str, object] = {
         name: getattr(block, name)
-        for name in ("layers", "heads", "window", "rotary_base", "qk_norm", "bias", "dropout")
+        for name in ("layers", "heads", "window", "rotary_base", "axes", "qk_norm", "bias", "dropout")
     }
     settings.update(
         d_model=d_model,

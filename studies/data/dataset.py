@@ -114,6 +114,7 @@ class DataFacts:
     )
     positions: int = key("Of one example; 0: as many as the architecture takes.", default=0, low=0, high=1 << 24)
     levels: tuple[int, ...] = key("Of difficulty: that of training first, the hardest last.", default=())
+    options: Mapping[str, int | str] = key("What else their task must know to make more of them.", default=dict)
     source: str = key("What they were made from, for records.")
     digest: str = key("Of the settings they were made with.", default="")
     content: str = key("Of the arrays.", default="")

@@ -5,7 +5,7 @@ Shape legend: B batch, L positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from studies.data.dataset import DataFacts, Examination, Metric
@@ -75,14 +75,18 @@ class Graded(Pairs):
         """Inputs, what the model says, and what is right, batch by batch, on the CPU."""
         import torch
 
-        length = self.make(level, 1, _HARD_SEED).shape[1] // 2
-        rows, found = self.make(level, max(_LEAST, min(_MOST, positions // length)), _HARD_SEED), []
-        size, device = max(1, _POSITIONS // length), next(model.parameters()).device
-        for first in range(0, len(rows), size):
-            inputs_BL, targets_BL = self.pairs(rows[first : first + size])
+        found, device = [], next(model.parameters()).device
+        for inputs_BL, targets_BL in self.tried(level, positions):
             with torch.no_grad():
                 found.append((inputs_BL, model(inputs_BL.to(device)).argmax(dim=-1).cpu(), targets_BL))
         return found
+
+    def tried(self, level: int, positions: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of a level, about so many positions of them, in batches."""
+        length = self.make(level, 1, _HARD_SEED).shape[1] // 2
+        rows = self.make(level, max(_LEAST, min(_MOST, positions // length)), _HARD_SEED)
+        size = max(1, _POSITIONS // length)
+        yield from (self.pairs(rows[first : first + size]) for first in range(0, len(rows), size))
 
     def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
         """One example that the model is right about, the hardest such, and one that it fails, the easiest."""

@@ -3,11 +3,15 @@
 ``((1&0)|(0^1))=`` asks for a bit, ``((3+4)*(2-1))=`` for a number modulo five. An expression of n leaves may be from
 log2(n) to n - 1 deep; a loop that takes one level off with each iteration solves any depth.
 
+``answer: rewrite`` asks for one step of locate and replace instead (arXiv 2512.02677): every innermost operation
+becomes its value, and a finished model is run on what it has written until a value is left.
+
 Shape legend: B batch, L positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +52,11 @@ class NestedLogicData(DataConfig):
     )
     leaves: int = key("Of an expression to train on, at most; seq_len is 4 leaves - 2.", default=8, low=2, high=256)
     depth: int = key("To train on, at most.", default=3, low=1, high=64)
+    answer: Literal["value", "rewrite"] = key(
+        "value: what it comes to. rewrite: the expression with its innermost operations worked out; tried step by step "
+        "until a value is left (arXiv 2512.02677).",
+        default="value",
+    )
     rows: int = key("Expressions to train on.", default=50_000, low=16, high=10_000_000)
     held_out: int = key("More of them, to evaluate on.", default=1_000, low=16, high=1_000_000)
     test_depths: tuple[int, ...] = key("Deeper ones to try, of as many leaves; the hardest last.", default=(4, 5, 6, 7))
@@ -69,7 +78,10 @@ class NestedLogicData(DataConfig):
 class NestedLogic(Graded):
     """Prepared expressions; the value stands behind the sign that asks for it, the last token."""
 
-    nothing = 0
+    @property
+    def rewrites(self) -> bool:
+        """Whether it is rewritten step by step."""
+        return bool(self.facts.options.get("rewrites"))
 
     metrics = table(
         "a metric",
@@ -88,6 +100,18 @@ class NestedLogic(Graded):
         right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | (targets_BL == LEFT_OUT)
         return {"right": right_BL.all(dim=1).float().mean(), "loss": self.loss(logits_BLV, targets_BL)}
 
+    def pairs(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        inputs_BL, answers_BL = super().pairs(rows)
+        return inputs_BL, answers_BL if self.rewrites else answers_BL.masked_fill(answers_BL == 0, LEFT_OUT)
+
+    def answers(self, model: Any, level: int, positions: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        if not self.rewrites:
+            return super().answers(model, level, positions)
+        return [
+            (inputs_BL, _rewritten(model, inputs_BL), answers_BL.masked_fill(answers_BL == 0, LEFT_OUT))
+            for inputs_BL, answers_BL in self.tried(level, positions)
+        ]
+
     def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
         algebra, depth, leaves = _read(level)
         return make_expressions(count, algebra, (depth, depth), (leaves, leaves), seed)
@@ -102,8 +126,35 @@ class NestedLogic(Graded):
         return f"{text}{_SIGNS[said]}" + ("" if said == right else f"  x, it is {_SIGNS[right]}")
 
 
+def _rewritten(model: Any, inputs_BL: Tensor) -> Tensor:
+    """What is left when a model has rewritten each row until it is a value, or as often as it has tokens; (B, L)."""
+    import torch
+
+    length, device = inputs_BL.shape[1], next(model.parameters()).device
+    rows_BL = inputs_BL.clone()
+    for _ in range(length):
+        with torch.no_grad():
+            said_BL = model(rows_BL.to(device)).argmax(dim=-1).cpu()
+        written_BL = torch.zeros_like(rows_BL)
+        for row, said, given in zip(written_BL, said_BL, rows_BL, strict=True):
+            kept = said[(said != 0) & (given != 0)]
+            row[length - len(kept) :] = kept
+        if torch.equal(written_BL, rows_BL):
+            break
+        rows_BL = written_BL
+    # The sign that asks stands last, the value before it; a row of more than these is no value.
+    value_B = torch.where((rows_BL != 0).sum(dim=1) == 2, rows_BL[:, -2], 0)
+    return torch.cat((inputs_BL[:, :-1], value_B[:, None]), dim=1)
+
+
 def make_expressions(
-    count: int, algebra: Algebra, depths: tuple[int, int], leaves: tuple[int, int], seed: int
+    count: int,
+    algebra: Algebra,
+    depths: tuple[int, int],
+    leaves: tuple[int, int],
+    seed: int,
+    *,
+    rewrites: bool = False,
 ) -> NDArray[Any]:
     """Rows (count, 2 L) of uint8: expressions padded in front, then their values behind the last token.
 
@@ -113,6 +164,8 @@ def make_expressions(
         depths: least and most, each as often as the others.
         leaves: least and most, as far as the depth allows; L is 4 leaves - 2.
         seed: of the draws.
+        rewrites: instead of the values, the expressions with every innermost operation worked out: its value stands
+            where it began, and nothing where its other tokens were.
     """
     import random
 
@@ -126,7 +179,10 @@ def make_expressions(
         tree = _tree(draw.randint(max(leaves[0], depth + 1), min(leaves[1], 2**depth)), depth, algebra, draw)
         text = f"{written(tree)}="
         row[length - len(text) : length] = [_SIGNS.index(sign) for sign in text]
-        row[-1] = _SIGNS.index(str(value_of(tree)))
+        if rewrites:
+            row[2 * length - len(text) :] = [_SIGNS.index(sign) for sign in rewritten(text)]
+        else:
+            row[-1] = _SIGNS.index(str(value_of(tree)))
     return rows
 
 
@@ -160,6 +216,15 @@ def written(tree: Tree) -> str:
     return str(tree) if isinstance(tree, int) else f"({written(tree[1])}{tree[0]}{written(tree[2])})"
 
 
+def rewritten(text: str) -> str:
+    """An expression with every innermost operation's value in the place of its first sign, blanks after it."""
+
+    def worked_out(found: re.Match[str]) -> str:
+        return f"{value_of((found[2], int(found[1]), int(found[3])))}    "
+
+    return re.sub(r"\((\d)([^\d()])(\d)\)", worked_out, text)
+
+
 def value_of(tree: Tree) -> int:
     """What it comes to; sums, differences and products modulo 5."""
     if isinstance(tree, int):
@@ -177,7 +242,8 @@ def prepare_nested_logic(config: NestedLogicData, folder: Path, base: Path = Pat
 
     def make(part: str) -> NDArray[Any]:
         count, seed = (config.rows, 0) if part == "train" else (config.held_out, 1)
-        return make_expressions(count, config.algebra, (1, config.depth), (2, config.leaves), seed)
+        depths, leaves = (1, config.depth), (2, config.leaves)
+        return make_expressions(count, config.algebra, depths, leaves, seed, rewrites=config.answer == "rewrite")
 
     return prepare_pairs(NestedLogic, config, facts_of(config), folder, make)
 
@@ -203,5 +269,6 @@ def facts_of(config: NestedLogicData) -> DataFacts:
         val_tokens=2 * length * config.held_out,
         positions=length,
         levels=tuple(kind * _LEVEL[0] + depth * _LEVEL[1] + leaves for depth, leaves in levels),
+        options={"rewrites": 1} if config.answer == "rewrite" else {},
         source=f"{config.rows} {config.algebra} expressions of up to {config.leaves} leaves and depth {config.depth}",
     )

@@ -25,11 +25,12 @@ from studies.data.dataset import (
     read_facts,
 )
 from studies.data.settings import DataConfig, TextData, TextKind
-from studies.tasks import nested_logic, prefix_sums
+from studies.tasks import nested_logic, prefix_sums, sudoku
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
 from studies.tasks.nested_logic import NestedLogic, NestedLogicData, prepare_nested_logic
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
 from studies.tasks.reach import Mazes, ReachData, examine, facts_of, prepare_mazes
+from studies.tasks.sudoku import Sudoku, SudokuData, prepare_sudoku
 
 
 @complete
@@ -116,6 +117,17 @@ TASKS = table(
             prepare=prepare_nested_logic,
             examine=nested_logic.examine,
             look=lambda config, base, prepare: nested_logic.facts_of(config),
+        ),
+        Task(
+            "sudoku",
+            "fills a sudoku board",
+            causal=False,
+            kinds=("sudoku",),
+            config=SudokuData,
+            dataset=Sudoku,
+            prepare=prepare_sudoku,
+            examine=sudoku.examine,
+            look=lambda config, base, prepare: sudoku.facts_of(config, base),
         ),
         Task(
             "custom",

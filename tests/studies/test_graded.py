@@ -1,6 +1,7 @@
 """Tasks with levels of difficulty: held to a brute-force answer, tried on harder examples, searched by them, exported."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -172,6 +173,7 @@ def test_from_search_to_export_by_what_is_hard(tmp_path):
         "data.test_bits=[12, 24]",
         "space.seq_len=6",
         "space.d_model=16",
+        "space.graph.h.iterations={sample: progressive, test: [12, 24]}",
     ]
     faster = ["training.tokens=6000", "training.batch_tokens=120", "training.eval_tokens=480", "search.num_trials=3"]
     run = tmp_path / "run"
@@ -188,16 +190,53 @@ def test_from_search_to_export_by_what_is_hard(tmp_path):
         json.loads(run_cli("eval", tmp_path / "bundle", "--tokens", 1000, "--json", *more))["rows"]
         for more in ((), ("--schedule", "24"))
     ]
-    assert all([level for level, _ in rows] == ["6", "12", "24"] for rows in by_level)
+    assert all([level for level, *_ in rows] == ["6", "12", "24"] for rows in by_level)
+    assert [len(row) for row in by_level[0]] == [4, 4, 4], "as scheduled, and with 12 and 24 iterations"
+    assert [len(row) for row in by_level[1]] == [2, 2, 2]
     longer = load_bundle(tmp_path / "bundle", schedules=["24"])
     assert len(longer.arch.graph["h"].schedule) == 24
 
 
 def test_the_shipped_study_asks_what_the_paper_asks():
     study = load_study("recall_and_norm")
-    assert study.space.count().high == 9
+    assert study.space.count().high == 18
     ways = {
-        (a.graph["h"].recall, a.blocks["core"].recall, a.blocks["core"].norm_place)
-        for a in (study.space.sample(i).arch for i in range(60))
+        (a.graph["h"].recall, a.blocks["core"].recall, a.blocks["core"].norm_place, a.blocks["core"].residual)
+        for a in (study.space.sample(i).arch for i in range(150))
     }
-    assert len(ways) == 9
+    assert len(ways) == 18
+
+
+class Rewriter(torch.nn.Module):
+    """Works out every innermost operation, as Python does."""
+
+    def __init__(self, wrong_beyond=99):
+        super().__init__()
+        self.weight, self.wrong_beyond, self.calls = torch.nn.Parameter(torch.zeros(1)), wrong_beyond, 0
+
+    def forward(self, tokens_BL):
+        self.calls += 1
+        logits = torch.zeros(*tokens_BL.shape, len(_SIGNS))
+        for row, tokens in zip(logits, tokens_BL.tolist(), strict=True):
+            text = spelt(tokens)
+            for found in re.finditer(r"\((\d)([&|^])(\d)\)", text):
+                value = in_python(found[0], "boolean")
+                text = text[: found.start()] + f"{value}    " + text[found.end() :]
+            if text.count("(") > self.wrong_beyond:
+                text = spelt(tokens)
+            row[torch.arange(len(text)), torch.tensor([_SIGNS.index(sign) for sign in text])] = 1.0
+        return logits
+
+
+def test_rewriting_goes_on_until_a_value_is_left(tmp_path):
+    config = NestedLogicData(rows=400, held_out=40, depth=3, leaves=6, test_depths=(5,), test_leaves=(12,), answer="rewrite")  # fmt: skip
+    data = prepare_nested_logic(config, tmp_path / "data")
+    inputs, targets = data.batch(0, 0, 50, 22)
+    model = Rewriter()
+    assert torch.equal(model(inputs).argmax(-1), targets), "what is asked is one step"
+    assert data.measure(model(inputs), targets)["right"] == 1.0
+    model.calls = 0
+    assert data.measure_model(model, 400, {}) == {"hard_accuracy": 1.0, "extrapolation": 1.0}
+    assert model.calls == (4 + 1) + (5 + 1), "as many steps as each is deep, and one that changes nothing"
+    assert data.measure_model(Rewriter(wrong_beyond=2), 400, {})["hard_accuracy"] < 1.0
+    assert "solved" in data.show(Rewriter())[1]

@@ -1,0 +1,399 @@
+"""Sudoku of any box, made and rated by a SAT solver, or read from a CSV: trained on easy boards, tried on harder ones.
+
+A board is harder the more cells are empty, and harder still where a solver that knows only which digits exclude each
+other runs into conflicts: its rating is ``100 * conflicts + empty cells``. A CSV brings ratings of its own, as
+Sudoku-Extreme does (columns question, answer, rating).
+
+Needs ``python-sat`` (the extra ``puzzles``) to make boards.
+
+Shape legend: B batch, L cells of a board, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from searchspace.errors import SpecError
+from searchspace.plain import key
+from searchspace.tables import table
+from studies.data.corpus import find_path
+from studies.data.dataset import DataFacts, Examination, Headline, Metric
+from studies.data.settings import DataConfig
+from studies.tasks.graded import HARDER, Graded
+from studies.tasks.pairs import LEFT_OUT, prepare_pairs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_RATINGS = {(2, 2): (8, 9, 10, 12), (2, 3): (20, 23, 25, 100, 10_000), (3, 3): (50, 54, 200, 1000, 100_000)}
+"""By box: the highest rating to train on, then of each harder level."""
+_CONFLICT = 100
+_TRIES = 3_000  # boards made in vain before a level counts as empty
+_SIGNS = ".123456789ABCDEFGHIJKLMNOPQ"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SudokuData(DataConfig):
+    """Sudoku boards, made as they are asked for and the same every time; or those of a CSV."""
+
+    kind: Literal["sudoku"] = key("Source: sudoku boards.", default="sudoku")
+    path: str | None = key("A CSV with the columns question, answer, rating; default: boards are made.", default=None)
+    box: tuple[int, ...] = key("Rows and columns of a box; [3, 3] is 9 x 9 cells, seq_len 81.", default=(2, 3))
+    boards: int = key("Of them to train on.", default=5_000, low=16, high=10_000_000)
+    held_out: int = key("More of them, to evaluate on.", default=500, low=16, high=1_000_000)
+    ratings: tuple[int, ...] = key(
+        "The highest rating to train on, then of each harder level, the hardest last; default: by the box. A board's "
+        "rating is its empty cells, and 100 for each conflict of a simple solver; a CSV has its own.",
+        default=(),
+    )
+    augment: bool = key("Digits, rows, columns and boxes of a training board change places at random.", default=True)
+
+    def __post_init__(self) -> None:
+        if len(self.box) != 2 or min(self.box) < 1 or not 4 <= self.box[0] * self.box[1] <= len(_SIGNS) - 1:
+            raise SpecError("data.box", f"{[*self.box]} is no box of 4 to 26 cells", "give e.g. [3, 3]")
+        if self.path is not None and not self.ratings:
+            raise SpecError("data.ratings", "are missing", "say up to which rating of the file to train, then try")
+        if not self.ratings and self.box not in _RATINGS:
+            raise SpecError(
+                "data.ratings", f"are not known for a box of {[*self.box]}", "give some, e.g. [40, 60, 200]"
+            )
+        if list(self.ratings) != sorted({*self.ratings}) or any(rating < 1 for rating in self.ratings):
+            raise SpecError("data.ratings", f"{[*self.ratings]} are not in order", "give them from easy to hard")
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Highest ratings, that of training first."""
+        return self.ratings or _RATINGS[self.box[0], self.box[1]]
+
+
+class Board(NamedTuple):
+    """A puzzle and its solution, row by row; 0 is an empty cell."""
+
+    given: tuple[int, ...]
+    solved: tuple[int, ...]
+    rating: int
+
+
+class Sudoku(Graded):
+    """Prepared boards; the answer of a cell that is given is left out."""
+
+    nothing = 0
+
+    metrics = table(
+        "a metric",
+        (
+            Metric("solved", "solved", "share of held-out boards without a mistake", better="higher"),
+            *HARDER,
+            Metric("cells", "cells right", "share of held-out empty cells that are right", better="higher"),
+            Metric("loss", "nats/cell", "held-out loss, nats per empty cell", better="lower"),
+        ),
+    )
+
+    @property
+    def headline(self) -> Headline:
+        return Headline(self.metrics["solved"], -1.0)
+
+    def batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+        import numpy as np
+
+        rows = self.rows(self.train)
+        draw = np.random.Generator(np.random.Philox(key=[seed, step]))
+        boards = rows[draw.integers(0, len(rows), size=batch_size)]
+        return self.pairs(shuffled(boards, _box_of(self.facts), draw) if self.facts.options["augment"] else boards)
+
+    def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
+        asked_BL = targets_BL != LEFT_OUT
+        right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | ~asked_BL
+        return {
+            "solved": right_BL.all(dim=1).float().mean(),
+            "cells": (right_BL & asked_BL).sum() / asked_BL.sum(),
+            "loss": self.loss(logits_BLV, targets_BL),
+        }
+
+    def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
+        return _rows(list(itertools.islice(_at_level(self.facts, level, seed), count)))
+
+    def name(self, level: int) -> str:
+        levels = self.facts.levels
+        below = levels[levels.index(level) - 1] if level != levels[0] else 0
+        return f"{below + 1}-{level}"
+
+    def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
+        """Empty cells in brackets, ``x`` where the model is wrong."""
+        side = round(len(inputs_L) ** 0.5)
+        cells = []
+        for given, said, right in zip(inputs_L.tolist(), said_L.tolist(), targets_L.tolist(), strict=True):
+            sign = _SIGNS[said] if said < len(_SIGNS) else "?"
+            cells.append(f" {_SIGNS[given]} " if right == LEFT_OUT else f"({sign if said == right else 'x'})")
+        return "\n".join("".join(cells[first : first + side]) for first in range(0, len(cells), side))
+
+
+# -- boards ----------------------------------------------------------------------------------------
+
+
+def make_boards(box: tuple[int, int], low: int, high: int, seed: int) -> Iterator[Board]:
+    """Boards with one solution and a rating in (low, high], one after another. Raises `SpecError` if there are none."""
+    solver, side = _solver(box, whole=True), box[0] * box[1]  # its own: what it has learned decides what it finds
+    draw = random.Random(f"sudoku {box} {low} {high} {seed}")
+    vain = 0
+    while vain < _TRIES:
+        solved = _solution(solver, side, draw)
+        wanted = draw.randint(low + 1, high) if high < _CONFLICT else side * side
+        given = list(solved)
+        for cell in draw.sample(range(side * side), side * side):
+            if given.count(0) == wanted:
+                break
+            others = [_variable(at, digit, side) for at, digit in enumerate(given) if digit and at != cell]
+            if not solver.solve(assumptions=[*others, -_variable(cell, solved[cell], side)]):
+                given[cell] = 0  # no other digit stands there
+        if low < (rated := rating(given, box)) <= high:
+            vain = 0
+            yield Board(tuple(given), tuple(solved), rated)
+        vain += 1
+    raise SpecError(
+        "data.ratings", f"no board of {side} x {side} has a rating from {low + 1} to {high}", "leave it out"
+    )
+
+
+def rating(given: list[int] | tuple[int, ...], box: tuple[int, int]) -> int:
+    """Empty cells, and 100 for each conflict of a solver that knows only which digits exclude each other."""
+    side = box[0] * box[1]
+    with _solver(box, whole=False) as solver:  # one that has learned nothing yet
+        solver.solve(assumptions=[_variable(at, digit, side) for at, digit in enumerate(given) if digit])
+        return int(_CONFLICT * solver.accum_stats()["conflicts"] + list(given).count(0))
+
+
+def _solution(solver: Any, side: int, draw: random.Random) -> list[int]:
+    """A full board: digits at random places, one in each row, and what a solver makes of them."""
+    fixed: list[int] = []
+    for cell in draw.sample(range(side * side), side):
+        tried = [*fixed, _variable(cell, draw.randint(1, side), side)]
+        fixed = tried if solver.solve(assumptions=tried) else fixed
+    solver.solve(assumptions=fixed)
+    true = sorted(number for number in solver.get_model() if number > 0)
+    renamed = draw.sample(range(1, side + 1), side)
+    return [renamed[(number - 1) % side] for number in true]
+
+
+def _variable(cell: int, digit: int, side: int) -> int:
+    """Of the solver: whether a digit stands in a cell."""
+    return cell * side + digit
+
+
+def _solver(box: tuple[int, int], *, whole: bool) -> Any:
+    """A new solver; not ``whole``: one that does not know that each digit stands somewhere in each unit."""
+    try:
+        from pysat.solvers import Minisat22
+    except ImportError as error:
+        raise SpecError(
+            "data", "making sudoku boards needs python-sat", "pip install 'spiralformer[puzzles]'"
+        ) from error
+    return Minisat22(bootstrap_with=_clauses(box, whole))
+
+
+@lru_cache(maxsize=32)
+def _clauses(box: tuple[int, int], whole: bool) -> list[list[int]]:
+    side = box[0] * box[1]
+    clauses = [[_variable(cell, digit, side) for digit in range(1, side + 1)] for cell in range(side * side)]
+    for cell in range(side * side):
+        clauses += [[-_variable(cell, a, side), -_variable(cell, b, side)] for a, b in _two(range(1, side + 1))]
+    for unit in units(box):
+        for digit in range(1, side + 1):
+            clauses += [[-_variable(a, digit, side), -_variable(b, digit, side)] for a, b in _two(unit)]
+            if whole:
+                clauses.append([_variable(cell, digit, side) for cell in unit])
+    return clauses
+
+
+def _two(of: Any) -> Iterator[tuple[int, int]]:
+    return itertools.combinations(of, 2)
+
+
+def units(box: tuple[int, int]) -> list[list[int]]:
+    """The cells of every row, column and box."""
+    high, wide = box
+    side = high * wide
+    lines = range(side)
+    rows = [[row * side + column for column in lines] for row in lines]
+    columns = [[row * side + column for row in lines] for column in lines]
+    corners = itertools.product(range(0, side, high), range(0, side, wide))
+    boxes = [
+        [(top + i) * side + left + j for i, j in itertools.product(range(high), range(wide))] for top, left in corners
+    ]
+    return [*rows, *columns, *boxes]
+
+
+def shuffled(boards: NDArray[Any], box: tuple[int, int], draw: Any) -> NDArray[Any]:
+    """Boards (B, 2 L) with digits, bands, rows within them, stacks and columns within them at other places."""
+    import numpy as np
+
+    high, wide = box
+    side = high * wide
+    found = np.empty_like(boards)
+    for i, board in enumerate(boards):
+        rows = np.concatenate([high * band + draw.permutation(high) for band in draw.permutation(wide)])
+        columns = np.concatenate([wide * stack + draw.permutation(wide) for stack in draw.permutation(high)])
+        digits = np.concatenate(([0], 1 + draw.permutation(side))).astype(boards.dtype)
+        parts = board.reshape(2, side, side)[:, rows][:, :, columns]
+        found[i] = digits[parts].reshape(-1)
+    return found
+
+
+def read_boards(file: Path, box: tuple[int, int]) -> Iterator[Board]:
+    """Boards of a CSV. Raises `SpecError` for one that is none."""
+    side = box[0] * box[1]
+    if not file.is_file():
+        raise SpecError("data.path", f"no such file: {file}", "give a CSV with the columns question, answer, rating")
+    with file.open(newline="", encoding="utf-8") as opened:
+        lines = csv.DictReader(opened)
+        if lacks := {"question", "answer", "rating"} - set(lines.fieldnames or ()):
+            raise SpecError("data.path", f"has no column {sorted(lacks)[0]}", "name them in the first line", str(file))
+        for number, line in enumerate(lines, start=2):
+            try:
+                given, solved = (tuple(_digit(sign) for sign in line[name].strip()) for name in ("question", "answer"))
+                rated = int(float(line["rating"]))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise SpecError("data.path", f"line {number} is no board and rating", "mend it", str(file)) from error
+            board = Board(given, solved, rated)
+            if wrong := _what_is_wrong(board, box, side):
+                raise SpecError("data.path", f"line {number}: {wrong}", "mend it, or give data.box", str(file))
+            yield board
+
+
+def _digit(sign: str) -> int:
+    return 0 if sign in ".0" else _SIGNS.index(sign)
+
+
+def _what_is_wrong(board: Board, box: tuple[int, int], side: int) -> str:
+    if len(board.given) != side * side or len(board.solved) != side * side:
+        return f"has {len(board.given)} and {len(board.solved)} cells, not {side * side}"
+    if any(given not in (0, solved) for given, solved in zip(board.given, board.solved, strict=True)):
+        return "its answer is another board's"
+    if any({board.solved[cell] for cell in unit} != set(range(1, side + 1)) for unit in units(box)):
+        return "its answer breaks the rules"
+    return "" if 0 in board.given else "has no empty cell"
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def _rows(boards: list[Board]) -> NDArray[Any]:
+    """Rows (N, 2 L) of uint8: what is given, then the answers of empty cells."""
+    import numpy as np
+
+    given = np.array([board.given for board in boards], np.uint8)
+    solved = np.array([board.solved for board in boards], np.uint8)
+    return np.concatenate((given, np.where(given == 0, solved, 0)), axis=1)
+
+
+def _at_level(facts: DataFacts, level: int, seed: int) -> Iterator[Board]:
+    levels, box, path = facts.levels, _box_of(facts), facts.options.get("path")
+    low = levels[levels.index(level) - 1] if level != levels[0] else 0
+    if path is None:
+        yield from _made(box, low, level, seed)
+    else:
+        found = [board for board in read_boards(Path(str(path)), box) if low < board.rating <= level]
+        if not found:
+            raise SpecError("data.ratings", f"no board has a rating from {low + 1} to {level}", "leave it out")
+        yield from found[_held_out_from(found) :] if level == levels[0] else found
+
+
+@dataclass
+class _Kept:
+    """Boards that were made, and those to come."""
+
+    made: list[Board]
+    rest: Iterator[Board]
+
+
+@lru_cache(maxsize=64)
+def _kept(box: tuple[int, int], low: int, high: int, seed: int) -> _Kept:
+    return _Kept([], make_boards(box, low, high, seed))
+
+
+def _made(box: tuple[int, int], low: int, high: int, seed: int) -> Iterator[Board]:
+    """Boards of a level, each made once in a process."""
+    kept = _kept(box, low, high, seed)
+    for i in itertools.count():
+        if i == len(kept.made):
+            kept.made.append(next(kept.rest))
+        yield kept.made[i]
+
+
+atexit.register(_kept.cache_clear)  # while what frees their solvers is there
+
+
+def _box_of(facts: DataFacts) -> tuple[int, int]:
+    return int(facts.options["high"]), int(facts.options["wide"])
+
+
+def prepare_sudoku(config: SudokuData, folder: Path, base: Path = Path()) -> Sudoku:
+    """Write boards under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
+    facts = facts_of(config, base)
+
+    def make(part: str) -> NDArray[Any]:
+        count, seed = (config.boards, 0) if part == "train" else (config.held_out, 1)
+        box = (config.box[0], config.box[1])
+        if config.path is None:
+            return _rows(list(itertools.islice(make_boards(box, 0, config.levels[0], seed), count)))
+        easy = _easy(Path(str(facts.options["path"])), config)
+        first = _held_out_from(easy)
+        return _rows(easy[:first][:count] if part == "train" else easy[first:][:count])
+
+    return prepare_pairs(Sudoku, config, facts, folder, make)
+
+
+def _easy(file: Path, config: SudokuData) -> list[Board]:
+    """Those of a CSV to train on, and to hold out."""
+    easy = [b for b in read_boards(file, (config.box[0], config.box[1])) if b.rating <= config.levels[0]]
+    if len(easy) < 2:
+        what = f"{len(easy)} boards have a rating up to {config.levels[0]}"
+        raise SpecError("data.ratings", what, "raise the first", file=str(file))
+    return easy
+
+
+def _held_out_from(boards: list[Board]) -> int:
+    """Where the last tenth begins."""
+    return len(boards) - max(1, len(boards) // 10)
+
+
+def examine(model: Any, config: SudokuData, most_cells: int, tried: Mapping[int, Any]) -> Examination:
+    """Score a model on fresh boards, by their rating."""
+    return Sudoku.of(facts_of(config)).examine(model, most_cells, tried)
+
+
+def facts_of(config: SudokuData, base: Path = Path()) -> DataFacts:
+    """What the data of these settings are, before they are made."""
+    side = config.box[0] * config.box[1]
+    boards, held_out = config.boards, config.held_out
+    path = None if config.path is None else str(find_path(config.path, base))
+    if path is not None:
+        easy = _easy(Path(path), config)
+        first = _held_out_from(easy)
+        boards, held_out = min(boards, first), min(held_out, len(easy) - first)
+    return DataFacts(
+        kind="sudoku",
+        task="sudoku",
+        vocab_size=side + 1,
+        dtype="uint8",
+        train_tokens=2 * side**2 * boards,
+        val_tokens=2 * side**2 * held_out,
+        positions=side**2,
+        levels=config.levels,
+        source=f"{boards} boards of {side} x {side}, ratings up to {config.levels[0]}",
+        options={
+            "high": config.box[0],
+            "wide": config.box[1],
+            "augment": int(config.augment),
+            **({} if path is None else {"path": path}),
+        },
+    )

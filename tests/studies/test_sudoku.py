@@ -1,0 +1,208 @@
+"""Boards are held to a brute-force solver; made, rated, read from a CSV, trained on, searched and exported."""
+
+import csv
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import run_cli
+
+from builder.laws import breaches
+from searchspace import SpecError
+from spiralformer.rope import Rotary
+from studies.config import load_study
+from studies.records.reading import read_study
+from studies.tasks.sudoku import (
+    Sudoku,
+    SudokuData,
+    facts_of,
+    make_boards,
+    prepare_sudoku,
+    rating,
+    read_boards,
+    shuffled,
+    units,
+)
+
+SMALL = {"box": (2, 2), "boards": 60, "held_out": 20}
+
+
+def solutions(given, box):
+    """All of them, cell by cell."""
+    if 0 not in given:
+        yield tuple(given)
+        return
+    side, cell = box[0] * box[1], given.index(0)
+    taken = {given[at] for unit in units(box) if cell in unit for at in unit}
+    for digit in {*range(1, side + 1)} - taken:
+        yield from solutions([*given[:cell], digit, *given[cell + 1 :]], box)
+
+
+def test_units_are_rows_columns_and_boxes():
+    found = units((2, 3))
+    assert len(found) == 18
+    for cell in range(36):
+        row, column, box = (unit for unit in found if cell in unit)
+        assert {at // 6 for at in row} == {cell // 6}
+        assert {at % 6 for at in column} == {cell % 6}
+        assert {(at // 6 // 2, at % 6 // 3) for at in box} == {(cell // 6 // 2, cell % 6 // 3)}
+    assert all(len(set(unit)) == 6 for unit in found)
+
+
+@pytest.mark.parametrize(
+    ("box", "low", "high"), [((2, 2), 0, 8), ((2, 2), 10, 12), ((2, 3), 20, 23), ((2, 3), 100, 9999)]
+)
+def test_boards_have_one_solution_and_the_rating_that_was_asked(box, low, high):
+    boards = list(itertools.islice(make_boards(box, low, high, 3), 12))
+    assert boards == list(itertools.islice(make_boards(box, low, high, 3), 12))
+    assert len({board.given for board in boards}) == 12
+    for board in boards:
+        assert list(solutions(list(board.given), box)) == [board.solved]
+        assert low < board.rating <= high
+        assert board.rating == rating(board.given, box)
+        assert board.rating % 100 == board.given.count(0)
+
+
+def test_a_level_without_boards_says_so():
+    with pytest.raises(SpecError, match="no board of 4 x 4 has a rating from 101 to 120"):
+        next(make_boards((2, 2), 100, 120, 0))
+
+
+@pytest.mark.parametrize("box", [(2, 2), (2, 3), (3, 3)])
+def test_shuffled_boards_are_boards(box):
+    side = box[0] * box[1]
+    boards = list(itertools.islice(make_boards(box, 0, 8, 0), 20))
+    rows = np.array([[*b.given, *b.solved] for b in boards], np.uint8)
+    found = shuffled(rows, box, np.random.default_rng(0))
+    assert (found != rows).any(axis=1).all()
+    for row in found.tolist():
+        given, solved = row[: side * side], row[side * side :]
+        assert all({solved[at] for at in unit} == {*range(1, side + 1)} for unit in units(box))
+        assert all(g in (0, s) for g, s in zip(given, solved, strict=True))
+
+
+def test_levels_answers_and_pictures(tmp_path):
+    data = prepare_sudoku(SudokuData(**SMALL), tmp_path / "data")
+    inputs, targets = data.batch(0, 0, 8, 16)
+    assert ((inputs == 0) == (targets != -100)).all()
+    assert [data.name(level) for level in data.facts.levels] == ["1-8", "9-9", "10-10", "11-12"]
+    assert data.make(12, 5, 2).shape == (5, 32)
+
+    class Knows(torch.nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.most, self.weight = most, torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, tokens_BL):
+            found = []
+            for row in tokens_BL.tolist():
+                board = next(solutions(row, (2, 2))) if row.count(0) <= self.most else row
+                found.append(torch.nn.functional.one_hot(torch.tensor(board), 5))
+            return torch.stack(found).float()
+
+    assert data.measure_model(Knows(16), 320, {}) == {"hard_accuracy": 1.0, "extrapolation": 1.0}
+    assert data.measure_model(Knows(9), 320, {})["extrapolation"] == pytest.approx(1 / 3)
+    examined = Sudoku.of(facts_of(SudokuData(**SMALL))).examine(Knows(8), 320, {})
+    assert [row[1] for row in examined.rows] == [1.0, 0.0, 0.0, 0.0]
+    _, text = data.show(Knows(8))
+    solved, failed = text.split("\n\n")
+    assert "x" not in solved.partition(":")[2]
+    assert failed.startswith("level 9-9, failed:")
+    assert failed.count("(x)") == 9
+
+
+def write_csv(file, boards):
+    with file.open("w", newline="") as opened:
+        lines = csv.writer(opened)
+        lines.writerow(["source", "question", "answer", "rating"])
+        for board in boards:
+            given = "".join(map(str, board.given)).replace("0", ".")
+            lines.writerow(["here", given, "".join(map(str, board.solved)), board.rating])
+    return file
+
+
+def test_a_csv_as_sudoku_extreme_has_it(tmp_path):
+    made = [
+        board
+        for low, high in ((0, 8), (8, 10), (10, 12))
+        for board in itertools.islice(make_boards((2, 2), low, high, 0), 30)
+    ]
+    file = write_csv(tmp_path / "boards.csv", made)
+    assert list(read_boards(file, (2, 2))) == made
+    config = SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 10, 12))
+    data = prepare_sudoku(config, tmp_path / "data", tmp_path)
+    assert (data.facts.train_tokens, data.facts.val_tokens) == (27 * 32, 3 * 32)
+    hard = {tuple(row[:16]) for row in data.make(12, 99, 2).tolist()}
+    assert hard == {board.given for board in made if board.rating > 10}
+    easy = {tuple(row[:16]) for row in data.make(8, 99, 2).tolist()}
+    assert easy == {tuple(row[:16]) for row in data.rows(data.val).tolist()}, "what was held out"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("..3434122143432,1234341221434321,3", "line 2: has 15 and 16 cells, not 16"),
+        ("..34341221434322,1234341221434321,3", "line 2: its answer is another board's"),
+        ("..34341221434311,1234341221434311,3", "line 2: its answer breaks the rules"),
+        ("1234341221434321,1234341221434321,3", "line 2: has no empty cell"),
+        ("..34341221434321,1234341221434321,easy", "line 2 is no board and rating"),
+        ("..34341221434321,1234341221434321", "line 2 is no board and rating"),
+    ],
+)
+def test_a_csv_that_is_wrong_says_where(line, told, tmp_path):
+    (tmp_path / "boards.csv").write_text(f"question,answer,rating\n{line}\n")
+    with pytest.raises(SpecError) as caught:
+        list(read_boards(tmp_path / "boards.csv", (2, 2)))
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ({"box": (3,)}, r"data.box: \[3\] is no box"),
+        ({"box": (6, 6)}, "is no box of 4 to 26 cells"),
+        ({"box": (2, 4)}, r"data.ratings: are not known for a box of \[2, 4\]"),
+        ({"ratings": (9, 8)}, r"data.ratings: \[9, 8\] are not in order"),
+        ({"path": "x.csv"}, "data.ratings: are missing"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused(over, told):
+    with pytest.raises(SpecError, match=told):
+        SudokuData(**over)
+
+
+def test_without_the_solver_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pysat.solvers", None)
+    with pytest.raises(SpecError, match=r"needs python-sat; pip install 'spiralformer\[puzzles\]'"):
+        rating((0,) * 16, (2, 2))
+
+
+def test_axes_tell_rows_and_columns_apart():
+    rotary = Rotary(8, 100.0, 30, (5, 6))
+    cos, _ = rotary(30, 1, 0, torch.device("cpu"))
+    for position in range(30):
+        row, column = divmod(position, 6)
+        for place, at in ((0, row), (1, row * 100.0**-0.5), (2, column), (3, column * 100.0**-0.5)):
+            assert cos[position, place] == pytest.approx(np.cos(at), abs=1e-6)
+            assert cos[position, place + 4] == pytest.approx(np.cos(at), abs=1e-6)
+
+
+def test_from_search_to_export(tmp_path):
+    over = ["data.box=[2, 2]", "data.boards=100", "data.held_out=20", "space.vocab_size=5", "space.seq_len=16",
+            "space.d_model=16", "space.blocks.core.axes=[4, 4]", "space.graph.h.iterations.test=[2, 4]"]  # fmt: skip
+    faster = ["training.tokens=9600", "training.batch_tokens=160", "training.eval_tokens=160", "search.num_trials=2"]
+    run = tmp_path / "run"
+    said = run_cli("search", "sudoku", *over, *faster, "--dir", run, "--serial")
+    assert "level 1-8" in said or "level 9-9" in said
+    records, _, settings = read_study(run)
+    assert [o.name for o in settings.objectives] == ["loss", "extrapolation"]
+    assert all({"solved", "extrapolation", "norm_ratio"} <= set(r.rungs[-1].metrics) for r in records)
+    found = json.loads(run_cli("eval", run / "best", "--tokens", 320, "--json"))
+    assert found["columns"] == ["level", "solved", "2 iterations", "4 iterations"]
+    assert list(breaches(records[0].arch_spec(), slow=False)) == []
+
+
+def test_the_shipped_study_is_the_papers_grid():
+    assert load_study("sudoku").space.count().high == 6
