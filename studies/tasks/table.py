@@ -25,12 +25,13 @@ from studies.data.dataset import (
     read_facts,
 )
 from studies.data.settings import DataConfig, TextData, TextKind
-from studies.tasks import nested_logic, prefix_sums, sudoku
+from studies.tasks import nested_logic, prefix_sums, sudoku, synthetic
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
 from studies.tasks.nested_logic import NestedLogic, NestedLogicData, prepare_nested_logic
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
 from studies.tasks.reach import Mazes, ReachData, examine, facts_of, prepare_mazes
 from studies.tasks.sudoku import Sudoku, SudokuData, prepare_sudoku
+from studies.tasks.synthetic import Synthetic, SyntheticData, prepare_synthetic
 
 
 @complete
@@ -128,6 +129,17 @@ TASKS = table(
             prepare=prepare_sudoku,
             examine=sudoku.examine,
             look=lambda config, base, prepare: sudoku.facts_of(config, base),
+        ),
+        Task(
+            "synthetic",
+            "answers in rows of a synthetic task",
+            causal=True,
+            kinds=("synthetic",),
+            config=SyntheticData,
+            dataset=Synthetic,
+            prepare=prepare_synthetic,
+            examine=synthetic.examine,
+            look=lambda config, base, prepare: synthetic.facts_of(config),
         ),
         Task(
             "custom",
