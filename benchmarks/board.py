@@ -117,7 +117,7 @@ def main() -> None:
         return
     until = time.monotonic() + 60 * args.minutes
     name = "-".join(map(str, [*args.box, args.boards, *args.ratings]))
-    config = SudokuData(path=args.csv, box=tuple(args.box), boards=args.boards, ratings=tuple(args.ratings))
+    config = SudokuData(path=args.csv, box=tuple(args.box), puzzles=args.boards, ratings=tuple(args.ratings))
     data = prepare_sudoku(config, args.work / f"data-{name}")
     known = {(row["recall"], row["norm"], row["seed"]) for row in own}
     for seed, recall, norm in product(range(args.seeds), args.recalls, args.norms):

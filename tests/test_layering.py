@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "builder": {"builder", "searchspace", "spiralformer", "torch", "torch_geometric", "safetensors", "transformers"},
     "studies": {
         "studies", "builder", "searchspace", "spiralformer", "torch", "numpy", "optuna", "ray", "rich", "typer", "plotly", "jinja2",
-        "fsspec", "safetensors", "scipy", "sklearn", "pysat", "torch_geometric", "pandas",
+        "fsspec", "safetensors", "scipy", "sklearn", "pysat", "chess", "torch_geometric", "pandas",
     },
 }  # fmt: skip
 ONLY_IN = {  # package -> the only files that may import it

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from searchspace.disk import new_folder, open_regular, read_json, write_file
 from searchspace.errors import SpecError
-from searchspace.plain import decode, key
+from searchspace.plain import decode, expect_mapping, key
 from searchspace.tables import Table, complete, table
 from studies.data.codec import TOKENIZER, TextForm
 from studies.data.settings import DataConfig
@@ -114,7 +114,9 @@ class DataFacts:
     )
     positions: int = key("Of one example; 0: as many as the architecture takes.", default=0, low=0, high=1 << 24)
     levels: tuple[int, ...] = key("Of difficulty: that of training first, the hardest last.", default=())
-    options: Mapping[str, int | str] = key("What else their task must know to make more of them.", default=dict)
+    settings: Mapping[str, Any] = key(
+        "That they were made with, where their task makes more of them.", default=dict, decoder=expect_mapping
+    )
     source: str = key("What they were made from, for records.")
     digest: str = key("Of the settings they were made with.", default="")
     content: str = key("Of the arrays.", default="")

@@ -81,7 +81,7 @@ class NestedLogic(Graded):
     @property
     def rewrites(self) -> bool:
         """Whether it is rewritten step by step."""
-        return bool(self.facts.options.get("rewrites"))
+        return self.facts.settings.get("answer") == "rewrite"
 
     metrics = table(
         "a metric",
@@ -269,6 +269,6 @@ def facts_of(config: NestedLogicData) -> DataFacts:
         val_tokens=2 * length * config.held_out,
         positions=length,
         levels=tuple(kind * _LEVEL[0] + depth * _LEVEL[1] + leaves for depth, leaves in levels),
-        options={"rewrites": 1} if config.answer == "rewrite" else {},
+        settings=config.settings(),
         source=f"{config.rows} {config.algebra} expressions of up to {config.leaves} leaves and depth {config.depth}",
     )

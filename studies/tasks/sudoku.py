@@ -11,24 +11,22 @@ Shape legend: B batch, L cells of a board, V vocabulary.
 
 from __future__ import annotations
 
-import atexit
 import csv
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from searchspace.errors import SpecError
 from searchspace.plain import key
 from searchspace.tables import table
-from studies.data.corpus import find_path
-from studies.data.dataset import DataFacts, Examination, Headline, Metric
-from studies.data.settings import DataConfig
-from studies.tasks.graded import HARDER, Graded
-from studies.tasks.pairs import LEFT_OUT, prepare_pairs
+from studies.data.dataset import Headline, Metric
+from studies.tasks.graded import HARDER
+from studies.tasks.pairs import LEFT_OUT
+from studies.tasks.rated import Puzzle, Rated, RatedData, prepare_rated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,14 +40,12 @@ _SIGNS = ".123456789ABCDEFGHIJKLMNOPQ"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SudokuData(DataConfig):
+class SudokuData(RatedData):
     """Sudoku boards, made as they are asked for and the same every time; or those of a CSV."""
 
     kind: Literal["sudoku"] = key("Source: sudoku boards.", default="sudoku")
     path: str | None = key("A CSV with the columns question, answer, rating; default: boards are made.", default=None)
     box: tuple[int, ...] = key("Rows and columns of a box; [3, 3] is 9 x 9 cells, seq_len 81.", default=(2, 3))
-    boards: int = key("Of them to train on.", default=5_000, low=16, high=10_000_000)
-    held_out: int = key("More of them, to evaluate on.", default=500, low=16, high=1_000_000)
     ratings: tuple[int, ...] = key(
         "The highest rating to train on, then of each harder level, the hardest last; default: by the box. A board's "
         "rating is its empty cells, and 100 for each conflict of a simple solver; a CSV has its own.",
@@ -58,34 +54,41 @@ class SudokuData(DataConfig):
     augment: bool = key("Digits, rows, columns and boxes of a training board change places at random.", default=True)
 
     def __post_init__(self) -> None:
+        RatedData.__post_init__(self)
         if len(self.box) != 2 or min(self.box) < 1 or not 4 <= self.box[0] * self.box[1] <= len(_SIGNS) - 1:
             raise SpecError("data.box", f"{[*self.box]} is no box of 4 to 26 cells", "give e.g. [3, 3]")
-        if self.path is not None and not self.ratings:
-            raise SpecError("data.ratings", "are missing", "say up to which rating of the file to train, then try")
         if not self.ratings and self.box not in _RATINGS:
-            raise SpecError(
-                "data.ratings", f"are not known for a box of {[*self.box]}", "give some, e.g. [40, 60, 200]"
-            )
-        if list(self.ratings) != sorted({*self.ratings}) or any(rating < 1 for rating in self.ratings):
-            raise SpecError("data.ratings", f"{[*self.ratings]} are not in order", "give them from easy to hard")
+            what = f"are not known for a box of {[*self.box]}"
+            raise SpecError("data.ratings", what, "give some, e.g. [40, 60, 200]")
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Highest ratings, that of training first."""
-        return self.ratings or _RATINGS[self.box[0], self.box[1]]
+        return self.ratings or _RATINGS[self.sides]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Of a box."""
+        return self.box[0], self.box[1]
+
+    @property
+    def positions(self) -> int:
+        return (self.box[0] * self.box[1]) ** 2
+
+    @property
+    def tokens(self) -> int:
+        return self.box[0] * self.box[1] + 1
+
+    def make(self, low: int, high: int, seed: int) -> Iterator[Puzzle]:
+        return make_boards(self.sides, low, high, seed)
+
+    def read(self, file: Path) -> Iterator[Puzzle]:
+        return read_boards(file, self.sides)
 
 
-class Board(NamedTuple):
-    """A puzzle and its solution, row by row; 0 is an empty cell."""
+class Sudoku(Rated):
+    """Prepared boards; a cell that is given is not asked for."""
 
-    given: tuple[int, ...]
-    solved: tuple[int, ...]
-    rating: int
-
-
-class Sudoku(Graded):
-    """Prepared boards; the answer of a cell that is given is left out."""
-
+    config = SudokuData
     nothing = 0
 
     metrics = table(
@@ -108,7 +111,9 @@ class Sudoku(Graded):
         rows = self.rows(self.train)
         draw = np.random.Generator(np.random.Philox(key=[seed, step]))
         boards = rows[draw.integers(0, len(rows), size=batch_size)]
-        return self.pairs(shuffled(boards, _box_of(self.facts), draw) if self.facts.options["augment"] else boards)
+        told = self.told
+        assert isinstance(told, SudokuData)
+        return self.pairs(shuffled(boards, told.sides, draw) if told.augment else boards)
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
         asked_BL = targets_BL != LEFT_OUT
@@ -118,14 +123,6 @@ class Sudoku(Graded):
             "cells": (right_BL & asked_BL).sum() / asked_BL.sum(),
             "loss": self.loss(logits_BLV, targets_BL),
         }
-
-    def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
-        return _rows(list(itertools.islice(_at_level(self.facts, level, seed), count)))
-
-    def name(self, level: int) -> str:
-        levels = self.facts.levels
-        below = levels[levels.index(level) - 1] if level != levels[0] else 0
-        return f"{below + 1}-{level}"
 
     def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
         """Empty cells in brackets, ``x`` where the model is wrong."""
@@ -140,7 +137,7 @@ class Sudoku(Graded):
 # -- boards ----------------------------------------------------------------------------------------
 
 
-def make_boards(box: tuple[int, int], low: int, high: int, seed: int) -> Iterator[Board]:
+def make_boards(box: tuple[int, int], low: int, high: int, seed: int) -> Iterator[Puzzle]:
     """Boards with one solution and a rating in (low, high], one after another. Raises `SpecError` if there are none."""
     solver, side = _solver(box, whole=True), box[0] * box[1]  # its own: what it has learned decides what it finds
     draw = random.Random(f"sudoku {box} {low} {high} {seed}")
@@ -157,7 +154,7 @@ def make_boards(box: tuple[int, int], low: int, high: int, seed: int) -> Iterato
                 given[cell] = 0  # no other digit stands there
         if low < (rated := rating(given, box)) <= high:
             vain = 0
-            yield Board(tuple(given), tuple(solved), rated)
+            yield _puzzle(given, solved, rated)
         vain += 1
     raise SpecError(
         "data.ratings", f"no board of {side} x {side} has a rating from {low + 1} to {high}", "leave it out"
@@ -248,9 +245,8 @@ def shuffled(boards: NDArray[Any], box: tuple[int, int], draw: Any) -> NDArray[A
     return found
 
 
-def read_boards(file: Path, box: tuple[int, int]) -> Iterator[Board]:
+def read_boards(file: Path, box: tuple[int, int]) -> Iterator[Puzzle]:
     """Boards of a CSV. Raises `SpecError` for one that is none."""
-    side = box[0] * box[1]
     if not file.is_file():
         raise SpecError("data.path", f"no such file: {file}", "give a CSV with the columns question, answer, rating")
     with file.open(newline="", encoding="utf-8") as opened:
@@ -263,137 +259,32 @@ def read_boards(file: Path, box: tuple[int, int]) -> Iterator[Board]:
                 rated = int(float(line["rating"]))
             except (ValueError, TypeError, AttributeError) as error:
                 raise SpecError("data.path", f"line {number} is no board and rating", "mend it", str(file)) from error
-            board = Board(given, solved, rated)
-            if wrong := _what_is_wrong(board, box, side):
+            if wrong := _what_is_wrong(given, solved, box):
                 raise SpecError("data.path", f"line {number}: {wrong}", "mend it, or give data.box", str(file))
-            yield board
+            yield _puzzle(given, solved, rated)
 
 
 def _digit(sign: str) -> int:
     return 0 if sign in ".0" else _SIGNS.index(sign)
 
 
-def _what_is_wrong(board: Board, box: tuple[int, int], side: int) -> str:
-    if len(board.given) != side * side or len(board.solved) != side * side:
-        return f"has {len(board.given)} and {len(board.solved)} cells, not {side * side}"
-    if any(given not in (0, solved) for given, solved in zip(board.given, board.solved, strict=True)):
+def _puzzle(given: Sequence[int], solved: Sequence[int], rated: int) -> Puzzle:
+    """A board; what is given is not asked for."""
+    asked = tuple(0 if digit else right for digit, right in zip(given, solved, strict=True))
+    return Puzzle(tuple(given), asked, rated)
+
+
+def _what_is_wrong(given: Sequence[int], solved: Sequence[int], box: tuple[int, int]) -> str:
+    side = box[0] * box[1]
+    if len(given) != side * side or len(solved) != side * side:
+        return f"has {len(given)} and {len(solved)} cells, not {side * side}"
+    if any(digit not in (0, right) for digit, right in zip(given, solved, strict=True)):
         return "its answer is another board's"
-    if any({board.solved[cell] for cell in unit} != set(range(1, side + 1)) for unit in units(box)):
+    if any({solved[cell] for cell in unit} != set(range(1, side + 1)) for unit in units(box)):
         return "its answer breaks the rules"
-    return "" if 0 in board.given else "has no empty cell"
-
-
-# -- data ------------------------------------------------------------------------------------------
-
-
-def _rows(boards: list[Board]) -> NDArray[Any]:
-    """Rows (N, 2 L) of uint8: what is given, then the answers of empty cells."""
-    import numpy as np
-
-    given = np.array([board.given for board in boards], np.uint8)
-    solved = np.array([board.solved for board in boards], np.uint8)
-    return np.concatenate((given, np.where(given == 0, solved, 0)), axis=1)
-
-
-def _at_level(facts: DataFacts, level: int, seed: int) -> Iterator[Board]:
-    levels, box, path = facts.levels, _box_of(facts), facts.options.get("path")
-    low = levels[levels.index(level) - 1] if level != levels[0] else 0
-    if path is None:
-        yield from _made(box, low, level, seed)
-    else:
-        found = [board for board in read_boards(Path(str(path)), box) if low < board.rating <= level]
-        if not found:
-            raise SpecError("data.ratings", f"no board has a rating from {low + 1} to {level}", "leave it out")
-        yield from found[_held_out_from(found) :] if level == levels[0] else found
-
-
-@dataclass
-class _Kept:
-    """Boards that were made, and those to come."""
-
-    made: list[Board]
-    rest: Iterator[Board]
-
-
-@lru_cache(maxsize=64)
-def _kept(box: tuple[int, int], low: int, high: int, seed: int) -> _Kept:
-    return _Kept([], make_boards(box, low, high, seed))
-
-
-def _made(box: tuple[int, int], low: int, high: int, seed: int) -> Iterator[Board]:
-    """Boards of a level, each made once in a process."""
-    kept = _kept(box, low, high, seed)
-    for i in itertools.count():
-        if i == len(kept.made):
-            kept.made.append(next(kept.rest))
-        yield kept.made[i]
-
-
-atexit.register(_kept.cache_clear)  # while what frees their solvers is there
-
-
-def _box_of(facts: DataFacts) -> tuple[int, int]:
-    return int(facts.options["high"]), int(facts.options["wide"])
+    return "" if 0 in given else "has no empty cell"
 
 
 def prepare_sudoku(config: SudokuData, folder: Path, base: Path = Path()) -> Sudoku:
     """Write boards under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
-    facts = facts_of(config, base)
-
-    def make(part: str) -> NDArray[Any]:
-        count, seed = (config.boards, 0) if part == "train" else (config.held_out, 1)
-        box = (config.box[0], config.box[1])
-        if config.path is None:
-            return _rows(list(itertools.islice(make_boards(box, 0, config.levels[0], seed), count)))
-        easy = _easy(Path(str(facts.options["path"])), config)
-        first = _held_out_from(easy)
-        return _rows(easy[:first][:count] if part == "train" else easy[first:][:count])
-
-    return prepare_pairs(Sudoku, config, facts, folder, make)
-
-
-def _easy(file: Path, config: SudokuData) -> list[Board]:
-    """Those of a CSV to train on, and to hold out."""
-    easy = [b for b in read_boards(file, (config.box[0], config.box[1])) if b.rating <= config.levels[0]]
-    if len(easy) < 2:
-        what = f"{len(easy)} boards have a rating up to {config.levels[0]}"
-        raise SpecError("data.ratings", what, "raise the first", file=str(file))
-    return easy
-
-
-def _held_out_from(boards: list[Board]) -> int:
-    """Where the last tenth begins."""
-    return len(boards) - max(1, len(boards) // 10)
-
-
-def examine(model: Any, config: SudokuData, most_cells: int, tried: Mapping[int, Any]) -> Examination:
-    """Score a model on fresh boards, by their rating."""
-    return Sudoku.of(facts_of(config)).examine(model, most_cells, tried)
-
-
-def facts_of(config: SudokuData, base: Path = Path()) -> DataFacts:
-    """What the data of these settings are, before they are made."""
-    side = config.box[0] * config.box[1]
-    boards, held_out = config.boards, config.held_out
-    path = None if config.path is None else str(find_path(config.path, base))
-    if path is not None:
-        easy = _easy(Path(path), config)
-        first = _held_out_from(easy)
-        boards, held_out = min(boards, first), min(held_out, len(easy) - first)
-    return DataFacts(
-        kind="sudoku",
-        task="sudoku",
-        vocab_size=side + 1,
-        dtype="uint8",
-        train_tokens=2 * side**2 * boards,
-        val_tokens=2 * side**2 * held_out,
-        positions=side**2,
-        levels=config.levels,
-        source=f"{boards} boards of {side} x {side}, ratings up to {config.levels[0]}",
-        options={
-            "high": config.box[0],
-            "wide": config.box[1],
-            "augment": int(config.augment),
-            **({} if path is None else {"path": path}),
-        },
-    )
+    return prepare_rated(Sudoku, config, folder, base)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from searchspace.errors import SpecError
-from searchspace.plain import key
+from searchspace.plain import decode, key
 from searchspace.tables import complete, options, table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
@@ -203,15 +203,7 @@ class Synthetic(Graded):
         }
 
     def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
-        told = self.facts.options
-        config = SyntheticData(
-            task=cast(SyntheticName, told["task"]),
-            vocabulary=int(told["vocabulary"]),
-            length=self.facts.levels[0],
-            test_lengths=self.facts.levels[1:],
-            noise=int(told["noise"]) / 1000,
-            copied=int(told["copied"]),
-        )
+        config = decode(SyntheticData, dict(self.facts.settings))
         return make_rows(config, count, level, seed)
 
     def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
@@ -267,11 +259,6 @@ def facts_of(config: SyntheticData) -> DataFacts:
         val_tokens=2 * config.length * config.held_out,
         positions=config.length,
         levels=(config.length, *config.test_lengths),
-        options={
-            "task": config.task,
-            "vocabulary": config.vocabulary,
-            "noise": round(1000 * config.noise),
-            "copied": config.copied,
-        },
+        settings=config.settings(),
         source=f"{config.rows} rows of {config.task.replace('_', ' ')}, {config.length} tokens each",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -25,7 +26,8 @@ from studies.data.dataset import (
     read_facts,
 )
 from studies.data.settings import DataConfig, TextData, TextKind
-from studies.tasks import nested_logic, prefix_sums, sudoku, synthetic
+from studies.tasks import nested_logic, prefix_sums, rated, synthetic
+from studies.tasks.chess_puzzles import Chess, ChessData, prepare_chess
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
 from studies.tasks.nested_logic import NestedLogic, NestedLogicData, prepare_nested_logic
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
@@ -127,8 +129,19 @@ TASKS = table(
             config=SudokuData,
             dataset=Sudoku,
             prepare=prepare_sudoku,
-            examine=sudoku.examine,
-            look=lambda config, base, prepare: sudoku.facts_of(config, base),
+            examine=partial(rated.examine, Sudoku),
+            look=lambda config, base, prepare: rated.facts_of(config, base),
+        ),
+        Task(
+            "chess",
+            "finds the move that solves a chess puzzle",
+            causal=False,
+            kinds=("chess",),
+            config=ChessData,
+            dataset=Chess,
+            prepare=prepare_chess,
+            examine=partial(rated.examine, Chess),
+            look=lambda config, base, prepare: rated.facts_of(config, base),
         ),
         Task(
             "synthetic",

@@ -14,10 +14,10 @@ from searchspace import SpecError
 from spiralformer.rope import Rotary
 from studies.config import load_study
 from studies.records.reading import read_study
+from studies.tasks.rated import facts_of
 from studies.tasks.sudoku import (
     Sudoku,
     SudokuData,
-    facts_of,
     make_boards,
     prepare_sudoku,
     rating,
@@ -26,7 +26,7 @@ from studies.tasks.sudoku import (
     units,
 )
 
-SMALL = {"box": (2, 2), "boards": 60, "held_out": 20}
+SMALL = {"box": (2, 2), "puzzles": 60, "held_out": 20}
 
 
 def solutions(given, box):
@@ -38,6 +38,10 @@ def solutions(given, box):
     taken = {given[at] for unit in units(box) if cell in unit for at in unit}
     for digit in {*range(1, side + 1)} - taken:
         yield from solutions([*given[:cell], digit, *given[cell + 1 :]], box)
+
+
+def filled(puzzle):
+    return tuple(given or right for given, right in zip(puzzle.given, puzzle.answer, strict=True))
 
 
 def test_units_are_rows_columns_and_boxes():
@@ -59,7 +63,7 @@ def test_boards_have_one_solution_and_the_rating_that_was_asked(box, low, high):
     assert boards == list(itertools.islice(make_boards(box, low, high, 3), 12))
     assert len({board.given for board in boards}) == 12
     for board in boards:
-        assert list(solutions(list(board.given), box)) == [board.solved]
+        assert list(solutions(list(board.given), box)) == [filled(board)]
         assert low < board.rating <= high
         assert board.rating == rating(board.given, box)
         assert board.rating % 100 == board.given.count(0)
@@ -74,7 +78,7 @@ def test_a_level_without_boards_says_so():
 def test_shuffled_boards_are_boards(box):
     side = box[0] * box[1]
     boards = list(itertools.islice(make_boards(box, 0, 8, 0), 20))
-    rows = np.array([[*b.given, *b.solved] for b in boards], np.uint8)
+    rows = np.array([[*b.given, *filled(b)] for b in boards], np.uint8)
     found = shuffled(rows, box, np.random.default_rng(0))
     assert (found != rows).any(axis=1).all()
     for row in found.tolist():
@@ -119,7 +123,7 @@ def write_csv(file, boards):
         lines.writerow(["source", "question", "answer", "rating"])
         for board in boards:
             given = "".join(map(str, board.given)).replace("0", ".")
-            lines.writerow(["here", given, "".join(map(str, board.solved)), board.rating])
+            lines.writerow(["here", given, "".join(map(str, filled(board))), board.rating])
     return file
 
 
@@ -190,7 +194,7 @@ def test_axes_tell_rows_and_columns_apart():
 
 
 def test_from_search_to_export(tmp_path):
-    over = ["data.box=[2, 2]", "data.boards=100", "data.held_out=20", "space.vocab_size=5", "space.seq_len=16",
+    over = ["data.box=[2, 2]", "data.puzzles=100", "data.held_out=20", "space.vocab_size=5", "space.seq_len=16",
             "space.d_model=16", "space.blocks.core.axes=[4, 4]", "space.graph.h.iterations.test=[2, 4]"]  # fmt: skip
     faster = ["training.tokens=9600", "training.batch_tokens=160", "training.eval_tokens=160", "search.num_trials=2"]
     run = tmp_path / "run"

@@ -125,7 +125,7 @@ def test_who_can_look_back_far_is_right(tmp_path):
     assert data.measure(Recalls(8)(inputs), targets)["right"] < 1.0
     fresh = Synthetic.of(facts_of(SyntheticData(**SMALL))).examine(Recalls(96), 2000, {})
     assert [row[0] for row in fresh.rows] == ["32", "64", "96"]
-    title, text = data.show(Recalls(20))
+    _, text = data.show(Recalls(20))
     assert "failed:" in text
     assert ">x" in text
 
