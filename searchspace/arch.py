@@ -328,7 +328,7 @@ def _check_node(arch: ArchSpec, node: NodeSpec, path: str, embeds: list[str]) ->
     if isinstance(node, PoolNode) and node.pool.delay:
         raise SpecError(f"{path}.pool.delay", "has no meaning for a pool", "delay the upscale that reads it")
     if isinstance(node, LoopNode):
-        _check_loop(node, embeds, path)
+        _check_loop(arch, node, embeds, path)
 
 
 def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
@@ -341,7 +341,7 @@ def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
         )
 
 
-def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
+def _check_loop(arch: ArchSpec, node: LoopNode, embeds: list[str], path: str) -> None:
     if not 1 <= len(node.schedule) <= _MOST_ITERATIONS:
         what = f"has {len(node.schedule)} iterations"
         raise SpecError(f"{path}.schedule", what, f"give 1 to {_MOST_ITERATIONS} levels")
@@ -352,12 +352,26 @@ def _check_loop(node: LoopNode, embeds: list[str], path: str) -> None:
             f"has {len(node.schedule)} iterations, but its {node.topology.kind} takes {stages} a step",
             f"give a multiple of {stages}",
         )
+    if node.start == "noise":
+        _check_start(arch, node, path)
     if node.iterations is not None:
         _check_iterations(node, node.iterations, path)
     if node.reads_embedding and node.embedding is None and len(embeds) != 1:
         raise SpecError(
             f"{path}.embedding", f"there are {len(embeds)} embeds to choose from", f"name one of: {', '.join(embeds)}"
         )
+
+
+def _check_start(arch: ArchSpec, node: LoopNode, path: str) -> None:
+    """A loop that begins with noise must hear its input in another way."""
+    if node.topology.kind in ("mesh", "runge_kutta"):
+        what = f"noise has no meaning with topology {node.topology.kind}"
+        raise SpecError(f"{path}.start", what, "leave it out, or take another topology")
+    core = arch.blocks.get(node.loop)
+    hears = node.recall is not None or (core is not None and core.recall is not None)
+    if not hears and node.topology.kind not in ("anchor", "anchor_star", "mix"):
+        what = "noise leaves nothing of the input in the loop"
+        raise SpecError(f"{path}.start", what, "give it a recall, or topology: anchor")
 
 
 def _check_iterations(node: LoopNode, given: IterationsSpec, path: str) -> None:

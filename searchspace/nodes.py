@@ -24,6 +24,7 @@ NormPlace: TypeAlias = Literal["pre", "peri", "post", "sandwich"]
 FfnKind: TypeAlias = Annotated[Literal["gelu", "swiglu", "relu2"], Open("ffn")]
 RecallKind: TypeAlias = Annotated[Literal["add", "linear", "affine", "concat", "diagonal"], Open("recall")]
 QkNorm: TypeAlias = bool | Literal["after_rotation"]
+LoopStart: TypeAlias = Literal["input", "noise"]
 Per: TypeAlias = Literal["iteration", "level", "loop"]
 IterationSampling: TypeAlias = Literal["fixed", "uniform", "poisson_lognormal", "progressive"]
 LossKind: TypeAlias = Annotated[Literal["z"], Open("loss")]
@@ -222,6 +223,14 @@ class LoopNode:
         default=None,
     )
 
+    noise: float = key(
+        "Standard deviation of normal noise on the state before each iteration, in training.", default=0.0, low=0.0
+    )
+    start: LoopStart = key(
+        "The first state: the input, or noise (zeros when it is not trained; arXiv 2502.05171); the input then comes "
+        "in by recall, or as the anchor.",
+        default="input",
+    )
     per: Per = key(
         "Whose the weights of an iteration's own parts are (routers, step vectors, mixtures, scorers, allocations): "
         "iteration, each has its own; level, those at one level share them; loop, all do, but for pools and "

@@ -12,7 +12,7 @@ from searchspace.plugins import provided
 from searchspace.tables import Open, TableError, complete, options, table
 
 TopologyKind: TypeAlias = Annotated[
-    Literal["base", "residual", "anchor", "anchor_star", "mesh", "mix", "runge_kutta"], Open("topology")
+    Literal["base", "residual", "anchor", "anchor_star", "mesh", "mix", "runge_kutta", "velocity"], Open("topology")
 ]
 Support: TypeAlias = Literal["residual", "anchor", "anchor_star"]
 MixWeights: TypeAlias = Literal["sum", "static", "dynamic"]
@@ -47,6 +47,13 @@ class MixSettings:
         """Raise `SpecError` for no support, or one named twice."""
         if not 1 <= len(self.of) == len(set(self.of)):
             raise SpecError(f"{path}.of", f"{list(self.of)} is not a set of supports", "name each once")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VelocitySettings:
+    """Updates with momentum: v <- momentum v + update, state <- state + v (arXiv 2604.15259, code)."""
+
+    momentum: float = key("Share of the velocity that is kept; with 0 it is residual.", default=0.9, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +157,7 @@ TOPOLOGIES = table(
             reads_embedding=lambda s: False,
             stages=lambda s: s.scheme.stages,
         ),
+        TopologyRow("velocity", VelocitySettings, bare=True, reads_embedding=lambda s: False, stages=lambda s: 1),
     ),
     options(TopologyKind),
     places=_places,

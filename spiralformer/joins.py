@@ -63,6 +63,24 @@ class MixtureJoin(nn.Module):
         return mixed_BLD
 
 
+class Noise(nn.Module):
+    """x + normal noise, or noise in the place of x, in training; else x, or zeros.
+
+    Shape:
+        (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, std: float, replaces: bool) -> None:
+        super().__init__()
+        self.std, self.replaces = std, replaces
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if self.replaces:  # no wider than three deviations (arXiv 2502.05171)
+            noise_BLD = torch.randn_like(x_BLD).clamp(-3, 3) * self.std if self.training else torch.zeros_like(x_BLD)
+            return noise_BLD
+        return x_BLD + torch.randn_like(x_BLD) * self.std if self.training else x_BLD
+
+
 class AddStep(nn.Module):
     """x + e, a vector of the iteration's own (step embedding).
 

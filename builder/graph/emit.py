@@ -170,6 +170,11 @@ class Emitter:
         """A stream, normalised."""
         return self.emit(name, f"norm.{kind}", {"stream": source}, source.level, owner=owner, key=key)
 
+    def noise(self, name: str, source: Value, std: float, *, replaces: bool, key: str = "") -> Value:
+        """Normal noise on a stream, or in its place."""
+        attrs: dict[str, Attr] = {"std": float(std), "replaces": replaces}
+        return self.emit(name, "noise", {"stream": source}, source.level, attrs, key=key)
+
     def step(self, name: str, kind: str, source: Value, *, owner: str = "", key: str = "") -> Value:
         """A stream and a vector of the iteration's own."""
         return self.emit(name, f"step.{kind}", {"stream": source}, source.level, owner=owner, key=key)

@@ -536,6 +536,13 @@ _ROWS = (
     ),
     operation("step.add", {"stream": STREAM}, _made("joins.AddStep", width=True), _STEP, cost=_VECTOR, init="small"),
     operation("step.scale", {"stream": STREAM}, _made("joins.ScaleStep", width=True), _STEP, cost=_VECTOR, init="own"),
+    operation(
+        "noise",
+        {"stream": STREAM},
+        lambda graph, node, levels: part("joins.Noise", node.attr("std", float), node.attr("replaces", bool)),
+        Drawing("sign", "M-4 4-4-4 4 4 4-4", half=4, space=6, words="N noise in training"),
+        attrs={"std": float, "replaces": bool},
+    ),
     operation("memory", {"first": STREAM}, _made("memory.OpenMemory"), BUS, gives=MEMORY, attrs={"slots": int}),
     operation(
         "write",
@@ -580,7 +587,7 @@ _ROWS = (
     ),
 )
 
-_ALONE = ("embed", "block", "memory", "write", "read", "head")
+_ALONE = ("embed", "block", "noise", "memory", "write", "read", "head")
 _JOINS = ("base", "sum", "weighted", "mixture")  # residual, anchor and the like are written out as sums
 _NAMES = (
     *_ALONE,

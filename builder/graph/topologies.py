@@ -18,6 +18,7 @@ from searchspace.topologies import (
     Settings,
     TopologyKind,
     TopologyRow,
+    VelocitySettings,
 )
 
 _AUTO_SLOTS_BEYOND_ITERATIONS = 3  # MeSH: B = N_loop + 3
@@ -56,11 +57,20 @@ class Loop:
         where = f"chunk{chunk}" if self.spec.per == "level" or part in ("pool", "upscale") else "all"
         return f"sites.{self.name}.{where}.{part}"
 
+    def initial(self) -> Value:
+        """The first state: the input, or noise."""
+        if self.spec.start == "input":
+            return self.start
+        to, key = self.to, f"graph.{self.name}.start"
+        return to.noise(f"{self.name}.start", self.start, 1.0, replaces=True, key=key)
+
     def iterate(self, t: int, state: Value) -> Value:
-        """One pass of the core: step, recall, pool, block, upscale. Gives the update."""
+        """One pass of the core: noise, step, recall, pool, block, upscale. Gives the update."""
         to, spec, at, key = self.to, self.spec, f"{self.name}.t{t}", f"graph.{self.name}"
         use, place = spec.schedule[t], f"{key}.schedule.{t}"
         entered = state
+        if spec.noise:
+            entered = to.noise(f"{at}.noise", entered, spec.noise, replaces=False, key=f"{key}.noise")
         if spec.step is not None:
             entered = to.step(f"{at}.step", spec.step, entered, owner=self.owner(t, "step"), key=f"{key}.step")
         if spec.recall is not None:
@@ -98,7 +108,7 @@ def _added_to(support: Callable[[Loop, Value], Sequence[Value]]) -> Unroll:
     """Each update is added to one support: of the loop and its state."""
 
     def unroll(loop: Loop) -> Value:
-        state = loop.start
+        state = loop.initial()
         for t in loop.iterations:
             update = loop.iterate(t, state)
             state = loop.to.sum(f"{loop.name}.t{t}.join", update, support(loop, state), key=loop.key)
@@ -110,7 +120,7 @@ def _added_to(support: Callable[[Loop, Value], Sequence[Value]]) -> Unroll:
 
 def _mix(loop: Loop) -> Value:
     """Several supports at once (MeSH, arXiv 2510.07739, appendix E.2)."""
-    settings, state = loop.settings, loop.start
+    settings, state = loop.settings, loop.initial()
     assert isinstance(settings, MixSettings)
     for t in loop.iterations:
         update, name = loop.iterate(t, state), f"{loop.name}.t{t}.join"
@@ -146,6 +156,21 @@ def _mesh(loop: Loop) -> Value:
         memory = to.write(f"{name}.t{t}.write", memory, update, state, owner=loop.owner(t, "write"), key=key)
         read = to.read(f"{name}.t{t}.read", memory, state, owner=loop.owner(t, "read"), key=key)
         state = loop.normalise(t, read)
+    return state
+
+
+def _velocity(loop: Loop) -> Value:
+    """A heavy ball: v <- mu v + update, state <- state + v; the first velocity is the first update."""
+    settings, name, state = loop.settings, loop.name, loop.initial()
+    assert isinstance(settings, VelocitySettings)
+    velocity: Value | None = None
+    for t in loop.iterations:
+        update = loop.iterate(t, state)
+        if velocity is not None:
+            terms, factors = [update, velocity], [1.0, settings.momentum]
+            update = loop.to.weighted(f"{name}.t{t}.velocity", terms, factors, learned=False, key=loop.key)
+        velocity = update
+        state = loop.normalise(t, loop.to.sum(f"{name}.t{t}.join", velocity, [state], key=loop.key))
     return state
 
 
@@ -188,6 +213,7 @@ UNROLLINGS = table(
         Unrolling("mesh", _mesh),
         Unrolling("mix", _mix),
         Unrolling("runge_kutta", _runge_kutta),
+        Unrolling("velocity", _velocity),
     ),
     options(TopologyKind),
 )

@@ -1,8 +1,8 @@
 """Chess: which piece moves where; mates in one of random games, or the puzzles of a CSV as Lichess has it.
 
 The rules are those of the package ``chess`` (the extra ``chess``; its licence is the GPL 3, ours is another). A puzzle
-that is made is harder the more moves are legal; a CSV rates its own. A model sees 64 squares from the side of whoever is
-to move, rank by rank from its own, and says of each how likely the move is from there, and to there.
+that is made is harder the more moves are legal; a CSV rates its own. A model sees 64 squares from the side of whoever
+is to move, rank by rank from its own, and says of each how likely the move is from there, and to there.
 
 Shape legend: B batch, L squares, V outputs of a square.
 """
@@ -82,7 +82,7 @@ class Chess(Rated):
             *HARDER,
             Metric("from_right", "piece right", "share of held-out puzzles whose piece is right", better="higher"),
             Metric(
-                "loss", "nats/move", "held-out loss, nats per move: of the piece and of where it goes", better="lower"
+                "loss", "nats/move", "held-out loss, nats per move, both squares", better="lower"
             ),
         ),
     )
