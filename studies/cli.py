@@ -522,6 +522,10 @@ def eval(
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
     schedule: Schedules = None,
+    halt: Annotated[
+        str | None,
+        typer.Option(help="Stop each row's loop at rest: state=0.01 (relative change), or logits=5e-4 (KL, nats)."),
+    ] = None,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -530,14 +534,17 @@ def eval(
     from studies.commands.evaluate import examine, score_text
     from studies.commands.preflight import check_device
     from studies.data.settings import TextData
+    from studies.probes.halting import Halt
 
     check_device(device)
+    when = None if halt is None else Halt.read(halt)
     if not data:
-        examine(bundle, console, tokens=tokens, device=device, as_json=as_json, schedules=schedule or ())
+        examine(bundle, console, tokens=tokens, device=device, as_json=as_json, schedules=schedule or (), halt=when)
         return
     paths = data if len(data) > 1 else data[0]
     config = decode(TextData, _given(kind=kind, path=paths, text_field=text_field), "data")
-    score_text(bundle, config, console, tokens=tokens, device=device, as_json=as_json, schedules=schedule or ())
+    given = schedule or ()
+    score_text(bundle, config, console, tokens=tokens, device=device, as_json=as_json, schedules=given, halt=when)
 
 
 @_command

@@ -13,14 +13,22 @@ from rich.progress import Progress
 from rich.table import Table
 
 from studies.data.settings import TextData
+from studies.probes.halting import Halt
 from studies.training.evaluate import evaluate, examine_bundle, position_bins
 
 
 def examine(
-    bundle: Path, console: Console, *, tokens: int, device: str, as_json: bool, schedules: Sequence[str] = ()
+    bundle: Path,
+    console: Console,
+    *,
+    tokens: int,
+    device: str,
+    as_json: bool,
+    schedules: Sequence[str] = (),
+    halt: Halt | None = None,
 ) -> None:
     """On examples that the bundle's task makes."""
-    found = examine_bundle(bundle, most_tokens=tokens, device=device, schedules=schedules)
+    found = examine_bundle(bundle, most_tokens=tokens, device=device, schedules=schedules, halt=halt)
     if as_json:
         print(json.dumps(asdict(found), indent=2))
         return
@@ -37,6 +45,7 @@ def score_text(
     device: str,
     as_json: bool,
     schedules: Sequence[str] = (),
+    halt: Halt | None = None,
 ) -> None:
     """On text that is given."""
     with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
@@ -47,6 +56,7 @@ def score_text(
             most_tokens=tokens,
             device=device,
             schedules=schedules,
+            halt=halt,
             tick=lambda done, of: progress.update(task, completed=done, total=of),
         )
     if as_json:
@@ -59,6 +69,8 @@ def score_text(
         f"{per_byte}, {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}, over {found.tokens:,} tokens",
         highlight=False,
     )
+    if found.halted:
+        console.print(", ".join(f"{name} {value:.4g}" for name, value in found.halted.items()), highlight=False)
     title, columns = "By position in the window", ("position", "nats per token")
     _print_rows(title, columns, position_bins(found.by_position), console)
 

@@ -23,6 +23,59 @@ from spiralformer import padding
 from spiralformer.model import SpiralFormer
 
 
+class Runner:
+    """The code of a model, step by step.
+
+    Args:
+        model: built from ``arch``.
+        arch: of it.
+    """
+
+    def __init__(self, model: SpiralFormer, arch: ArchSpec) -> None:
+        graph = compile_arch(arch)
+        self.model, self.arch, self.causal = model, arch, graph.causal
+        self.steps: list[Step] = [step for step in steps_of(graph) if step.row.gives is not Kind.LOSS]
+        self.output = next(step.label for step in self.steps if step.node.name == graph.output)
+
+    def begin(self, tokens_BL: Tensor) -> dict[str, Any]:
+        """Values before the first step, by label."""
+        values: dict[str, Any] = {"self": self.model, "tokens": tokens_BL}
+        if not self.causal:
+            levels = {level for step in self.steps for level in (step.source, step.node.level)}
+            told = {seen_at(level): padding.visible(None, level.chunk, level.offset, tokens_BL) for level in levels}
+            values.update(told)
+        return values
+
+    def run(self, steps: Sequence[Step], values: dict[str, Any]) -> None:
+        """Add the values of these steps."""
+        for step in steps:
+            values[step.label] = eval(_compiled(step.call()), {}, values)
+
+    def states(self, loop: str) -> tuple[str, ...]:
+        """The labels of a loop's states: the one it begins with, then one after each iteration."""
+        node = self.arch.graph[loop]
+        assert isinstance(node, LoopNode)
+        named = {step.node.name: step for step in self.steps}
+        begun = named.get(f"{loop}.start") or named.get(node.input)
+        labels = [] if begun is None else [begun.label]
+        level = None if begun is None else begun.node.level
+        for t in range(len(node.schedule)):
+            ends = [
+                step.label
+                for step in self.steps
+                if step.node.iteration == (loop, t)
+                and step.row.gives is Kind.STREAM
+                and level in (None, step.node.level)
+            ]
+            labels += ends[-1:]
+        return tuple(labels)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(call: str) -> CodeType:
+    return compile(call, "<trace>", "eval")
+
+
 @dataclass(frozen=True, slots=True)
 class LoopTrace:
     """One loop's states, in the order of its iterations."""
@@ -30,7 +83,7 @@ class LoopTrace:
     name: str
     states: tuple[Tensor, ...]
     """That it starts from, then after each iteration, each (B, L', D) at the loop's own level."""
-    _labels: tuple[str, ...]
+    labels: tuple[str, ...]
 
 
 class Trace:
@@ -43,63 +96,31 @@ class Trace:
     """
 
     def __init__(self, model: SpiralFormer, arch: ArchSpec, tokens_BL: Tensor) -> None:
-        graph = compile_arch(arch)
-        self.arch, self.model = arch, model
-        self.steps: list[Step] = [step for step in steps_of(graph) if step.row.gives is not Kind.LOSS]
-        self.values: dict[str, Any] = {"self": model, "tokens": tokens_BL}
-        if not graph.causal:
-            levels = {level for step in self.steps for level in (step.source, step.node.level)}
-            told = {seen_at(level): padding.visible(None, level.chunk, level.offset, tokens_BL) for level in levels}
-            self.values.update(told)
+        self.runner, self.model, self.arch = Runner(model, arch), model, arch
+        self.values = self.runner.begin(tokens_BL)
         with torch.no_grad():
-            self._run(self.steps, self.values)
-        self.output = next(step.label for step in self.steps if step.node.name == graph.output)
+            self.runner.run(self.runner.steps, self.values)
 
     @property
     def logits(self) -> Tensor:
         """Of all positions, (B, L, V)."""
-        found: Tensor = self.values[self.output]
+        found: Tensor = self.values[self.runner.output]
         return found
 
     def loop(self) -> LoopTrace | None:
         """The loop of most iterations; None if there is none."""
         loops = [(len(node.schedule), name) for name, node in self.arch.graph.items() if isinstance(node, LoopNode)]
-        count, name = max(loops, default=(0, ""))
-        if count < 1:
+        if not loops:
             return None
-        node = self.arch.graph[name]
-        assert isinstance(node, LoopNode)
-        own = [step for step in self.steps if step.node.iteration[0] == name]
-        labels = []
-        start = next((step for step in self.steps if step.node.name == node.input), None)
-        if start is not None:
-            labels.append(start.label)
-        level = None if start is None else start.node.level
-        for t in range(count):
-            ends = [
-                step.label
-                for step in own
-                if step.node.iteration[1] == t and step.row.gives is Kind.STREAM and level in (None, step.node.level)
-            ]
-            labels += ends[-1:]
-        return LoopTrace(name, tuple(self.values[label] for label in labels), tuple(labels))
+        labels = self.runner.states(max(loops)[1])
+        return LoopTrace(max(loops)[1], tuple(self.values[label] for label in labels), labels)
 
     def again(self, loop: LoopTrace, t: int, state_BLD: Tensor) -> Tensor:
         """Iteration ``t``, from 1, of a loop once more from another state; its memory and input stay as they were.
 
         Gradients flow from ``state_BLD``.
         """
-        values = {**self.values, loop._labels[t - 1]: state_BLD}
-        own = [step for step in self.steps if step.node.iteration == (loop.name, t - 1)]
-        self._run(own, values)
-        found: Tensor = values[loop._labels[t]]
+        values = {**self.values, loop.labels[t - 1]: state_BLD}
+        self.runner.run([step for step in self.runner.steps if step.node.iteration == (loop.name, t - 1)], values)
+        found: Tensor = values[loop.labels[t]]
         return found
-
-    def _run(self, steps: Sequence[Step], values: dict[str, Any]) -> None:
-        for step in steps:
-            values[step.label] = eval(_compiled(step.call()), {}, values)
-
-
-@lru_cache(maxsize=4096)
-def _compiled(call: str) -> CodeType:
-    return compile(call, "<trace>", "eval")

@@ -81,9 +81,7 @@ class Chess(Rated):
             Metric("solved", "solved", "share of held-out puzzles whose move is right", better="higher"),
             *HARDER,
             Metric("from_right", "piece right", "share of held-out puzzles whose piece is right", better="higher"),
-            Metric(
-                "loss", "nats/move", "held-out loss, nats per move, both squares", better="lower"
-            ),
+            Metric("loss", "nats/move", "held-out loss, nats per move, both squares", better="lower"),
         ),
     )
 

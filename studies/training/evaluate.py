@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from studies.data.corpus import find_path, look_at_tokens
 from studies.data.dataset import FACTS, Examination
 from studies.data.documents import documents
 from studies.data.settings import TextData
+from studies.probes.halting import Halt, HaltingModel
 from studies.tasks.table import decode_data, task_named
 
 _BATCH_TOKENS = 16_384  # logits of 50,000 words take 3 GiB for so many
@@ -35,6 +36,8 @@ class Evaluation:
     """Nats per token."""
     by_position: tuple[float, ...]
     """Nats per token by place in the window: how much longer context helps."""
+    halted: Mapping[str, float] = field(default_factory=dict)
+    """Iterations and FLOPs of a model that stops where it has come to rest."""
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -54,6 +57,7 @@ def evaluate(
     most_tokens: int = 1_000_000,
     device: str = "cpu",
     schedules: Sequence[str] = (),
+    halt: Halt | None = None,
     tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> Evaluation:
     """Score a bundle on all of ``data``.
@@ -64,6 +68,7 @@ def evaluate(
         most_tokens: looked at, from the start.
         device: where to compute.
         schedules: to run the loops under, as ``h=30``.
+        halt: when the loop of most iterations stops; default: at its schedule's end.
         tick: told how many windows of how many are done.
 
     Raises:
@@ -71,6 +76,7 @@ def evaluate(
             or shorter than one window.
     """
     loaded = load_bundle(bundle, device=device, schedules=schedules)
+    model = loaded.model if halt is None else HaltingModel(loaded.model, loaded.arch, halt)
     length = loaded.arch.seq_len
     if data.kind == "tokens":
         tokens, bytes_per_token = _token_file(bundle, loaded, data, most_tokens)
@@ -88,20 +94,23 @@ def evaluate(
         starts = np.arange(first, min(first + batch, windows)) * length
         rows_BL = torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)).to(device)
         with torch.no_grad():
-            logits_BLV = loaded.model(rows_BL[:, :-1])
+            logits_BLV = model(rows_BL[:, :-1])
         loss_BL = F.cross_entropy(logits_BLV.flatten(0, 1).float(), rows_BL[:, 1:].flatten(), reduction="none")
         sums += loss_BL.view(len(starts), length).double().sum(0).cpu()
         tick(min(first + batch, windows), windows)
     count = windows * length
     by_position = tuple((sums / windows).tolist())
     text_bytes = None if bytes_per_token is None else count * bytes_per_token
-    return Evaluation(count, text_bytes, float(sums.sum()) / count, by_position)
+    halted = model.told if isinstance(model, HaltingModel) else {}
+    return Evaluation(count, text_bytes, float(sums.sum()) / count, by_position, halted)
 
 
 def examine_bundle(
-    bundle: Path, *, most_tokens: int, device: str = "cpu", schedules: Sequence[str] = ()
+    bundle: Path, *, most_tokens: int, device: str = "cpu", schedules: Sequence[str] = (), halt: Halt | None = None
 ) -> Examination:
     """Score a bundle on examples that its task makes anew, its loops under other schedules if some are given.
+
+    With ``halt``, the loop of most iterations stops where it has come to rest, and the metrics say how often it ran.
 
     Raises:
         SpecError: if the bundle is damaged, or its task makes none.
@@ -118,7 +127,11 @@ def examine_bundle(
     if task is None or task.examine is None:
         raise SpecError("--data", "is missing: this model's task makes no examples", "give text to score it on")
     settings = decode_data(loaded.manifest.get("data_settings", {}), "data_settings")
-    return task.examine(loaded.model.eval(), settings, most_tokens, tried_models(loaded.model, loaded.arch))
+    if halt is None:
+        return task.examine(loaded.model.eval(), settings, most_tokens, tried_models(loaded.model, loaded.arch))
+    model = HaltingModel(loaded.model.eval(), loaded.arch, halt)
+    found = task.examine(model, settings, most_tokens, {})
+    return replace(found, metrics={**found.metrics, **model.told})
 
 
 def _encoded(codec: Codec, data: TextData, most: int) -> tuple[np.ndarray, float]:
