@@ -22,12 +22,14 @@ _SETTLED = 0.99  # cosine between a state and the one before
 _NOISE_LEVELS, _NOISE_SEEDS = 10, 5
 _ROWS = 2  # of the batch whose Jacobian is looked at
 _WHOLE = 96  # a Jacobian of so many rows is computed whole
-_RESTARTS = 30
+_RESTARTS = 8
 
 
 def reachability(trace: Trace, loop: LoopTrace) -> dict[str, float]:
     """How the iteration comes to rest: cosine of the last two states, when it passes 0.99 first, growth of the norm."""
     states = loop.states
+    if not all(bool(state.isfinite().all()) for state in states):
+        return {"step_cosine": math.nan, "settles_at": math.nan, "norm_ratio": math.nan}
     cosines = [torch.cosine_similarity(a.double(), b.double(), dim=-1).mean().item() for a, b in pairwise(states)]
     settled = next((t for t, cosine in enumerate(cosines, start=1) if cosine > _SETTLED), len(cosines) + 1)
     norms = [state.double().norm(dim=-1).mean().item() for state in states[1:]]
@@ -92,6 +94,8 @@ def jacobian_radius(trace: Trace, loop: LoopTrace) -> float:
 
 def _radius(trace: Trace, loop: LoopTrace) -> float:
     at_1LD, last = loop.states[-2], len(loop.states) - 1
+    if not bool(loop.states[-1].isfinite().all()):
+        return math.nan
     size = at_1LD.numel()
 
     def step(state_1LD: Tensor) -> Tensor:
@@ -110,7 +114,9 @@ def _radius(trace: Trace, loop: LoopTrace) -> float:
     start = np.random.default_rng(0).standard_normal(size)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     try:
-        values = eigs(operator, k=1, which="LM", v0=start, tol=1e-3, maxiter=_RESTARTS, return_eigenvectors=False)
+        values = eigs(
+            operator, k=1, which="LM", v0=start, tol=1e-3, ncv=24, maxiter=_RESTARTS, return_eigenvectors=False
+        )
     except ArpackError as error:
         values = getattr(error, "eigenvalues", np.empty(0))  # as far as it came
     return float(np.abs(values).max()) if len(values) else _growth(product, start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from searchspace.arch import ArchSpec
     from spiralformer.model import SpiralFormer
 
+WORST = 1e30
+"""Stands for what is no number."""
 ProbeName: TypeAlias = Literal["reachability", "input_dependence", "geometry", "robustness"]
 
 
@@ -78,6 +81,8 @@ def probed_metrics() -> dict[str, tuple[ProbeRow, Metric]]:
 def probe(names: tuple[ProbeName, ...], model: SpiralFormer, arch: ArchSpec, tokens_BL: Tensor) -> Mapping[str, float]:
     """What the probes of these names measure, in their order; nothing of a model that has no loop.
 
+    Of a state that has grown without bound, the worst: -1 where more is better, else `WORST`.
+
     Args:
         names: of `PROBES`.
         model: in evaluation mode.
@@ -93,4 +98,6 @@ def probe(names: tuple[ProbeName, ...], model: SpiralFormer, arch: ArchSpec, tok
     for name in names if loop is not None else ():
         module, _, function = PROBES[name].measure.partition(":")
         found.update(getattr(importlib.import_module(module), function)(trace, loop))
-    return found
+    raised = {name for name, (_, metric) in probed_metrics().items() if metric.better == "higher"}
+    worst = {name: -1.0 if name in raised else WORST for name in found}
+    return {name: value if math.isfinite(value) else worst[name] for name, value in found.items()}

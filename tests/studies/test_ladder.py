@@ -22,7 +22,7 @@ from studies.training.recipe import size_of
 from studies.training.run_trial import run_trial
 from studies.training.trainer import Trainer
 
-LADDER = ("scale.sizes=[8,16,24]", "scale.horizons=[0.02,0.04]", "training.eval_tokens=1024")
+LADDER = ("scale.sizes=[8,16,24]", "scale.horizons=[0.01,0.02]", "training.eval_tokens=512")
 
 
 # -- one trunk ----------------------------------------------------------------------------------------
@@ -356,11 +356,11 @@ def test_a_ladder_may_change_and_goes_on(tmp_path):
     study, run = str(tiny_study(tmp_path)), ("--serial", "--dir", str(tmp_path / "run"))
     over = ("search.num_trials=2", "scale.candidates=1", "scale.seeds=1", "scale.allot=false", LADDER[2])
     steps = [
-        (["scale.sizes=[8,16,24]", "scale.horizons=[0.02,0.04]"], 6),
-        (["scale.sizes=[8,16,24]", "scale.horizons=[0.02,0.04]"], 6),
-        (["scale.sizes=[8,16,32]", "scale.horizons=[0.02,0.04]"], 8),
-        (["scale.sizes=[8,16,32]", "scale.horizons=[0.03,0.06]"], 14),
-        (["scale.sizes=[8,16,32]", "scale.horizons=[0.06]"], 20),
+        (["scale.sizes=[8,12,16]", "scale.horizons=[0.01,0.02]"], 6),
+        (["scale.sizes=[8,12,16]", "scale.horizons=[0.01,0.02]"], 6),
+        (["scale.sizes=[8,12,20]", "scale.horizons=[0.01,0.02]"], 8),
+        (["scale.sizes=[8,12,20]", "scale.horizons=[0.015,0.03]"], 14),
+        (["scale.sizes=[8,12,20]", "scale.horizons=[0.03]"], 20),
     ]
     for scale, count in steps:
         run_cli("search", study, *over, *scale, *run)

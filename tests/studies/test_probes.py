@@ -150,7 +150,7 @@ def test_a_study_records_them_and_may_seek_one(tmp_path):
         "search": {"num_trials": 2},
     }
     file = tiny_study(tmp_path, {**over, "training": {"probes": ["reachability", "geometry"]}})
-    run_cli("search", file, "--dir", tmp_path / "run")
+    run_cli("search", file, "--dir", tmp_path / "run", "--serial")
     records, _, settings = read_study(tmp_path / "run")
     assert len(records) == 2
     for record in records:
@@ -159,3 +159,12 @@ def test_a_study_records_them_and_may_seek_one(tmp_path):
         assert record.objectives(settings.objectives)[1] == measured["norm_ratio"]
     said = run_cli("check", tiny_study(tmp_path, over), code=2)
     assert "is measured by the probe reachability" in " ".join(said.split())
+
+
+def test_a_state_without_bound_counts_as_the_worst():
+    arch, model = looped(("token",) * 64, recall="linear")
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name.endswith("recall.state.weight")).mul_(1e30)
+    found = probe(("reachability", "input_dependence", "geometry", "robustness"), model, arch, tokens())
+    assert (found["step_cosine"], found["norm_ratio"], found["jacobian_radius"]) == (-1.0, 1e30, 1e30)
+    assert all(np.isfinite(value) for value in found.values())

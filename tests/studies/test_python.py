@@ -173,7 +173,7 @@ def test_wrong_data_are_named(tmp_path, data, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"task": "chess"}, "unknown task"),
+        ({"task": "crosswords"}, "unknown task"),
         ({"task": "reach", "data": {"kind": "text", "path": "x"}}, "data of the task text_lm"),
         ({"settings": {"budget": {}}}, "no further section"),
         ({"settings": {"search": 3}}, "give a mapping"),
