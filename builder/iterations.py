@@ -14,14 +14,13 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from searchspace.arch import ArchSpec
-from searchspace.nodes import IterationSampling, IterationsSpec, LoopNode
+from searchspace.nodes import MOST_MEANS, IterationSampling, IterationsSpec, LoopNode
 from searchspace.tables import complete, options, table
 
 TRAINING_FACTOR = 3
 """Forward once, backward twice."""
 _SIGMA = 0.5  # of the log-normal mean (arXiv 2502.05171)
 _NODES = 64  # at which its density is summed
-_MOST_MEANS = 4  # a Poisson draw beyond so many times its mean counts as that
 
 
 class Run(NamedTuple):
@@ -60,7 +59,7 @@ def _progressive(train: int) -> Distribution:
 
 def _poisson_lognormal(train: int) -> Distribution:
     """1 + a Poisson number whose mean is log-normal about ``train``; four times as many at most."""
-    most = _MOST_MEANS * train
+    most = MOST_MEANS * train
     normal = [(z, math.exp(-z * z / 2)) for z in (-4 + 8 * (i + 0.5) / _NODES for i in range(_NODES))]
     whole = sum(weight for _, weight in normal)
     mass = [0.0] * (most - 1)

@@ -169,6 +169,10 @@ class RecallNode:
     weights: str | None = key("Nodes that give the same name share their weights.", default=None)
 
 
+MOST_MEANS = 4
+"""A Poisson draw beyond so many times its mean counts as that."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IterationsSpec:
     """How often a loop runs in training, and how often a trained model is tried; else as its schedule says.
@@ -247,6 +251,15 @@ class LoopNode:
         """The fewest iterations after which the schedule begins again, and a step of the topology ends."""
         own, stages = self.schedule, self.topology.row.stages(self.topology.settings)
         return next(n for n in range(1, len(own) + 1) if n % stages == 0 and own[n:] == own[:-n])
+
+    @property
+    def most_iterations(self) -> int:
+        """In its schedule, in a step of training, or when it is tried."""
+        given, own = self.iterations, len(self.schedule)
+        if given is None:
+            return own
+        means = MOST_MEANS if given.sample == "poisson_lognormal" else 1
+        return max(own, (given.train or own) * means, *given.test)
 
     @property
     def varies(self) -> bool:

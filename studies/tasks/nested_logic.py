@@ -23,7 +23,7 @@ from searchspace.tables import table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
 from studies.tasks.graded import HARDER, Graded
-from studies.tasks.pairs import LEFT_OUT, prepare_pairs
+from studies.tasks.pairs import LEFT_OUT, prepare_pairs, shares_right
 
 if TYPE_CHECKING:
     import random
@@ -97,8 +97,8 @@ class NestedLogic(Graded):
         return Headline(self.metrics["right"], -1.0)
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
-        right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | (targets_BL == LEFT_OUT)
-        return {"right": right_BL.all(dim=1).float().mean(), "loss": self.loss(logits_BLV, targets_BL)}
+        right, _ = shares_right(logits_BLV, targets_BL)
+        return {"right": right, "loss": self.loss(logits_BLV, targets_BL)}
 
     def pairs(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
         inputs_BL, answers_BL = super().pairs(rows)

@@ -62,6 +62,13 @@ class Pairs(Dataset):
         return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), ignore_index=LEFT_OUT)
 
 
+def shares_right(logits_BLV: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of rows without a mistake, and of answers that are right."""
+    asked_BL = targets_BL != LEFT_OUT
+    right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | ~asked_BL
+    return right_BL.all(dim=1).float().mean(), (right_BL & asked_BL).sum() / asked_BL.sum()
+
+
 def prepare_pairs(
     kind: type[PairsType],
     config: DataConfig,

@@ -22,7 +22,7 @@ from searchspace.tables import table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
 from studies.tasks.graded import HARDER, Graded
-from studies.tasks.pairs import prepare_pairs
+from studies.tasks.pairs import prepare_pairs, shares_right
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,12 +66,8 @@ class PrefixSums(Graded):
         return Headline(self.metrics["solved"], -1.0)
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
-        right_BL = logits_BLV.argmax(dim=-1) == targets_BL
-        return {
-            "solved": right_BL.all(dim=1).float().mean(),
-            "bits": right_BL.float().mean(),
-            "loss": self.loss(logits_BLV, targets_BL),
-        }
+        solved, right = shares_right(logits_BLV, targets_BL)
+        return {"solved": solved, "bits": right, "loss": self.loss(logits_BLV, targets_BL)}
 
     def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
         return make_rows(count, level, seed)

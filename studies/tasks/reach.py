@@ -17,7 +17,7 @@ from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
-from studies.tasks.pairs import LEFT_OUT, Pairs, prepare_pairs
+from studies.tasks.pairs import LEFT_OUT, Pairs, prepare_pairs, shares_right
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,13 +58,8 @@ class Mazes(Pairs):
         return Headline(self.metrics["solved"], -1.0)
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
-        asked_BL = targets_BL != LEFT_OUT
-        right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | ~asked_BL
-        return {
-            "solved": right_BL.all(dim=1).float().mean(),
-            "cells": (right_BL & asked_BL).sum() / asked_BL.sum(),
-            "loss": self.loss(logits_BLV, targets_BL),
-        }
+        solved, right = shares_right(logits_BLV, targets_BL)
+        return {"solved": solved, "cells": right, "loss": self.loss(logits_BLV, targets_BL)}
 
     def show(self, model: Any, seed: int = 0) -> tuple[str, str]:
         import torch

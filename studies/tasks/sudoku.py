@@ -25,7 +25,7 @@ from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import Headline, Metric
 from studies.tasks.graded import HARDER
-from studies.tasks.pairs import LEFT_OUT
+from studies.tasks.pairs import LEFT_OUT, shares_right
 from studies.tasks.rated import Puzzle, Rated, RatedData, prepare_rated
 
 if TYPE_CHECKING:
@@ -116,13 +116,8 @@ class Sudoku(Rated):
         return self.pairs(shuffled(boards, told.sides, draw) if told.augment else boards)
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
-        asked_BL = targets_BL != LEFT_OUT
-        right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | ~asked_BL
-        return {
-            "solved": right_BL.all(dim=1).float().mean(),
-            "cells": (right_BL & asked_BL).sum() / asked_BL.sum(),
-            "loss": self.loss(logits_BLV, targets_BL),
-        }
+        solved, right = shares_right(logits_BLV, targets_BL)
+        return {"solved": solved, "cells": right, "loss": self.loss(logits_BLV, targets_BL)}
 
     def draw(self, inputs_L: Tensor, said_L: Tensor, targets_L: Tensor) -> str:
         """Empty cells in brackets, ``x`` where the model is wrong."""

@@ -20,7 +20,7 @@ from searchspace.tables import complete, options, table
 from studies.data.dataset import DataFacts, Examination, Headline, Metric
 from studies.data.settings import DataConfig
 from studies.tasks.graded import HARDER, Graded
-from studies.tasks.pairs import LEFT_OUT, prepare_pairs
+from studies.tasks.pairs import LEFT_OUT, prepare_pairs, shares_right
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -194,13 +194,8 @@ class Synthetic(Graded):
         return Headline(self.metrics["right"], -1.0)
 
     def measure(self, logits_BLV: Tensor, targets_BL: Tensor) -> dict[str, Tensor]:
-        asked_BL = targets_BL != LEFT_OUT
-        right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | ~asked_BL
-        return {
-            "right": (right_BL & asked_BL).sum() / asked_BL.sum(),
-            "solved": right_BL.all(dim=1).float().mean(),
-            "loss": self.loss(logits_BLV, targets_BL),
-        }
+        solved, right = shares_right(logits_BLV, targets_BL)
+        return {"solved": solved, "right": right, "loss": self.loss(logits_BLV, targets_BL)}
 
     def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
         config = decode(SyntheticData, dict(self.facts.settings))

@@ -148,6 +148,7 @@ def test_tried_in_other_numbers():
         ({"topology": {"runge_kutta": {"tableau": "midpoint"}}, "iterations": {"test": [3]}}, "3 ends within a step"),
         ({"iterations": {"test": [9, 3]}}, "no numbers of iterations in order"),
         ({"iterations": {"test": [0]}}, "from 1 to 512"),
+        ({"iterations": {"sample": "poisson_lognormal", "train": 200}}, "has up to 800 iterations in all its loops"),
         ({"iterations": {"sample": "poisson"}}, "choose one of: fixed, uniform, poisson_lognormal"),
     ],
 )
