@@ -25,8 +25,8 @@ from recall_and_norm import PROBES
 from builder.schedules import model_under
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
-from studies.config import TrainingConfig
 from studies.probes.table import probe
+from studies.sections import TrainingConfig
 from studies.tasks.sudoku import Sudoku, SudokuData, prepare_sudoku
 from studies.training.trainer import DivergedError, Trainer
 

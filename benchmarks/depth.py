@@ -21,7 +21,7 @@ from recipe import resume
 from builder.schedules import model_under
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
-from studies.config import TrainingConfig
+from studies.sections import TrainingConfig
 from studies.tasks.nested_logic import NestedLogicData, prepare_nested_logic
 from studies.training.trainer import Trainer
 

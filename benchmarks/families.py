@@ -20,9 +20,9 @@ import torch
 
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
-from studies.config import TrainingConfig
 from studies.data.corpus import prepare_corpus
 from studies.data.settings import TextData
+from studies.sections import TrainingConfig
 from studies.show.summary import short, summarize
 from studies.training.trainer import Trainer
 

@@ -23,9 +23,9 @@ from recipe import resume
 from builder.schedules import model_under
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
-from studies.config import TrainingConfig
 from studies.data.corpus import prepare_corpus
 from studies.data.settings import TextData
+from studies.sections import TrainingConfig
 from studies.training.trainer import Trainer
 
 OUT = Path(__file__).parent / "results/iterations.jsonl"

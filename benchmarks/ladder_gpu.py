@@ -26,9 +26,10 @@ import torch
 
 from searchspace.files import read_data
 from searchspace.plain import dump_yaml, encode
-from studies.config import SizeConfig, StudyConfig, check_training, find_study, load_study
+from studies.config import StudyConfig, find_study, load_study
 from studies.data.corpus import Corpus
 from studies.scale.ladder import Ladder, ladder_of
+from studies.sections import SizeConfig, check_training
 from studies.tasks.table import prepare_data
 from studies.training.trainer import Trainer
 

@@ -22,8 +22,8 @@ import torch
 from builder.schedules import model_under
 from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
-from studies.config import TrainingConfig
 from studies.probes.table import probe
+from studies.sections import TrainingConfig
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
 from studies.training.trainer import DivergedError, Trainer
 

@@ -23,9 +23,9 @@ import torch
 from families import architecture
 
 from builder import compile_arch, estimate
-from studies.config import TrainingConfig
 from studies.data.corpus import prepare_corpus
 from studies.data.settings import TextData
+from studies.sections import TrainingConfig
 from studies.training.recipe import recipe_of, size_of
 from studies.training.trainer import DivergedError, Trainer
 

@@ -25,10 +25,10 @@ from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
 from searchspace.plain import encode
 from studies.commands.coordinates import repeated
-from studies.config import SizeConfig, TrainingConfig
 from studies.data.corpus import prepare_corpus
 from studies.data.settings import TextData
 from studies.scale.sizes import scaled
+from studies.sections import SizeConfig, TrainingConfig
 from studies.training.trainer import DivergedError, Trainer
 
 VALUES = {"width": (32, 64, 128), "uses": (1, 2, 4, 8), "coarse": (1, 2, 4, 8)}

@@ -100,7 +100,7 @@ assert "cache_bytes" in json.dumps(json_schema("study"))
 )  # fmt: skip
 SAMPLER = (
     {
-        "studies/config.py": [('SamplerName: TypeAlias = Annotated[\n    Literal["tpe"', 'SamplerName: TypeAlias = Annotated[\n    Literal["qmc", "tpe"')],
+        "studies/sections.py": [('SamplerName: TypeAlias = Annotated[\n    Literal["tpe"', 'SamplerName: TypeAlias = Annotated[\n    Literal["qmc", "tpe"')],
         "studies/strategy/samplers.py": [('        Sampler("random",', '        Sampler("qmc", "a quasi-random sequence", lambda asked: optuna.samplers.QMCSampler(seed=asked.seed, warn_independent_sampling=False, warn_asynchronous_seeding=False)),\n        Sampler("random",')],
     },
     """
@@ -214,7 +214,7 @@ from builder.laws import first_leak, randomize, truth
 from builder import BudgetSpec, build_model, compile_arch, estimate, save_bundle
 from builder.exchange.hf_export import modeling_code
 from searchspace.plain import decode, dump_yaml
-from studies.config import COST_OBJECTIVES
+from studies.sections import COST_OBJECTIVES
 from studies.show.keys import key_reference
 from studies.show.schema import json_schema
 from studies.show.svg import draw_svg

@@ -17,8 +17,9 @@ from searchspace.choices import Chooser, Decision, RandomChooser, Scalar, check_
 from searchspace.errors import ConstraintError, SpecError
 from searchspace.space import Candidate
 from studies.candidates.proposal import Proposal
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.config import StudyConfig
 from studies.data.dataset import DataFacts
+from studies.sections import MiddleChooser, check_training, decide_training
 from studies.tasks.table import check_fit
 from studies.training.plan import Plan, make_plan
 from studies.training.recipe import recipe_of

@@ -21,10 +21,11 @@ from builder.graph.compiler import compile_arch
 from builder.lowering import build_model
 from searchspace.files import arch_from_data, merge
 from studies.commands.export import Format
-from studies.config import TrainingConfig, load_study
+from studies.config import load_study
 from studies.data.dataset import AddedMetric, DataFacts, Dataset, Metric
 from studies.data.settings import TextData
 from studies.records.trial import Report, Rung
+from studies.sections import TrainingConfig
 from studies.strategy.driver import StudyDriver
 from studies.strategy.samplers import Asked, Sampler, make_sampler
 from studies.tasks.pairs import LEFT_OUT, Pairs

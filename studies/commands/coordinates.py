@@ -12,8 +12,8 @@ from rich.table import Table
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, show
 from searchspace.nodes import LoopNode
-from studies.config import SizeConfig
 from studies.scale.sizes import scaled
+from studies.sections import SizeConfig
 from studies.show.terminal import say
 from studies.training.coordinates import FLAT, Slope, slopes
 

@@ -11,18 +11,11 @@ from rich.console import Console
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from studies.commands.preflight import check_resources, device_of, preflight
-from studies.config import (
-    MiddleChooser,
-    StudyConfig,
-    check_training,
-    decide_training,
-    num_baselines,
-    num_climbers,
-    num_promotions,
-)
+from studies.config import StudyConfig, num_baselines, num_climbers, num_promotions
 from studies.data.dataset import Dataset
 from studies.records.resume import check_settings
 from studies.scale.ladder import ladder_of
+from studies.sections import MiddleChooser, check_training, decide_training
 from studies.show.summary import short
 from studies.show.terminal import say
 from studies.strategy.stopper import expected_work, rung_shares

@@ -21,13 +21,14 @@ from searchspace.errors import SpecError, one_of, show
 from searchspace.plugin_loading import owner
 from searchspace.plugins import names, needing, provided
 from searchspace.tables import complete, table
-from studies.config import StudyConfig, check_training
+from studies.config import StudyConfig
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
 from studies.data.dataset import Dataset
 from studies.records.folder import EXPORTS, check_links
 from studies.records.reading import read_study
 from studies.records.trial import TrialRecord, identity_of
 from studies.report.ranking import best_of, rest_of_front
+from studies.sections import check_training
 from studies.show.summary import cost_lines, draw_strip, summarize
 from studies.show.svg import draw_svg
 from studies.show.terminal import say

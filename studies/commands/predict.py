@@ -15,7 +15,7 @@ from searchspace.disk import check_replaceable, new_folder, probe_folder, write_
 from searchspace.errors import SpecError
 from searchspace.files import load_space
 from searchspace.plain import dump_yaml, encode
-from studies.config import LearnerName, StudyConfig
+from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.predict.explain import Drawn, Explanation, Pool, Ranked, explain, observe_all, rank, transfer, with_space
 from studies.predict.features import Observation
@@ -23,6 +23,7 @@ from studies.predict.importance import measured_importance
 from studies.predict.predictor import FEWEST, Predictor, fit_best, predictor_contents
 from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
+from studies.sections import LearnerName
 from studies.show.summary import labels, short
 from studies.show.terminal import say
 

@@ -17,20 +17,13 @@ from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
 from studies.candidates.drawing import Candidates
 from studies.candidates.feasibility import Survey, survey
-from studies.config import (
-    MiddleChooser,
-    StudyConfig,
-    TrainingConfig,
-    check_training,
-    decide_training,
-    num_climbers,
-    rooted,
-)
+from studies.config import StudyConfig, num_climbers
 from studies.data.corpus import find_path
 from studies.data.dataset import DataFacts
 from studies.records.folder import read_settings
 from studies.report.tracking import check_trackers
 from studies.scale.ladder import ladder_of
+from studies.sections import MiddleChooser, TrainingConfig, check_training, decide_training, rooted
 from studies.show.summary import notes_on, short
 from studies.strategy.proposer import list_candidates
 from studies.strategy.stopper import rung_shares

@@ -23,7 +23,7 @@ from searchspace.plain import encode
 from studies.commands.live import StudyView, failure_of
 from studies.commands.preflight import device_of, look_at_data, preflight
 from studies.commands.results import show_results, write_page
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.execution.base import Runner
 from studies.execution.run import run_on_ray, run_serial
@@ -32,6 +32,7 @@ from studies.records.journal import mend
 from studies.records.resume import check_settings, keep_settings
 from studies.report.ranking import baselines_of, best_of, leader, rest_of_front
 from studies.report.tracking import Tracking
+from studies.sections import MiddleChooser, check_training, decide_training
 from studies.show.terminal import say
 from studies.strategy.driver import Listener, StudyDriver, StudyHaltedError
 from studies.tasks.custom import CustomData

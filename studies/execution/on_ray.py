@@ -41,9 +41,9 @@ from ray.tune.search import Searcher
 
 from searchspace.disk import private_folder, read_bytes
 from searchspace.errors import SpecError
-from studies.config import ResourcesConfig
 from studies.execution.base import Runner, Watcher
 from studies.records.trial import MissingPluginError, Report, TrialSpec
+from studies.sections import ResourcesConfig
 from studies.strategy.driver import MAX_ATTEMPTS, StudyDriver
 
 _LAST_ATTEMPT = 1 << 30  # above any that was begun: the driver takes it for no older one's word

@@ -26,12 +26,13 @@ from searchspace.plain import decode, key
 from searchspace.space import SpaceSpec, assignments
 from studies.candidates.drawing import Candidates
 from studies.candidates.proposal import Proposal
-from studies.config import LearnerName, StudyConfig
+from studies.config import StudyConfig
 from studies.data.dataset import DataFacts
 from studies.predict.features import MOST_TRIALS, Array, Example, Observation, adjust, last_rungs, make_example, observe
 from studies.predict.predictor import FEWEST, Predictor, rank_correlation
 from studies.records.folder import PREDICTED
 from studies.records.trial import TrialRecord
+from studies.sections import LearnerName
 
 _LISTED = 100_000  # ways: priced one by one in about a minute
 _SECONDS = 60.0  # after which people wonder

@@ -16,7 +16,7 @@ from builder.graph.ir import Graph
 from builder.graphdata import BLOCK_FEATURES, COST_FEATURES, KINDS, OP_FEATURES, GraphFeatures, graph_features
 from builder.pricing.cost import Cost
 from searchspace.arch import ArchSpec
-from studies.config import TrainingConfig, check_training
+from studies.sections import TrainingConfig, check_training
 from studies.training.recipe import Recipe, recipe_of
 
 Array = NDArray[np.float64]

@@ -9,8 +9,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from searchspace.errors import SpecError
-from studies.config import LearnerName
 from studies.predict.features import FEATURES, Array, Example, State, shaped
+from studies.sections import LearnerName
 
 NEEDS_SKLEARN = "the tabular predictor needs scikit-learn"
 

@@ -22,9 +22,9 @@ from safetensors.numpy import save as save_arrays
 from builder.graphdata import BLOCK_FEATURES, OP_FEATURES
 from searchspace.disk import check_regular, new_folder, read_json, write_file
 from searchspace.errors import SpecError
-from studies.config import LearnerName
 from studies.predict.features import FEATURES, Array, Example, Observation, Scale, adjust, last_rungs
 from studies.predict.learners import LEARNERS, Member
+from studies.sections import LearnerName
 
 _FORMAT, _VERSION = "spiralformer-predictor", 1
 _FACTS, _WEIGHTS = "predictor.json", "predictor.safetensors"

@@ -28,7 +28,6 @@ from optuna.trial import TrialState as OptunaState
 from searchspace.choices import Scalar
 from searchspace.disk import read_bytes, write_file
 from searchspace.errors import SpecError
-from studies.config import LOSS, Objective
 from studies.records.folder import JOURNAL, SUMS
 from studies.records.reading import (
     CREATE_TRIAL,
@@ -45,6 +44,7 @@ from studies.records.reading import (
     reading,
 )
 from studies.records.trial import Purpose, Rung, TrialRecord
+from studies.sections import LOSS, Objective
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -17,7 +17,7 @@ from searchspace.errors import SpecError
 from searchspace.plain import decode, encode
 from searchspace.plugin_loading import PluginRecord
 from searchspace.plugins import load_for
-from studies.config import LOSS, Objective, TrainingConfig, check_training
+from studies.sections import LOSS, Objective, TrainingConfig, check_training
 
 ReportKind: TypeAlias = Literal["progress", "rung", "done", "failed"]
 
@@ -148,7 +148,7 @@ class TrialRecord:
     origin: str = ""
     """Of a ladder's runs: the candidate's architecture, as it stands in the study, by its id."""
     size: str = ""
-    """Of a ladder's runs: its `studies.config.SizeConfig`, by its label."""
+    """Of a ladder's runs: its `studies.sections.SizeConfig`, by its label."""
     shares: Sequence[float] = ()
     """Of a ladder's runs: its horizons, as shares of the longest."""
     rungs: tuple[Rung, ...] = ()

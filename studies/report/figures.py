@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import plotly.graph_objects as go
 
-from studies.config import LOSS, Objective, StudyConfig
+from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.predict.explain import (
     Effects,
@@ -26,6 +26,7 @@ from studies.predict.importance import measured_importance, optuna_figures
 from studies.predict.predictor import FEWEST
 from studies.records.trial import TrialRecord
 from studies.report.ranking import best_of, front, labels_of, ranked
+from studies.sections import LOSS, Objective
 from studies.show.summary import decided, short, summarize
 
 Figures: TypeAlias = dict[str, go.Figure]

@@ -19,7 +19,7 @@ from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
 from searchspace.disk import read_json, write_file
 from searchspace.errors import SpecError, show
-from studies.config import Objective, StudyConfig
+from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.folder import SHOWN
 from studies.records.trial import TrialRecord
@@ -38,6 +38,7 @@ from studies.report.ranking import (
     ranked,
 )
 from studies.report.scaling import answer_lines, ladder_answer, scale_figure, scale_rows, target_of
+from studies.sections import Objective
 from studies.show.summary import cost_lines, cost_rows, short, summarize
 from studies.show.svg import draw_svg
 

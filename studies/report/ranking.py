@@ -18,9 +18,9 @@ from rich.table import Table
 from scipy.special import stdtrit
 
 from builder.pricing.cost import COSTS
-from studies.config import LOSS, Objective
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord, budget_of
+from studies.sections import LOSS, Objective
 from studies.show.summary import labels, short, summarize
 from studies.training.plan import FEW_STEPS
 

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from searchspace.errors import SpecError
 from searchspace.tables import complete, options, table
-from studies.config import StudyConfig, TrackerName
+from studies.config import StudyConfig
 from studies.records.folder import TRACKING
 from studies.records.trial import TrialRecord
+from studies.sections import TrackerName
 from studies.show.summary import summarize
 
 

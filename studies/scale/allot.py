@@ -13,11 +13,11 @@ import numpy as np
 from scipy.special import ndtr
 
 from searchspace.errors import SpecError
-from studies.config import LEAST_SIZES
 from studies.records.trial import TrialRecord
 from studies.scale.ladder import Cell, Ladder, key_of, runs_of, size_of_rung
 from studies.scale.law import Array, Run
 from studies.scale.pairs import FURTHER, Pair, Prior, start
+from studies.sections import LEAST_SIZES
 
 _HOPELESS = 0.02  # probability of being the best, below which a candidate is left out
 _DRAWS = 4096

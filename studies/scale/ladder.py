@@ -17,11 +17,12 @@ from builder.graph.compiler import compile_arch
 from builder.pricing.cost import Cost, estimate
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
-from studies.config import MiddleChooser, ScaleConfig, SizeConfig, StudyConfig, check_training, decide_training
+from studies.config import StudyConfig
 from studies.data.dataset import DataFacts
 from studies.records.trial import TrialRecord, budget_of
 from studies.scale.law import Run
 from studies.scale.sizes import scaled
+from studies.sections import MiddleChooser, ScaleConfig, SizeConfig, check_training, decide_training
 from studies.show.summary import summarize
 from studies.tasks.table import Task
 from studies.training.plan import make_plan

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchspace.errors import SpecError
-from studies.config import LEAST_SIZES
+from studies.sections import LEAST_SIZES
 
 Array = NDArray[np.float64]
 

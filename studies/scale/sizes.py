@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from searchspace.arch import ArchSpec, BlockSpec, head_dim
 from searchspace.errors import SpecError
-from studies.config import SizeConfig
+from studies.sections import SizeConfig
 
 _OF_FFN = 8  # hidden widths are whole multiples of it
 

@@ -16,7 +16,8 @@ from searchspace.plain import encode
 from searchspace.plugin_loading import PluginRecord, loaded_names, owner
 from searchspace.tables import kind_of, options
 from searchspace.topologies import TOPOLOGIES
-from studies.config import (
+from studies.config import StudyKeys
+from studies.sections import (
     Enqueued,
     PromoteConfig,
     ResourcesConfig,
@@ -24,7 +25,6 @@ from studies.config import (
     SearchConfig,
     SizeConfig,
     StopperConfig,
-    StudyKeys,
     TrainingConfig,
 )
 from studies.tasks.table import TASKS

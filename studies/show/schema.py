@@ -20,18 +20,18 @@ from searchspace.plain import encode
 from searchspace.plugin_loading import PluginRecord, loaded_names, owner
 from searchspace.tables import kind_of, options
 from searchspace.topologies import TOPOLOGIES, TopologySpec
-from studies.config import (
+from studies.config import StudyKeys
+from studies.data.settings import TEXT_KEYS, DataConfig, TextKind
+from studies.probes.table import probed_metrics
+from studies.sections import (
     COST_OBJECTIVES,
     Enqueued,
     PromoteConfig,
     SizeConfig,
     StopperConfig,
     StopperName,
-    StudyKeys,
     TrainingConfig,
 )
-from studies.data.settings import TEXT_KEYS, DataConfig, TextKind
-from studies.probes.table import probed_metrics
 from studies.tasks.table import TASKS, sources
 
 Language: TypeAlias = Literal["architecture", "space", "study"]

@@ -26,17 +26,7 @@ from searchspace.plugins import used_by
 from searchspace.space import Candidate
 from studies.candidates.drawing import HintedChooser, trial_key
 from studies.candidates.proposal import Proposal
-from studies.config import (
-    LOSS,
-    Enqueued,
-    MiddleChooser,
-    StudyConfig,
-    check_training,
-    decide_training,
-    most_trials,
-    num_baselines,
-    num_promotions,
-)
+from studies.config import StudyConfig, most_trials, num_baselines, num_promotions
 from studies.data.corpus import find_path
 from studies.data.dataset import Dataset
 from studies.records.folder import TRIALS, mark_study, study_id
@@ -45,6 +35,7 @@ from studies.records.reading import STATES
 from studies.records.trial import Purpose, Report, TrialRecord, TrialSpec
 from studies.scale.allot import next_cell
 from studies.scale.ladder import Cell, Ladder, key_of, ladder_of
+from studies.sections import LOSS, Enqueued, MiddleChooser, check_training, decide_training
 from studies.show.summary import summarize
 from studies.strategy.proposer import Proposer
 from studies.strategy.stopper import rung_shares, should_stop

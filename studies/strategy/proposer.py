@@ -27,9 +27,10 @@ from searchspace.plain import encode
 from searchspace.space import assignments
 from studies.candidates.drawing import Candidates, HintedChooser
 from studies.candidates.proposal import Proposal
-from studies.config import Enqueued, StudyConfig
+from studies.config import StudyConfig
 from studies.data.dataset import DataFacts
 from studies.records.journal import settle
+from studies.sections import Enqueued
 from studies.strategy.samplers import SAMPLERS, Asked, make_sampler, startup_trials
 from studies.strategy.surrogate import Surrogate
 

@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 
 from searchspace.open_values import Sequence as ScheduleChoice
 from searchspace.tables import complete, options, table
-from studies.config import SamplerName
+from studies.sections import SamplerName
 from studies.strategy.evolution import EvolutionSampler
 from studies.strategy.history import Complete
 from studies.strategy.predictor_sampler import PredictorSampler

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from searchspace.tables import complete, options, table
-from studies.config import StopperConfig, StopperName
+from studies.sections import StopperConfig, StopperName
 
 Values: TypeAlias = tuple[float, ...]
 """Of a trial's objectives, each to be minimised."""

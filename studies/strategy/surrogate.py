@@ -16,7 +16,7 @@ from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from searchspace.plain import decode
 from studies.candidates.proposal import Proposal
-from studies.config import LearnerName
+from studies.sections import LearnerName
 
 if TYPE_CHECKING:
     from studies.predict.features import Example, Observation

@@ -16,10 +16,11 @@ from builder.pricing.cost import estimate
 from searchspace.choices import Decision, FixedChooser, Scalar
 from searchspace.errors import SpecError
 from studies.candidates.distributions import distribution_of
-from studies.config import MiddleChooser, StudyConfig, check_training, decide_training
+from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.reading import read_study
 from studies.records.trial import TrialRecord
+from studies.sections import MiddleChooser, check_training, decide_training
 from studies.training.recipe import recipe_of
 
 _FIRST = 5  # proposals taken over: the rest of the budget is for this study's own

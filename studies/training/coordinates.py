@@ -24,7 +24,7 @@ from builder.lowering import build_model
 from builder.parametrization import READOUTS, factors_of
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
-from studies.config import TrainingConfig
+from studies.sections import TrainingConfig
 from studies.training.recipe import Recipe
 from studies.training.trainer import make_optimizers
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from builder.pricing.cost import Cost
 from searchspace.errors import SpecError
-from studies.config import TrainingConfig
+from studies.sections import TrainingConfig
 from studies.training.recipe import Recipe, Shape, recipe_of
 
 FEW_STEPS = 50

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from builder.pricing.cost import Cost
 from searchspace.arch import BaseSpec
-from studies.config import TrainingConfig
+from studies.sections import TrainingConfig
 
 # Step Law's exponents of tokens; that of size makes N^-1/3 at one ratio, as in OLMo's ladder; factors of our grids.
 _BATCH, _BATCH_TOKENS = 0.18, 0.571

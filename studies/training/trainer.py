@@ -27,9 +27,10 @@ from searchspace.arch import ArchSpec
 from searchspace.tables import TableError
 from spiralformer.block import LAYERS, Block
 from spiralformer.model import SpiralFormer
-from studies.config import MiddleChooser, StudyConfig, TrainingConfig, check_training, decide_training
+from studies.config import StudyConfig
 from studies.data.dataset import Dataset, added_metrics
 from studies.probes.table import probe
+from studies.sections import MiddleChooser, TrainingConfig, check_training, decide_training
 from studies.tasks.table import check_fit
 from studies.training.plan import make_plan, rate_at
 from studies.training.recipe import Recipe

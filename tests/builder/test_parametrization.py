@@ -13,8 +13,8 @@ from searchspace import SpecError, load_arch
 from searchspace.arch import BaseSpec
 from searchspace.files import arch_from_data
 from studies.commands.coordinates import repeated
-from studies.config import SizeConfig, TrainingConfig
 from studies.scale.sizes import scaled
+from studies.sections import SizeConfig, TrainingConfig
 from studies.training.coordinates import slopes
 from studies.training.recipe import Recipe, peak_rate, recipe_of, size_of
 from studies.training.trainer import make_optimizers

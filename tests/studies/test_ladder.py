@@ -9,13 +9,14 @@ from helpers import ARCHITECTURES, make_driver, run_cli, tiny_arch, tiny_data, t
 from builder import compile_arch, estimate
 from searchspace import SpecError, load_arch
 from searchspace.plain import dump_yaml, encode
-from studies.config import SizeConfig, TrainingConfig, load_study
+from studies.config import load_study
 from studies.execution.run import run_serial
 from studies.records.reading import open_for_reading
 from studies.records.resume import keep_settings
 from studies.records.trial import Report, Rung
 from studies.scale.ladder import runs_of
 from studies.scale.sizes import scaled
+from studies.sections import SizeConfig, TrainingConfig
 from studies.tasks.table import open_data
 from studies.training.plan import make_plan
 from studies.training.recipe import size_of

@@ -5,7 +5,7 @@ from helpers import end_all, make_driver, run_cli, tiny_arch, tiny_study
 
 from builder import compile_arch, estimate
 from searchspace import load_arch
-from studies.config import TrainingConfig
+from studies.sections import TrainingConfig
 from studies.training.recipe import (
     BYTES_PER_PARAMETER,
     batch_tokens,

@@ -12,11 +12,11 @@ from builder import compile_arch, estimate
 from searchspace import SpecError, load_arch
 from studies.commands.coordinates import repeated
 from studies.commands.scale import read_runs
-from studies.config import SizeConfig
 from studies.scale.law import Law, Run, fit_law, forecast
 from studies.scale.pairs import FARTHEST, rate
 from studies.scale.recurrence import Point, phi_of, shared_of
 from studies.scale.sizes import scaled
+from studies.sections import SizeConfig
 from studies.training.recipe import size_of
 
 SIZES = (3e4, 1e5, 3e5)

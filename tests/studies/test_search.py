@@ -12,13 +12,14 @@ from searchspace.choices import FixedChooser
 from searchspace.plain import decode
 from studies.candidates.feasibility import survey
 from studies.commands.export import export_trial
-from studies.config import MiddleChooser, StopperConfig, TrainingConfig, decide_training, load_study
+from studies.config import load_study
 from studies.data.corpus import Corpus
 from studies.execution.run import run_serial
 from studies.records.folder import JOURNAL, SUMS, StudyLockedError, exclusive
 from studies.records.journal import Journal, mend
 from studies.records.reading import open_for_reading
 from studies.records.trial import Report, Rung, TrialSpec
+from studies.sections import MiddleChooser, StopperConfig, TrainingConfig, decide_training
 from studies.strategy.driver import trial_store
 from studies.strategy.stopper import expected_work, rung_shares, should_stop
 from studies.training.run_trial import run_trial

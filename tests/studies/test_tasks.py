@@ -13,10 +13,11 @@ from builder import load_bundle
 from searchspace import SpecError, load_arch
 from searchspace.plain import decode
 from searchspace.tables import TableError
-from studies.config import StudyKeys, TrainingConfig, load_study
+from studies.config import StudyKeys, load_study
 from studies.data.dataset import Headline
 from studies.data.settings import TEXT_KEYS, TextData
 from studies.records.reading import read_study
+from studies.sections import TrainingConfig
 from studies.tasks.reach import CUT_OFF, REACHED, START, WALL, Mazes, ReachData, make_mazes, prepare_mazes
 from studies.tasks.table import TASKS, check_fit, decode_data, open_data, prepare_data, sources
 from studies.training.trainer import Trainer

@@ -8,9 +8,9 @@ from helpers import tiny_arch
 
 from builder import compile_arch, estimate
 from searchspace import SpecError
-from studies.config import TrainingConfig
 from studies.data.corpus import prepare_corpus
 from studies.data.settings import TextData
+from studies.sections import TrainingConfig
 from studies.training.checkpoint import (
     LocalStore,
     attempts_in,
