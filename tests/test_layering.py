@@ -142,7 +142,12 @@ def test_the_check_for_circles_can_fail(tmp_path):
 
 
 def test_studies_is_rooms():
-    assert sorted(p.name for p in (ROOT / "studies").glob("*.py")) == ["__init__.py", "cli.py", "config.py", "sections.py"]
+    assert sorted(p.name for p in (ROOT / "studies").glob("*.py")) == [
+        "__init__.py",
+        "cli.py",
+        "config.py",
+        "sections.py",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from helpers import tiny_arch
 
 from builder import compile_arch, estimate
+from builder.iterations import drawn
 from searchspace import SpecError
 from studies.data.corpus import prepare_corpus
 from studies.data.settings import TextData
@@ -293,3 +294,53 @@ def test_every_write_is_synced_before_it_is_renamed_and_the_pointer_moves_last(t
         ("fsync", f".{data}.tmp"), ("rename", data), ("fsync", folder),
         ("fsync", f".{pointer}.tmp"), ("rename", pointer), ("fsync", folder),
     ]  # fmt: skip
+
+
+SAMPLED = {
+    "vocab_size": 256,
+    "blocks": {"core": {"recall": "linear"}},
+    "graph": {"h": {"schedule": ["word", "token"], "per": "loop", "noise": 0.1}},
+}
+
+
+def sampled(corpus, sample="progressive", **settings):
+    iterations = {"sample": sample, "train": 6, "gradient_through": 3}
+    over = {**SAMPLED, "graph": {"h": {**SAMPLED["graph"]["h"], "iterations": iterations}}}
+    return make_trainer(corpus, over, **settings)
+
+
+@pytest.mark.parametrize("sample", ["fixed", "uniform", "poisson_lognormal", "progressive"])
+def test_drawn_iterations_resume_bit_exact(corpus, sample):
+    whole = sampled(corpus, sample)
+    whole.train(12)
+    first, second = sampled(corpus, sample), sampled(corpus, sample)
+    first.train(5)
+    second.restore(unpack(pack(first.state())))
+    second.train(12)
+    assert whole.curve == second.curve
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+def test_what_a_step_draws_it_runs(corpus):
+    """Calls of the block, and how many of them pass a gradient."""
+    trainer = sampled(corpus)
+    calls = []
+    trainer.model.get_submodule("blocks.core").register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    for step in range(20):
+        run = drawn(trainer.arch, 0, step)["h"]
+        calls.clear()
+        trainer.train(step + 1)
+        assert calls == [False] * run.held + [True] * (run.total - run.held)
+
+
+def test_drawn_iterations_in_parts_and_recomputed_are_the_same(corpus):
+    losses = [sampled(corpus, **settings).train(4) for settings in ({}, {"micro_batches": 2}, {"recompute": "loop"})]
+    assert losses[0] == pytest.approx(losses[2], abs=1e-5)
+
+
+def test_the_budget_is_spent_by_the_mean_of_what_is_drawn(corpus):
+    trainer = sampled(corpus, flops=3e9)
+    assert trainer.flops == 0
+    assert trainer.plan.num_steps * trainer.plan.flops_per_step == pytest.approx(3e9, rel=0.02)
+    assert trainer.plan.flops_per_step == 96 * trainer.cost.training_flops / 24
