@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
@@ -17,6 +18,9 @@ from searchspace.space import SpaceSpec
 _STRIP = 32  # tokens: two chunks of 16
 
 _IN_CHAINS = EmbedNode | BlockNode | LoopNode | HeadNode | NormNode | LossNode
+
+
+_MANY = 5  # iterations of one level, that are counted
 
 
 def summarize(arch: ArchSpec) -> str:
@@ -34,9 +38,15 @@ def summarize(arch: ArchSpec) -> str:
             parts.append(str(arch.blocks[node.block].layers))
         elif isinstance(node, LoopNode):
             chunks = [arch.levels[use.level].chunk for use in node.schedule]
-            parts.append(f"{arch.blocks[node.loop].layers}R[{' '.join(map(str, chunks))}]")
+            parts.append(f"{arch.blocks[node.loop].layers}R[{_in_short(chunks)}]")
             topologies.append(node.topology.kind)
     return ", ".join([" + ".join(parts) or "no layers", *dict.fromkeys(topologies)])
+
+
+def _in_short(chunks: Sequence[int]) -> str:
+    """``8 4 2``; many of one kind as ``1 x12``."""
+    runs = [(chunk, len([*same])) for chunk, same in groupby(chunks)]
+    return " ".join(f"{chunk} x{count}" if count >= _MANY else " ".join([str(chunk)] * count) for chunk, count in runs)
 
 
 def labels(candidates: Sequence[tuple[ArchSpec, Mapping[str, Scalar]]]) -> list[str]:

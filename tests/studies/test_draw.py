@@ -12,7 +12,7 @@ from helpers import ARCHITECTURES, TOPOLOGIES, tiny_arch
 from builder import compile_arch, estimate
 from searchspace import SpecError, load_arch
 from studies.show.ladder import ladder_text
-from studies.show.summary import short
+from studies.show.summary import short, summarize
 from studies.show.svg import draw_html, draw_svg, write_drawing
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -235,3 +235,15 @@ def test_text_wraps():
     assert max(map(len, text.splitlines())) <= 80
     numbers = [line for page in text.split("\n\n") for line in page.splitlines()[1:2]]
     assert [int(number) for line in numbers for number in line.replace("│", " ").split()] == list(range(1, 101))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        (["token"] * 4, "1R[1 1 1 1], anchor"),
+        (["token"] * 12, "1R[1 x12], anchor"),
+        (["phrase", "word", *["token"] * 6, "word"], "1R[8 4 1 x6 4], anchor"),
+    ],
+)
+def test_many_iterations_of_one_level_are_counted(schedule, told):
+    assert summarize(tiny_arch({"graph": {"h": {"schedule": schedule}}})) == told
