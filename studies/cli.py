@@ -306,11 +306,16 @@ def train(
     out = Path(os.path.abspath(out))
     from builder.exchange.bundle import bundle_contents
     from studies.commands.search import train_one
+    from studies.strategy.driver import StudyHaltedError
 
     check_replaceable(out, bundle_contents, "a bundle")
     probe_folder(out.parent, "-o")
     with unheard():
-        bundle = train_one(spec, settings, out, device, console)
+        try:
+            bundle = train_one(spec, settings, out, device, console)
+        except StudyHaltedError as error:
+            say(console, f"halted: {error}")
+            raise typer.Exit(EXIT_HALTED) from None
         say(console, f"saved {bundle}")
 
 

@@ -18,6 +18,7 @@ from searchspace.arch import NAME, ArchSpec
 from searchspace.choices import check_value
 from searchspace.errors import SpecError, one_of, show
 from searchspace.files import arch_from_data, extend, find_file, located, merge, not_found, parse_overrides, read_data
+from searchspace.nodes import LoopNode
 from searchspace.plain import decode, dump_yaml, expect_mapping, key, plain_copy
 from searchspace.plugin_loading import PluginRecord
 from searchspace.plugins import decode_records, load_named, named_in, needing, provided
@@ -262,11 +263,21 @@ def _study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     )
     check_training(decide_training(training, MiddleChooser()).tree)
     _check_enqueued(study)
+    _check_probed(study)
     return study
 
 
 _OF_DECISIONS = ("gp", "nsga2")
 """Samplers of Optuna that learn from the decisions that all trials share."""
+
+
+def _check_probed(study: StudyConfig) -> None:
+    """Raise `SpecError` for a baseline without a loop where an objective is measured in one."""
+    asked = [each.name for each in study.objectives if each.name in probed_metrics()]
+    for i, arch in enumerate(study.baselines if asked else ()):
+        if not any(isinstance(node, LoopNode) for node in arch.graph.values()):
+            what = f"has no loop, in which the objective {asked[0]} is measured"
+            raise SpecError(f"baseline.{i}", what, "leave it out, or the objective")
 
 
 def _check_enqueued(study: StudyConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from builder.graph.blocks import norm_params
@@ -140,6 +140,12 @@ def _flops(graph: Graph, node: Node, levels: Mapping[str, Level]) -> int:
     works = OPS[node.op].works(graph, node, [levels[source] for source in node.inputs])
     counts = [(item.level.closed_chunks(graph.seq_len), item) for item in works]
     return sum(positions * item.per_position + positions**2 * item.per_pair for positions, item in counts)
+
+
+def flops_of(graph: Graph, names: Collection[str]) -> int:
+    """Forward FLOPs of some nodes over ``seq_len`` tokens."""
+    levels = {node.name: node.level for node in graph.nodes}
+    return sum(_flops(graph, node, levels) for node in graph.nodes if node.name in names)
 
 
 def _training_flops(graph: Graph, flops: int) -> int:

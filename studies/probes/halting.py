@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.graph.compiler import compile_arch
-from builder.pricing.cost import estimate
+from builder.pricing.cost import estimate, flops_of
 from builder.schedules import under
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, show
@@ -142,13 +142,23 @@ class HaltingModel(nn.Module):
         }
 
     def flops_per_token(self) -> tuple[float, float]:
-        """Forward FLOPs per token of the mean row so far, and of one that goes on to the end; heads run once."""
+        """Forward FLOPs per token of the mean row so far, and of the one that ran most.
+
+        By logits, what follows the loop runs after each iteration, and counts.
+        """
         node = self.arch.graph[self.loop]
         assert isinstance(node, LoopNode)
         turn = node.turn
         one, two = (estimate(compile_arch(under(self.arch, {self.loop: n * turn}))).flops_per_token for n in (1, 2))
-        each = (two - one) / turn
-        return one + (self.used.mean - turn) * each, one + (self.most - turn) * each
+        each, again = (two - one) / turn, 0.0
+        if self.halt.by == "logits":
+            graph = compile_arch(self.arch)
+            again = flops_of(graph, {step.node.name for step in self._after}) / graph.seq_len
+
+        def total(iterations: float) -> float:
+            return one + (iterations - turn) * each + max(0.0, iterations - 1) * again
+
+        return total(self.used.mean), total(self.used.most)
 
 
 def _divergence(logits_BLV: Tensor, before_BLV: Tensor) -> Tensor:

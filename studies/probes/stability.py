@@ -26,12 +26,15 @@ _RESTARTS = 8
 
 
 def reachability(trace: Trace, loop: LoopTrace) -> dict[str, float]:
-    """How the iteration comes to rest: cosine of the last two states, when it passes 0.99 first, growth of the norm."""
+    """How the iteration comes to rest: cosine of the last two states, when it passes 0.99 first, growth of the norm.
+
+    A loop that does not pass it settles at infinity.
+    """
     states = loop.states
     if not all(bool(state.isfinite().all()) for state in states):
         return {"step_cosine": math.nan, "settles_at": math.nan, "norm_ratio": math.nan}
     cosines = [torch.cosine_similarity(a.double(), b.double(), dim=-1).mean().item() for a, b in pairwise(states)]
-    settled = next((t for t, cosine in enumerate(cosines, start=1) if cosine > _SETTLED), len(cosines) + 1)
+    settled = next((t for t, cosine in enumerate(cosines, start=1) if cosine > _SETTLED), math.inf)
     norms = [state.double().norm(dim=-1).mean().item() for state in states[1:]]
     return {"step_cosine": cosines[-1], "settles_at": float(settled), "norm_ratio": norms[-1] / max(norms[0], 1e-300)}
 

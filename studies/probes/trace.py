@@ -5,7 +5,7 @@ Shape legend: B batch, L tokens, D model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
@@ -18,7 +18,7 @@ from builder.graph.compiler import compile_arch
 from builder.graph.row import Kind
 from builder.lowering import Step, seen_at, steps_of
 from searchspace.arch import ArchSpec
-from searchspace.nodes import LoopNode
+from searchspace.nodes import LoopNode, node_inputs
 from spiralformer import padding
 from spiralformer.model import SpiralFormer
 
@@ -56,19 +56,26 @@ class Runner:
         node = self.arch.graph[loop]
         assert isinstance(node, LoopNode)
         named = {step.node.name: step for step in self.steps}
-        begun = named.get(f"{loop}.start") or named.get(node.input)
-        labels = [] if begun is None else [begun.label]
-        level = None if begun is None else begun.node.level
+        begun = named.get(f"{loop}.start") or self._giving(node.input, named)
+        labels, level = [begun.label], begun.node.level
         for t in range(len(node.schedule)):
             ends = [
                 step.label
                 for step in self.steps
-                if step.node.iteration == (loop, t)
-                and step.row.gives is Kind.STREAM
-                and level in (None, step.node.level)
+                if step.node.iteration == (loop, t) and step.row.gives is Kind.STREAM and level == step.node.level
             ]
             labels += ends[-1:]
         return tuple(labels)
+
+    def _giving(self, name: str, named: Mapping[str, Step]) -> Step:
+        """The step that gives what a node of the file does: a loop's last, or what an identity stands for."""
+        while name not in named:
+            node = self.arch.graph[name]
+            if isinstance(node, LoopNode):
+                label = self.states(name)[-1]
+                return next(step for step in self.steps if step.label == label)
+            name = next(source for _, source in node_inputs(node))
+        return named[name]
 
 
 @lru_cache(maxsize=4096)

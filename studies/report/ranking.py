@@ -254,8 +254,9 @@ def ranking_table(
     on_front = {record.number for record in front(records, objectives)} if len(objectives) > 1 else set()
     baseline = best_of(records, purpose="baseline")
     rungs = max((len(record.rungs) for record in records), default=1)
+    spent = "tokens" if any(record.training.get("tokens") for record in records) else "FLOPs"
     table = Table(
-        title=f"At equal training FLOPs (to a step); {corpus.headline.metric.better} is better. Rung: stopped there."
+        title=f"At equal training {spent} (to a step); {corpus.headline.metric.better} is better. Rung: stopped there."
         + (f" *: front of {names_of(objectives, corpus)}." if on_front else ""),
         title_justify="left",
         expand=True,

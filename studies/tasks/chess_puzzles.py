@@ -9,7 +9,6 @@ Shape legend: B batch, L squares, V outputs of a square.
 
 from __future__ import annotations
 
-import csv
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import Headline, Metric
 from studies.tasks.graded import HARDER
-from studies.tasks.rated import Puzzle, Rated, RatedData, prepare_rated
+from studies.tasks.rated import Puzzle, Rated, RatedData, csv_lines, prepare_rated, rating_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,22 +194,23 @@ def puzzle_of(board: Any, move: Any, rating: int) -> Puzzle:
 def read_puzzles(file: Path) -> Iterator[Puzzle]:
     """Puzzles of a CSV. Raises `SpecError` for one that is none."""
     chess = rules()
-    if not file.is_file():
-        raise SpecError("data.path", f"no such file: {file}", "give a CSV with the columns FEN, Moves, Rating")
-    with file.open(newline="", encoding="utf-8") as opened:
-        lines = csv.DictReader(opened)
-        if lacks := {"FEN", "Moves", "Rating"} - set(lines.fieldnames or ()):
-            raise SpecError("data.path", f"has no column {sorted(lacks)[0]}", "name them in the first line", str(file))
-        for number, line in enumerate(lines, start=2):
-            try:
-                board = chess.Board(line["FEN"])
-                first, second, *_ = line["Moves"].split()
-                board.push_uci(first)
-                move = board.parse_uci(second)
-                yield puzzle_of(board, move, int(line["Rating"]))
-            except (ValueError, TypeError, AttributeError) as error:
-                what = f"line {number} is no puzzle: {error}"
-                raise SpecError("data.path", what, "mend it, or leave it out", str(file)) from error
+    for number, line in csv_lines(file, ("FEN", "Moves", "Rating")):
+        try:
+            board = chess.Board(line["FEN"])
+            first, second, *_ = line["Moves"].split()
+            board.push(_legal(board, first))
+            yield puzzle_of(board, _legal(board, second), rating_of(line["Rating"]))
+        except ValueError as error:
+            what = f"line {number} is no puzzle: {error}"
+            raise SpecError("data.path", what, "mend it, or leave it out", str(file)) from error
+
+
+def _legal(board: Any, text: str) -> Any:
+    """A move as UCI writes it. Raises ValueError if it can't be made."""
+    move = board.parse_uci(text)
+    if not move:
+        raise ValueError(f"{text} moves nothing")
+    return move
 
 
 def prepare_chess(config: ChessData, folder: Path, base: Path = Path()) -> Chess:

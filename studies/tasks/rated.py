@@ -1,30 +1,38 @@
 """Puzzles with a rating: trained up to one, tried beyond; made as they are needed, or read from a CSV that rates them.
 
+A CSV is read once, when the data are prepared, and what its levels are tried on is kept beside them: a file that
+changes or moves later changes nothing.
+
 Shape legend: B batch, L positions.
 """
 
 from __future__ import annotations
 
 import atexit
+import csv
+import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
-from searchspace.errors import SpecError
+from searchspace.disk import write_file
+from searchspace.errors import SpecError, one_of
 from searchspace.plain import decode, key
 from studies.data.corpus import find_path
-from studies.data.dataset import DataFacts, Examination
+from studies.data.dataset import DataFacts, Examination, prepare_once
 from studies.data.settings import DataConfig
 from studies.tasks.graded import Graded
-from studies.tasks.pairs import prepare_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RatedType = TypeVar("RatedType", bound="Rated")
+LEVELS = "levels.npz"
+_TRIED = 500  # puzzles of a level that are kept
+_EVERY = 10  # of the easy lines of a CSV one is held out
 
 
 class Puzzle(NamedTuple):
@@ -46,6 +54,7 @@ class RatedData(DataConfig):
     )
     puzzles: int = key("Of them to train on.", default=5_000, low=16, high=10_000_000)
     held_out: int = key("More of them, to evaluate on.", default=500, low=16, high=1_000_000)
+    sha256: str | None = key("Of the CSV, which must be this one; noted when it is read.", default=None)
 
     def __post_init__(self) -> None:
         if self.path is not None and not self.ratings:
@@ -76,14 +85,109 @@ class RatedData(DataConfig):
         """Those of a CSV. Raises `SpecError` for one that is none."""
         raise NotImplementedError
 
-    def easy(self, file: Path) -> tuple[list[Puzzle], list[Puzzle]]:
-        """Those of a CSV to train on, and those held out: the last tenth."""
-        found = [puzzle for puzzle in self.read(file) if puzzle.rating <= self.levels[0]]
-        if len(found) < 2:
-            what = f"{len(found)} lines have a rating up to {self.levels[0]}"
-            raise SpecError("data.ratings", what, "raise the first", file=str(file))
-        first = len(found) - max(1, len(found) // 10)
-        return found[:first], found[first:]
+    def below(self, level: int) -> int:
+        """The highest rating of the level before."""
+        at = self.levels.index(level)
+        return self.levels[at - 1] if at else 0
+
+
+@dataclass
+class _Kept:
+    """What a CSV gives, or puzzles that were made and those to come."""
+
+    puzzles: list[Puzzle] = field(default_factory=list)
+    rest: Iterator[Puzzle] = iter(())
+    error: SpecError | None = None
+
+
+@dataclass
+class _File:
+    """What is taken of a CSV."""
+
+    train: list[Puzzle] = field(default_factory=list)
+    held_out: list[Puzzle] = field(default_factory=list)
+    levels: dict[int, list[Puzzle]] = field(default_factory=dict)
+
+
+def csv_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines of a CSV with their numbers, each with these columns. Raises `SpecError` if it can't be read."""
+    if not file.is_file():
+        raise SpecError("data.path", f"no such file: {file}", f"give a CSV with the columns {', '.join(columns)}")
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            lines = csv.reader(opened)
+            head = [name.strip() for name in next(lines, [])]
+            if lacks := [name for name in columns if name not in head]:
+                what = f"has no column {lacks[0]} in its first line"
+                raise SpecError("data.path", what, one_of(head, lacks[0]), str(file))
+            at = {name: head.index(name) for name in columns}
+            for line in lines:
+                if line:
+                    found = {name: line[place].strip() if place < len(line) else "" for name, place in at.items()}
+                    yield lines.line_num, found
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = f"is no CSV in UTF-8: {error}"
+        raise SpecError("data.path", what, "save it as one", str(file)) from error
+
+
+def rating_of(text: str) -> int:
+    """A rating of a CSV, as a whole number. Raises ValueError if it is none."""
+    try:
+        return round(float(text))
+    except OverflowError as error:
+        raise ValueError(f"{text} is no rating") from error
+
+
+@lru_cache(maxsize=4)
+def _take(config: RatedData, file: Path, stamp: tuple[int, int]) -> _File:
+    """Read a CSV up to what is needed; each puzzle counts once. ``stamp``: its size and time of change."""
+    found, seen = _File(levels={level: [] for level in config.levels[1:]}), set[tuple[int, ...]]()
+    easy = 0
+    for puzzle in config.read(file):
+        if puzzle.given in seen or puzzle.rating > config.levels[-1]:
+            continue
+        level = next(level for level in config.levels if puzzle.rating <= level)
+        if level == config.levels[0]:
+            easy += 1
+            part, most = (found.held_out, config.held_out) if easy % _EVERY == 2 else (found.train, config.puzzles)
+        else:
+            part, most = found.levels[level], _TRIED
+        if len(part) < most:
+            seen.add(puzzle.given)
+            part.append(puzzle)
+        full = len(found.train) == config.puzzles and len(found.held_out) == config.held_out
+        if full and all(len(each) == _TRIED for each in found.levels.values()):
+            break
+    if not found.train or not found.held_out:
+        what = f"{easy} lines have a rating up to {config.levels[0]}"
+        raise SpecError("data.ratings", what, "raise the first", file=str(file))
+    for level, puzzles in found.levels.items():
+        if not puzzles:
+            what = f"no line has a rating from {config.below(level) + 1} to {level}"
+            raise SpecError("data.ratings", what, "leave it out", file=str(file))
+    return found
+
+
+def _file_of(config: RatedData) -> _File:
+    file = Path(cast(str, config.path))
+    if not file.is_file():
+        raise SpecError("data.path", f"no such file: {file}", "give the CSV that it was trained on")
+    if config.sha256 is not None and _digest(file, _stamp(file)) != config.sha256:
+        raise SpecError("data.path", "is not the file that was read before", "restore it", file=str(file))
+    return _take(replace(config, sha256=None), file, _stamp(file))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    return file.stat().st_size, file.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _digest(file: Path, stamp: tuple[int, int]) -> str:
+    with file.open("rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class Rated(Graded):
@@ -97,47 +201,44 @@ class Rated(Graded):
         return decode(self.config, dict(self.facts.settings))
 
     def make(self, level: int, count: int, seed: int) -> NDArray[Any]:
-        return _rows(list(itertools.islice(_at_level(self.told, level, seed), count)))
+        import numpy as np
+
+        folder: Path | None = getattr(self, "folder", None)
+        if folder is not None and (folder / LEVELS).is_file():
+            if level == self.facts.levels[0]:
+                return self.rows(self.val)[:count]
+            with np.load(folder / LEVELS) as kept:
+                found: NDArray[Any] = kept[str(level)][:count]
+            return found
+        config = self.told
+        return _rows(list(itertools.islice(_at_level(config, level, seed), count)))
 
     def name(self, level: int) -> str:
-        return f"{_below(self.told, level) + 1}-{level}"
-
-
-def _below(config: RatedData, level: int) -> int:
-    """The highest rating of the level before."""
-    at = config.levels.index(level)
-    return config.levels[at - 1] if at else 0
+        return f"{self.told.below(level) + 1}-{level}"
 
 
 def _at_level(config: RatedData, level: int, seed: int) -> Iterator[Puzzle]:
-    low = _below(config, level)
-    if config.path is None:
-        kept = _kept(config, low, level, seed)
-        for i in itertools.count():
-            if i == len(kept.made):
-                kept.made.append(next(kept.rest))
-            yield kept.made[i]
-    if level == config.levels[0]:
-        yield from config.easy(Path(cast(str, config.path)))[1]
+    if config.path is not None:
+        file = _file_of(config)
+        yield from file.held_out if level == config.levels[0] else file.levels[level]
         return
-    found = [puzzle for puzzle in config.read(Path(cast(str, config.path))) if low < puzzle.rating <= level]
-    if not found:
-        raise SpecError("data.ratings", f"no line has a rating from {low + 1} to {level}", "leave it out")
-    yield from found
-
-
-@dataclass
-class _Kept:
-    """Puzzles that were made, and those to come."""
-
-    made: list[Puzzle]
-    rest: Iterator[Puzzle]
+    kept = _kept(config, config.below(level), level, seed)
+    for i in itertools.count():
+        if i == len(kept.puzzles):
+            if kept.error is not None:
+                raise kept.error
+            try:
+                kept.puzzles.append(next(kept.rest))
+            except SpecError as error:
+                kept.error = error
+                raise
+        yield kept.puzzles[i]
 
 
 @lru_cache(maxsize=64)
 def _kept(config: RatedData, low: int, high: int, seed: int) -> _Kept:
     """Each is made once in a process."""
-    return _Kept([], config.make(low, high, seed))
+    return _Kept(rest=config.make(low, high, seed))
 
 
 atexit.register(_kept.cache_clear)  # while what frees their solvers is there
@@ -152,16 +253,28 @@ def _rows(puzzles: list[Puzzle]) -> NDArray[Any]:
 
 def prepare_rated(kind: type[RatedType], config: RatedData, folder: Path, base: Path) -> RatedType:
     """Write puzzles under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
-    facts = facts_of(config, base)
 
-    def make(part: str) -> NDArray[Any]:
-        count, seed = (config.puzzles, 0) if part == "train" else (config.held_out, 1)
-        if config.path is None:
-            return _rows(list(itertools.islice(config.make(0, config.levels[0], seed), count)))
-        train, held_out = config.easy(Path(facts.settings["path"]))
-        return _rows((train if part == "train" else held_out)[:count])
+    def write(work: Path) -> DataFacts:
+        import numpy as np
 
-    return prepare_pairs(kind, config, facts, folder, make)
+        facts = facts_of(config, base)
+        told = decode(type(config), dict(facts.settings))
+        if told.path is None:
+            for level in told.levels[1:]:
+                next(_at_level(told, level, 2))  # or it says now that there is none
+            train, held_out = (
+                list(itertools.islice(told.make(0, told.levels[0], seed), count))
+                for seed, count in enumerate((told.puzzles, told.held_out))
+            )
+        else:
+            file = _file_of(told)
+            train, held_out = file.train, file.held_out
+            np.savez(work / LEVELS, **{str(level): _rows(found) for level, found in file.levels.items()})  # type: ignore[arg-type]
+        for part, puzzles in (("train", train), ("val", held_out)):
+            write_file(work / f"{part}.bin", _rows(puzzles).tobytes())
+        return facts
+
+    return prepare_once(kind, config, folder, write)
 
 
 def examine(kind: type[Rated], model: Any, config: RatedData, positions: int, tried: Mapping[int, Any]) -> Examination:
@@ -174,8 +287,9 @@ def facts_of(config: RatedData, base: Path = Path()) -> DataFacts:
     puzzles, held_out = config.puzzles, config.held_out
     if config.path is not None:
         config = replace(config, path=str(find_path(config.path, base).absolute()))
-        train, rest = config.easy(Path(cast(str, config.path)))
-        puzzles, held_out = min(puzzles, len(train)), min(held_out, len(rest))
+        file, path = _file_of(config), Path(cast(str, config.path))
+        puzzles, held_out = len(file.train), len(file.held_out)
+        config = replace(config, sha256=_digest(path, _stamp(path)))
     return DataFacts(
         kind=config.kind,
         task=config.kind,

@@ -11,7 +11,6 @@ Shape legend: B batch, L cells of a board, V vocabulary.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from searchspace.tables import table
 from studies.data.dataset import Headline, Metric
 from studies.tasks.graded import HARDER
 from studies.tasks.pairs import LEFT_OUT, shares_right
-from studies.tasks.rated import Puzzle, Rated, RatedData, prepare_rated
+from studies.tasks.rated import Puzzle, Rated, RatedData, csv_lines, prepare_rated, rating_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -242,21 +241,15 @@ def shuffled(boards: NDArray[Any], box: tuple[int, int], draw: Any) -> NDArray[A
 
 def read_boards(file: Path, box: tuple[int, int]) -> Iterator[Puzzle]:
     """Boards of a CSV. Raises `SpecError` for one that is none."""
-    if not file.is_file():
-        raise SpecError("data.path", f"no such file: {file}", "give a CSV with the columns question, answer, rating")
-    with file.open(newline="", encoding="utf-8") as opened:
-        lines = csv.DictReader(opened)
-        if lacks := {"question", "answer", "rating"} - set(lines.fieldnames or ()):
-            raise SpecError("data.path", f"has no column {sorted(lacks)[0]}", "name them in the first line", str(file))
-        for number, line in enumerate(lines, start=2):
-            try:
-                given, solved = (tuple(_digit(sign) for sign in line[name].strip()) for name in ("question", "answer"))
-                rated = int(float(line["rating"]))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise SpecError("data.path", f"line {number} is no board and rating", "mend it", str(file)) from error
-            if wrong := _what_is_wrong(given, solved, box):
-                raise SpecError("data.path", f"line {number}: {wrong}", "mend it, or give data.box", str(file))
-            yield _puzzle(given, solved, rated)
+    for number, line in csv_lines(file, ("question", "answer", "rating")):
+        try:
+            given, solved = ([_digit(sign) for sign in line[name]] for name in ("question", "answer"))
+            rated = rating_of(line["rating"])
+        except ValueError as error:
+            raise SpecError("data.path", f"line {number} is no board and rating", "mend it", str(file)) from error
+        if wrong := _what_is_wrong(given, solved, box):
+            raise SpecError("data.path", f"line {number}: {wrong}", "mend it, or give data.box", str(file))
+        yield _puzzle(given, solved, rated)
 
 
 def _digit(sign: str) -> int:

@@ -115,7 +115,7 @@ def _fuzzy_recall(config: SyntheticData, length: int, draw: Generator) -> Row:
     """Keys and values of one to three tokens; no key begins another, so that each ends where it can be told."""
     keys, values = _halves(config)
     motifs: dict[tuple[int, ...], list[int]] = {}
-    for _ in range(len(keys)):
+    for _ in range(min(len(keys), length)):  # more do not fit
         drawn = tuple(draw.choice(keys, draw.integers(1, 4)).tolist())
         if not any(drawn[: len(other)] == other[: len(drawn)] for other in motifs):
             motifs[drawn] = draw.choice(values, draw.integers(1, 4)).tolist()

@@ -126,7 +126,8 @@ def examine_bundle(
         raise SpecError("", what, "do it in Python: builder.load_bundle(FOLDER).model", str(bundle))
     if task is None or task.examine is None:
         raise SpecError("--data", "is missing: this model's task makes no examples", "give text to score it on")
-    settings = decode_data(loaded.manifest.get("data_settings", {}), "data_settings")
+    given = facts.get("settings") or loaded.manifest.get("data_settings", {})  # the first with paths as they were found
+    settings = decode_data(given, "data_settings")
     if halt is None:
         return task.examine(loaded.model.eval(), settings, most_tokens, tried_models(loaded.model, loaded.arch))
     model = HaltingModel(loaded.model.eval(), loaded.arch, halt)

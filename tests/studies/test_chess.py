@@ -60,7 +60,7 @@ def test_a_csv_as_lichess_has_it(tmp_path):
     board, move = board_of(found[2])
     assert move == chess.Move.from_uci("a1a8")
     data = prepare_chess(ChessData(path=str(tmp_path / "puzzles.csv"), ratings=(1000, 2000)), tmp_path / "data")
-    assert (data.facts.train_tokens, data.facts.val_tokens) == (2 * 128, 128)
+    assert (data.facts.train_tokens, data.facts.val_tokens) == (2 * 128, 128), "of 700, 900 and 500"
     assert data.make(2000, 5, 2).shape == (1, 128)
 
 
@@ -69,6 +69,7 @@ def test_a_csv_as_lichess_has_it(tmp_path):
     [
         ("a,8/8/8,e2e4 e7e5,1", "line 2 is no puzzle"),
         ("a,rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1,e2e5 e7e5,1", "illegal uci"),
+        ("a,rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1,e2e4 0000,1", "0000 moves nothing"),
         ("a,rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1,e2e4,1", "line 2 is no puzzle"),
         ("a,rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1,e2e4 e7e5,", "line 2 is no puzzle"),
     ],

@@ -78,6 +78,18 @@ def test_what_it_costs():
     assert halting.told["flops_per_token"] == estimate(compile_arch(under(arch, {"h": 4}))).flops_per_token
 
 
+@torch.no_grad()
+def test_by_logits_what_follows_the_loop_counts():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    arch, model = looped()
+    halting = HaltingModel(model, arch, Halt("logits", 1e-30))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        halting(torch.zeros(1, arch.seq_len, dtype=torch.long))
+    assert halting.told["flops_per_token"] == counter.get_total_flops() / arch.seq_len
+
+
 @pytest.mark.parametrize("text", ["", "state", "state=0", "state=x", "norm=0.1", "state=-1", "logits=inf", "state=nan"])
 def test_what_can_not_be_read_is_refused(text):
     with pytest.raises(SpecError, match=r"write state=0.01, or logits=5e-4"):

@@ -94,7 +94,7 @@ def test_reachability_against_numpy():
     ]
     found = stability.reachability(trace, loop)
     assert found["step_cosine"] == pytest.approx(cosines[-1])
-    assert found["settles_at"] == next((i for i, c in enumerate(cosines, 1) if c > 0.99), 5)
+    assert found["settles_at"] == next((i for i, c in enumerate(cosines, 1) if c > 0.99), np.inf)
     norms = [np.linalg.norm(state, axis=-1).mean() for state in states[1:]]
     assert found["norm_ratio"] == pytest.approx(norms[-1] / norms[0])
 
@@ -142,6 +142,23 @@ def test_a_model_without_a_loop_has_none():
     assert probe(("geometry",), build_model(compile_arch(arch)), arch, tokens()) == {}
 
 
+@pytest.mark.parametrize("before", ["block", "loop", "no change"])
+def test_a_loop_behind_another(before):
+    """What a loop begins with is the last state of the one before, or what stands for its input."""
+    first = {"block": {"block": "core", "in": "x"}, "loop": {"loop": "core", "in": "x", "schedule": ["token"], "topology": "base"},
+             "no change": {"pool": "token", "in": "x"}}[before]  # fmt: skip
+    loop = {"in": "a", "schedule": ["token"] * 4, "topology": "residual", "per": "loop"}
+    arch = tiny_arch({"graph": {"a": first, "h": loop}})
+    model = randomize(build_model(compile_arch(arch))).double()
+    trace, found = traced(arch, model)
+    assert len(found.states) == 5
+    begun = model.get_submodule("embed")(tokens())
+    if before != "no change":
+        begun = model.get_submodule("blocks.core")(begun)
+    assert torch.equal(found.states[0], begun)
+    torch.testing.assert_close(trace.again(found, 4, found.states[3]), found.states[4])
+
+
 def test_a_study_records_them_and_may_seek_one(tmp_path):
     over = {
         "baseline": [],
@@ -157,6 +174,10 @@ def test_a_study_records_them_and_may_seek_one(tmp_path):
         measured = record.rungs[-1].metrics
         assert {"bits_per_byte", "norm_ratio", "jacobian_radius"} <= measured.keys()
         assert record.objectives(settings.objectives)[1] == measured["norm_ratio"]
+    plain = {"objectives": ["loss", "norm_ratio"], "training": {"probes": ["reachability"]}}
+    assert "has no loop, in which the objective norm_ratio" in " ".join(
+        run_cli("check", tiny_study(tmp_path, plain), code=2).split()
+    )
     said = run_cli("check", tiny_study(tmp_path, over), code=2)
     assert "is measured by the probe reachability" in " ".join(said.split())
 

@@ -138,10 +138,63 @@ def test_a_csv_as_sudoku_extreme_has_it(tmp_path):
     config = SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 10, 12))
     data = prepare_sudoku(config, tmp_path / "data", tmp_path)
     assert (data.facts.train_tokens, data.facts.val_tokens) == (27 * 32, 3 * 32)
+    file.write_text("question,answer,rating\n")  # what was prepared stays
+    data = prepare_sudoku(config, tmp_path / "data", tmp_path)
     hard = {tuple(row[:16]) for row in data.make(12, 99, 2).tolist()}
     assert hard == {board.given for board in made if board.rating > 10}
     easy = {tuple(row[:16]) for row in data.make(8, 99, 2).tolist()}
     assert easy == {tuple(row[:16]) for row in data.rows(data.val).tolist()}, "what was held out"
+
+
+def test_a_csv_is_read_once_and_its_puzzles_count_once(tmp_path, monkeypatch):
+    easy, hard = (list(itertools.islice(make_boards((2, 2), *at, 0), 30)) for at in ((0, 8), (8, 12)))
+    write_csv(tmp_path / "boards.csv", [*easy, *easy, *hard])
+    reads = []
+    monkeypatch.setattr("studies.tasks.sudoku.read_boards", lambda *at: reads.append(at) or read_boards(*at))
+    config = SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 12))
+    data = prepare_sudoku(config, tmp_path / "data", tmp_path)
+    data.make(12, 9, 2), data.make(8, 9, 2), facts_of(config, tmp_path)
+    assert len(reads) == 1
+    assert data.facts.train_tokens + data.facts.val_tokens == 30 * 32
+
+
+def test_another_file_of_its_name_is_refused(tmp_path):
+    boards = list(itertools.islice(make_boards((2, 2), 0, 12, 0), 60))
+    write_csv(tmp_path / "boards.csv", boards)
+    facts = facts_of(SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 12)), tmp_path)
+    assert Sudoku.of(facts).make(12, 3, 2).shape[1] == 32
+    write_csv(tmp_path / "boards.csv", boards[1:])
+    with pytest.raises(SpecError, match="is not the file that was read before"):
+        Sudoku.of(facts).make(12, 3, 2)
+
+
+def test_a_level_of_a_csv_without_boards_is_told_before_anything_runs(tmp_path):
+    write_csv(tmp_path / "boards.csv", list(itertools.islice(make_boards((2, 2), 0, 8, 0), 30)))
+    with pytest.raises(SpecError, match="no line has a rating from 9 to 12"):
+        facts_of(SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 12)), tmp_path)
+    for _ in range(2):
+        with pytest.raises(SpecError, match="no board of 4 x 4 has a rating from 17 to 40"):
+            prepare_sudoku(SudokuData(**SMALL, ratings=(16, 40)), tmp_path / "data")
+
+
+@pytest.mark.parametrize("form", ["bom", "spaces", "windows", "blank"])
+def test_a_csv_as_others_write_it(form, tmp_path):
+    boards = list(itertools.islice(make_boards((2, 2), 0, 8, 0), 3))
+    text = write_csv(tmp_path / "boards.csv", boards).read_text()
+    changed = {"bom": "\ufeff" + text, "spaces": text.replace(",", " , "), "windows": text.replace("\n", "\r\n"), "blank": text.replace("\n", "\n\n")}  # fmt: skip
+    (tmp_path / "boards.csv").write_text(changed[form], encoding="utf-8", newline="")
+    assert list(read_boards(tmp_path / "boards.csv", (2, 2))) == boards
+
+
+def test_what_is_no_csv_is_told(tmp_path):
+    file = tmp_path / "boards.csv"
+    for content in ("question,answer,rating\n\xe9".encode("latin-1"), b"question,answer,rating\n" + b"1" * 200_000):
+        file.write_bytes(content)
+        with pytest.raises(SpecError, match="is no CSV in UTF-8"):
+            list(read_boards(file, (2, 2)))
+    file.write_text("question,answer,rating\n\n\n1,2,1e400\n")
+    with pytest.raises(SpecError, match="line 4 is no board"):
+        list(read_boards(file, (2, 2)))
 
 
 @pytest.mark.parametrize(
