@@ -127,22 +127,27 @@ class NestedLogic(Graded):
 
 
 def _rewritten(model: Any, inputs_BL: Tensor) -> Tensor:
-    """What is left when a model has rewritten each row until it is a value, or as often as it has tokens; (B, L)."""
+    """What is left when a model has rewritten each row until it is a value, or as often as it has tokens; (B, L).
+
+    A value and the sign that asks for it are done: no model has been trained to rewrite them.
+    """
     import torch
 
     length, device = inputs_BL.shape[1], next(model.parameters()).device
     rows_BL = inputs_BL.clone()
     for _ in range(length):
+        going_B = (rows_BL != 0).sum(dim=1) > 2
+        if not going_B.any():
+            break
         with torch.no_grad():
-            said_BL = model(rows_BL.to(device)).argmax(dim=-1).cpu()
-        written_BL = torch.zeros_like(rows_BL)
-        for row, said, given in zip(written_BL, said_BL, rows_BL, strict=True):
+            said_BL = model(rows_BL[going_B].to(device)).argmax(dim=-1).cpu()
+        written_BL = torch.zeros_like(said_BL)
+        for row, said, given in zip(written_BL, said_BL, rows_BL[going_B], strict=True):
             kept = said[(said != 0) & (given != 0)]
             row[length - len(kept) :] = kept
-        if torch.equal(written_BL, rows_BL):
+        if torch.equal(written_BL, rows_BL[going_B]):
             break
-        rows_BL = written_BL
-    # The sign that asks stands last, the value before it; a row of more than these is no value.
+        rows_BL[going_B] = written_BL
     value_B = torch.where((rows_BL != 0).sum(dim=1) == 2, rows_BL[:, -2], 0)
     return torch.cat((inputs_BL[:, :-1], value_B[:, None]), dim=1)
 
