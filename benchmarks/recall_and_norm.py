@@ -4,13 +4,14 @@
 
 Iterations are drawn in training as the authors do (``progressive``), or as --sample says. Appends to
 ``benchmarks/results/recall_and_norm.jsonl`` and goes on where it stopped. Prints accuracy (every bit of a row right) by
-length of the row and iterations, with what the stability probes say of the last of them, means over seeds.
+length of the row and iterations, with what the stability probes say of the last of them, seeds one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from itertools import product
@@ -106,6 +107,8 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = {name: getattr(args, name) for name in SETTINGS}
     rows = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+    for row in rows:
+        row["settings"].setdefault("sample", "fixed")  # as the first runs were
     known = {(row["recall"], row["norm"], row["seed"]) for row in rows if row["settings"] == settings}
     folder = Path(tempfile.gettempdir()) / f"spiralformer-prefix-sums-{args.bits}-{'-'.join(map(str, args.longer))}"
     data = prepare_prefix_sums(PrefixSumsData(bits=args.bits, test_bits=tuple(args.longer)), folder)
@@ -123,29 +126,28 @@ def main() -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """A Markdown table."""
+    """A Markdown table, seeds one by one."""
     whole = [row for row in rows if row["accuracy"]]
     if not whole:
         return
-    iterations = [*whole[0]["accuracy"]]
-    cells = [(n, i) for n in whole[0]["accuracy"][iterations[0]] for i in iterations]
-    probed = ("norm_ratio", "step_cosine", "jacobian_radius", "recall_radius")
-    print("| recall | norm | seeds | loss | " + " | ".join(f"{n} bits, {i}" for n, i in cells), end=" | ")
-    print(" | ".join(name.replace("_", " ") for name in probed) + " |")
-    print("|---|---|---|---|" + "---|" * (len(cells) + len(probed)))
+    iterations, lengths = [*whole[0]["accuracy"]], [*next(iter(whole[0]["accuracy"].values()))]
+    cells = [(n, i) for n in lengths for i in iterations]
+    probed = ("norm_ratio", "jacobian_radius", "recall_radius")
+    head = ["recall", "norm", "learned", *(f"{n} bits, {i}" for n, i in cells), *probed]
+    print("| " + " | ".join(head).replace("_", " ") + " |\n" + "|---" * len(head) + "|")
     for recall, norm in product(RECALLS, NORMS):
         own = [row for row in whole if (row["recall"], row["norm"]) == (recall, norm)]
+        own.sort(key=lambda row: row["seed"])
         if not own:
             continue
-        shown = [f"{sum(row['loss'] for row in own) / len(own):.3f}"]
-        for n, i in cells:
-            found = [row["accuracy"][i][n] for row in own]
-            shown.append(f"{sum(found) / len(found):.2f}")
-        last = [row.get("probes", {}).get(iterations[-1], {}) for row in own]
+        learned = sum(row["accuracy"][iterations[0]][lengths[0]] > 0.5 for row in own)
+        shown = [f"{learned} of {len(own)}"]
+        shown += [" ".join(f"{row['accuracy'][i][n]:.2f}" for row in own) for n, i in cells]
         for name in probed:
-            values = sorted(each[name] for each in last if name in each)
-            shown.append(f"{values[0]:.3g} to {values[-1]:.3g}" if values else "")
-        print(f"| {recall} | {norm} | {len(own)} | " + " | ".join(shown) + " |")
+            values = [row.get("probes", {}).get(iterations[-1], {}).get(name) for row in own]
+            finite = [None if value is None else value if value < 1e12 else math.inf for value in values]  # NaN is none
+            shown.append(" ".join("" if value is None else f"{value:.3g}" for value in finite))
+        print(f"| {recall} | {norm} | " + " | ".join(shown) + " |")
 
 
 if __name__ == "__main__":
