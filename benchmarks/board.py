@@ -27,7 +27,8 @@ from searchspace.arch import ArchSpec
 from searchspace.files import arch_from_data
 from studies.probes.table import probe
 from studies.sections import TrainingConfig
-from studies.tasks.sudoku import Sudoku, SudokuData, prepare_sudoku
+from studies.tasks.rated import prepare_rated
+from studies.tasks.sudoku import Sudoku, SudokuData
 from studies.training.trainer import DivergedError, Trainer
 
 OUT = Path(__file__).parent / "results/board.jsonl"
@@ -118,7 +119,7 @@ def main() -> None:
     until = time.monotonic() + 60 * args.minutes
     name = "-".join(map(str, [*args.box, args.boards, *args.ratings]))
     config = SudokuData(path=args.csv, box=tuple(args.box), puzzles=args.boards, ratings=tuple(args.ratings))
-    data = prepare_sudoku(config, args.work / f"data-{name}")
+    data = prepare_rated(Sudoku, config, args.work / f"data-{name}")
     known = {(row["recall"], row["norm"], row["seed"]) for row in own}
     for seed, recall, norm in product(range(args.seeds), args.recalls, args.norms):
         if (recall, norm, seed) in known or time.monotonic() > until:

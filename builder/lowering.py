@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -71,21 +71,17 @@ def build_view(graph: Graph, of: SpiralFormer, trained: Graph, held: Mapping[str
         MissingPartError: if the graph has parameters that the module lacks, or has in another form.
     """
     known = {step.target: step.part for step in steps_of(trained) if step.part is not None}
-    steps, root = steps_of(graph), nn.Module()
     device = next(of.parameters()).device
-    for step in steps:
-        if step.target is None or step.part is None:
-            continue
-        if known.get(step.target) == step.part:
-            module = of.get_submodule(step.target)
-        else:
-            module = made(step.part).to(device)
-            if next(module.parameters(), None) is not None:
-                raise MissingPartError(step.target, is_known=step.target in known)
-        _register(root, step.target, module)
-    code = model_code(graph, steps, held or {})
-    view = SpiralFormer(root, code, undecodable=why_undecodable(graph), causal=graph.causal)
-    return view.train(of.training)
+
+    def taken(target: str, part: PartCall) -> nn.Module:
+        if known.get(target) == part:
+            return of.get_submodule(target)
+        module: nn.Module = made(part).to(device)
+        if next(module.parameters(), None) is not None:
+            raise MissingPartError(target, is_known=target in known)
+        return module
+
+    return _lower(graph, taken, held or {}).train(of.training)
 
 
 class MissingPartError(ValueError):
@@ -389,12 +385,16 @@ def why_undecodable(graph: Graph) -> str:
     return ""
 
 
-def _lower(graph: Graph) -> SpiralFormer:
+def _lower(
+    graph: Graph,
+    module_of: Callable[[str, PartCall], nn.Module] = lambda target, part: made(part),
+    held: Mapping[str, int] | None = None,
+) -> SpiralFormer:
     steps, root = steps_of(graph), nn.Module()
     for step in steps:
         if step.target is not None and step.part is not None:
-            _register(root, step.target, made(step.part))
-    code = model_code(graph, steps)
+            _register(root, step.target, module_of(step.target, step.part))
+    code = model_code(graph, steps, held)
     return SpiralFormer(root, code, undecodable=why_undecodable(graph), causal=graph.causal)
 
 

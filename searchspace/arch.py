@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from searchspace.errors import SpecError, one_of, show
+from searchspace.loops import MOST_ITERATIONS, check_loop
 from searchspace.nodes import (
     BlockNode,
     EmbedNode,
     FfnKind,
     FrontRule,
     HeadNode,
-    IterationsSpec,
     JoinNode,
     LevelUse,
     LoopNode,
@@ -42,7 +42,6 @@ from searchspace.nodes import (
     node_inputs,
 )
 from searchspace.plain import dump_yaml, encode, key
-from searchspace.topologies import MeshSettings
 
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_]{0,62}[A-Za-z0-9])?")
 _MOST_LEVELS = 24  # pairs of levels are checked for nesting
@@ -59,9 +58,6 @@ _JOIN_ARITY: dict[str, tuple[int, int]] = {
     "weighted": (1, 64),
     "mixture": (3, 64),
 }
-
-
-_MOST_ITERATIONS = 512  # a loop is written out: compiling stays under a second
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,9 +274,9 @@ def _check_graph(arch: ArchSpec) -> None:
     if not embeds:
         raise SpecError("graph", "has no embed", "give a node {embed: tokens}")
     iterations = sum(node.most_iterations for node in arch.graph.values() if isinstance(node, LoopNode))
-    if iterations > _MOST_ITERATIONS:
+    if iterations > MOST_ITERATIONS:
         what = f"has up to {iterations} iterations in all its loops"
-        raise SpecError("graph", what, f"keep to {_MOST_ITERATIONS}; poisson_lognormal draws up to four times train")
+        raise SpecError("graph", what, f"keep to {MOST_ITERATIONS}; poisson_lognormal draws up to four times train")
     for name, node in arch.graph.items():
         _check_node(arch, node, f"graph.{name}", embeds)
         deep = arch.residual_scale != "none" or arch.parametrization == "completep"
@@ -329,7 +325,7 @@ def _check_node(arch: ArchSpec, node: NodeSpec, path: str, embeds: list[str]) ->
     if isinstance(node, PoolNode) and node.pool.delay:
         raise SpecError(f"{path}.pool.delay", "has no meaning for a pool", "delay the upscale that reads it")
     if isinstance(node, LoopNode):
-        _check_loop(arch, node, embeds, path)
+        check_loop(node, path, core_recalls=arch.blocks[node.loop].recall is not None, embeds=embeds)
 
 
 def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
@@ -340,65 +336,6 @@ def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:
         raise SpecError(
             f"{path}.offset", f"offset {use.offset} is beyond the chunk of {level.chunk}", f"use 0 .. {level.chunk - 1}"
         )
-
-
-def _check_loop(arch: ArchSpec, node: LoopNode, embeds: list[str], path: str) -> None:
-    if not 1 <= len(node.schedule) <= _MOST_ITERATIONS:
-        what = f"has {len(node.schedule)} iterations"
-        raise SpecError(f"{path}.schedule", what, f"give 1 to {_MOST_ITERATIONS} levels")
-    stages = node.topology.row.stages(node.topology.settings)
-    if len(node.schedule) % stages:
-        raise SpecError(
-            f"{path}.schedule",
-            f"has {len(node.schedule)} iterations, but its {node.topology.kind} takes {stages} a step",
-            f"give a multiple of {stages}",
-        )
-    if node.start == "noise":
-        _check_start(arch, node, path)
-    if node.iterations is not None:
-        _check_iterations(node, node.iterations, path)
-    if node.reads_embedding and node.embedding is None and len(embeds) != 1:
-        raise SpecError(
-            f"{path}.embedding", f"there are {len(embeds)} embeds to choose from", f"name one of: {', '.join(embeds)}"
-        )
-
-
-def _check_start(arch: ArchSpec, node: LoopNode, path: str) -> None:
-    """A loop that begins with noise must hear its input in another way."""
-    if node.topology.kind in ("mesh", "runge_kutta"):
-        what = f"noise has no meaning with topology {node.topology.kind}"
-        raise SpecError(f"{path}.start", what, "leave it out, or take another topology")
-    core = arch.blocks.get(node.loop)
-    hears = node.recall is not None or (core is not None and core.recall is not None)
-    if not hears and node.topology.kind not in ("anchor", "anchor_star", "mix"):
-        what = "noise leaves nothing of the input in the loop"
-        raise SpecError(f"{path}.start", what, "give it a recall, or topology: anchor")
-
-
-def _check_iterations(node: LoopNode, given: IterationsSpec, path: str) -> None:
-    """Other numbers of iterations need weights that are no iteration's own."""
-    train, own, turn = given.train or len(node.schedule), len(node.schedule), node.turn
-    if train % turn or (given.sample != "fixed" and own % turn):
-        what = f"{train if train % turn else own} iterations are no whole turns of {turn}"
-        raise SpecError(f"{path}.iterations.train", what, f"give a multiple of {turn}")
-    if not 1 <= min(given.test, default=1) <= max(given.test, default=1) <= _MOST_ITERATIONS or list(
-        given.test
-    ) != sorted({*given.test}):
-        what = f"{[*given.test]} are no numbers of iterations in order, from 1 to {_MOST_ITERATIONS}"
-        raise SpecError(f"{path}.iterations.test", what, f"give e.g. [{own}, {2 * own}]")
-    if odd := [n for n in given.test if n % node.topology.row.stages(node.topology.settings)]:
-        raise SpecError(f"{path}.iterations.test", f"{odd[0]} ends within a step of the topology", "give multiples")
-    if node.varies and node.per == "iteration":
-        what = "iterations that have weights of their own can't be more or fewer than the schedule's"
-        raise SpecError(f"{path}.per", what, "set per: loop, or per: level")
-    if node.varies and node.topology.kind == "mesh" and _slots(node) == "auto":
-        what = "goes by the number of iterations, which varies"
-        raise SpecError(f"{path}.topology.mesh.slots", what, f"give a number, e.g. {own + 3}")
-
-
-def _slots(node: LoopNode) -> int | str:
-    settings = node.topology.settings
-    return settings.slots if isinstance(settings, MeshSettings) else "auto"
 
 
 def _check_acyclic(arch: ArchSpec) -> None:

@@ -7,6 +7,7 @@ replaced only if all it holds is known to be the product's, and nothing is remov
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -201,3 +202,12 @@ def private_folder(name: str) -> Path:
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return folder
     return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file. Raises `SpecError` if it is no regular one."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

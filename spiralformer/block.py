@@ -68,19 +68,33 @@ class SubLayer(nn.Module):
 
     def __init__(self, branch: nn.Module, c: BlockConfig) -> None:
         super().__init__()
-        norms = (c.norm(c.d_model, eps=c.norm_eps) if has else nn.Identity() for has in c.norm_places)
-        self.pre_norm, self.peri_norm, self.post_norm = norms
+        self.pre_norm, self.peri_norm, self.post_norm = _norms(c)
         self.branch = branch
         self.dropout = nn.Dropout(c.dropout)
         self.residual = c.residual(c.d_model, c.branch_scale)
 
     def forward(self, x_BLD: Tensor, recalled: tuple[nn.Module, Tensor] | None, *context: object) -> Tensor:
-        u_BLD = self.pre_norm(x_BLD)
-        if recalled is not None:
-            recall, e_BLD = recalled
-            u_BLD = recall(u_BLD, e_BLD)
-        u_BLD = self.peri_norm(self.branch(u_BLD, *context))
-        return self.post_norm(self.residual(x_BLD, self.dropout(u_BLD)))
+        return _after(self, self.branch, x_BLD, recalled, *context)
+
+
+def _norms(c: BlockConfig) -> list[nn.Module]:
+    return [c.norm(c.d_model, eps=c.norm_eps) if has else nn.Identity() for has in c.norm_places]
+
+
+def _after(
+    around: SubLayer | SharedLayer,
+    branch: nn.Module,
+    x_BLD: Tensor,
+    recalled: tuple[nn.Module, Tensor] | None,
+    *context: object,
+) -> Tensor:
+    """The state after a branch, by the norms and the residual around it, (B, L, D)."""
+    u_BLD = around.pre_norm(x_BLD)
+    if recalled is not None:
+        recall, e_BLD = recalled
+        u_BLD = recall(u_BLD, e_BLD)
+    u_BLD = around.peri_norm(branch(u_BLD, *context))
+    return around.post_norm(around.residual(x_BLD, around.dropout(u_BLD)))
 
 
 class Layer(nn.Module):
@@ -102,21 +116,15 @@ class SharedLayer(nn.Module):
 
     def __init__(self, c: BlockConfig) -> None:
         super().__init__()
-        norms = (c.norm(c.d_model, eps=c.norm_eps) if has else nn.Identity() for has in c.norm_places)
-        self.pre_norm, self.peri_norm, self.post_norm = norms
+        self.pre_norm, self.peri_norm, self.post_norm = _norms(c)
         self.attn, self.ffn = _attention(c), c.ffn(c.d_model, c.ffn_dim, c.bias)
         self.dropout = nn.Dropout(c.dropout)
         self.residual = c.residual(c.d_model, c.branch_scale)
         self.recall = c.recall(c.d_model) if c.recall is not None else None
 
     def forward(self, x_BLD: Tensor, call: Call) -> Tensor:
-        for branch, context in ((self.attn, (call,)), (self.ffn, ())):
-            u_BLD = self.pre_norm(x_BLD)
-            if self.recall is not None and call.recall is not None:
-                u_BLD = self.recall(u_BLD, call.recall)
-            u_BLD = self.peri_norm(branch(u_BLD, *context))
-            x_BLD = self.post_norm(self.residual(x_BLD, self.dropout(u_BLD)))
-        return x_BLD
+        recalled = (self.recall, call.recall) if self.recall is not None and call.recall is not None else None
+        return _after(self, self.ffn, _after(self, self.attn, x_BLD, recalled, call), recalled)
 
 
 class ParallelLayer(nn.Module):

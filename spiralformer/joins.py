@@ -75,10 +75,11 @@ class Noise(nn.Module):
         self.std, self.replaces = std, replaces
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        if self.replaces:  # no wider than three deviations (arXiv 2502.05171)
-            noise_BLD = torch.randn_like(x_BLD).clamp(-3, 3) * self.std if self.training else torch.zeros_like(x_BLD)
-            return noise_BLD
-        return x_BLD + torch.randn_like(x_BLD) * self.std if self.training else x_BLD
+        if not self.training:
+            return torch.zeros_like(x_BLD) if self.replaces else x_BLD
+        noise_BLD = torch.randn_like(x_BLD)
+        # What is begun with is no wider than three deviations (arXiv 2502.05171).
+        return noise_BLD.clamp(-3, 3) * self.std if self.replaces else x_BLD + noise_BLD * self.std
 
 
 class AddStep(nn.Module):

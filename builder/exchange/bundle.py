@@ -7,7 +7,6 @@ Nothing is pickled; the manifest holds SHA-256 sums of the other files, checked 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -28,7 +27,7 @@ from builder.lowering import build_model
 from builder.pricing.cost import Cost, estimate
 from builder.schedules import Schedule, model_under, read_schedules
 from searchspace.arch import ArchSpec
-from searchspace.disk import check_regular, new_folder, open_regular, read_json, write_file
+from searchspace.disk import check_regular, new_folder, read_json, sha256_of, write_file
 from searchspace.errors import SpecError, show
 from searchspace.files import load_arch
 from searchspace.plugin_loading import PluginRecord
@@ -105,7 +104,7 @@ def save_bundle(
             "cost": _cost_facts(estimate(graph)),
             "versions": _versions(),
             **(facts or {}),
-            "sha256": {name: _sha256(work / name) for name in (_ARCH, _WEIGHTS, _CARD, *(f.name for f in files))},
+            "sha256": {name: sha256_of(work / name) for name in (_ARCH, _WEIGHTS, _CARD, *(f.name for f in files))},
         }
         write_file(work / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return Path(folder)
@@ -149,7 +148,7 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu", sched
         path = folder / name
         if not path.is_file():
             raise SpecError("", f"the bundle lacks {show(name)}", "export it again", file=str(folder))
-        if name != _CARD and _sha256(path) != expected:
+        if name != _CARD and sha256_of(path) != expected:
             raise SpecError(
                 "",
                 "its SHA-256 differs from the manifest's: the file is damaged or was edited",
@@ -256,11 +255,3 @@ def _versions() -> dict[str, str]:
     with contextlib.suppress(PackageNotFoundError):
         found["spiralformer"] = version("spiralformer")
     return found
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

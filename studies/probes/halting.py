@@ -77,13 +77,12 @@ class HaltingModel(nn.Module):
 
     def __init__(self, model: SpiralFormer, arch: ArchSpec, halt: Halt) -> None:
         super().__init__()
-        loops = [(len(node.schedule), name) for name, node in arch.graph.items() if isinstance(node, LoopNode)]
-        if not loops:
-            raise SpecError("--halt", "there is no loop that could stop", "leave it out")
-        self.most, self.loop = max(loops)
-        self.model, self.arch, self.halt, self.used = model, arch, halt, Used()
         self._runner = Runner(model, arch)
-        self._labels = self._runner.states(self.loop)
+        if not (loop := self._runner.longest_loop()):
+            raise SpecError("--halt", "there is no loop that could stop", "leave it out")
+        self.model, self.arch, self.loop, self.halt, self.used = model, arch, loop, halt, Used()
+        self._labels = self._runner.states(loop)
+        self.most = len(self._labels) - 1
         own = {step.label for step in self._runner.steps if step.node.iteration[0] == self.loop}
         first = min(i for i, step in enumerate(self._runner.steps) if step.label in own)
         self._before = self._runner.steps[:first]

@@ -6,7 +6,7 @@ Shape legend: B batch, L positions, D model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -164,6 +164,3 @@ def robustness(trace: Trace, loop: LoopTrace) -> dict[str, float]:
 
 def _norm(weight: Tensor) -> float:
     return float(torch.linalg.matrix_norm(weight.detach().double().cpu(), 2))
-
-
-Probe = Callable[[Trace, LoopTrace], Mapping[str, float]]

@@ -89,8 +89,6 @@ def probe(names: tuple[ProbeName, ...], model: SpiralFormer, arch: ArchSpec, tok
         arch: of it.
         tokens_BL: on its device.
     """
-    if not names:
-        return {}
     from studies.probes.trace import Trace
 
     trace = Trace(model, arch, tokens_BL)

@@ -37,6 +37,11 @@ class Runner:
         self.steps: list[Step] = [step for step in steps_of(graph) if step.row.gives is not Kind.LOSS]
         self.output = next(step.label for step in self.steps if step.node.name == graph.output)
 
+    def longest_loop(self) -> str:
+        """The loop of most iterations; empty if there is none."""
+        loops = [(len(node.schedule), name) for name, node in self.arch.graph.items() if isinstance(node, LoopNode)]
+        return max(loops, default=(0, ""))[1]
+
     def begin(self, tokens_BL: Tensor) -> dict[str, Any]:
         """Values before the first step, by label."""
         values: dict[str, Any] = {"self": self.model, "tokens": tokens_BL}
@@ -116,11 +121,10 @@ class Trace:
 
     def loop(self) -> LoopTrace | None:
         """The loop of most iterations; None if there is none."""
-        loops = [(len(node.schedule), name) for name, node in self.arch.graph.items() if isinstance(node, LoopNode)]
-        if not loops:
+        if not (name := self.runner.longest_loop()):
             return None
-        labels = self.runner.states(max(loops)[1])
-        return LoopTrace(max(loops)[1], tuple(self.values[label] for label in labels), labels)
+        labels = self.runner.states(name)
+        return LoopTrace(name, tuple(self.values[label] for label in labels), labels)
 
     def again(self, loop: LoopTrace, t: int, state_BLD: Tensor) -> Tensor:
         """Iteration ``t``, from 1, of a loop once more from another state; its memory and input stay as they were.

@@ -20,7 +20,7 @@ from searchspace.plain import key
 from searchspace.tables import table
 from studies.data.dataset import Headline, Metric
 from studies.tasks.graded import HARDER
-from studies.tasks.rated import Puzzle, Rated, RatedData, csv_lines, prepare_rated, rating_of
+from studies.tasks.rated import Puzzle, Rated, RatedData, csv_lines, rating_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,8 +211,3 @@ def _legal(board: Any, text: str) -> Any:
     if not move:
         raise ValueError(f"{text} moves nothing")
     return move
-
-
-def prepare_chess(config: ChessData, folder: Path, base: Path = Path()) -> Chess:
-    """Write puzzles under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
-    return prepare_rated(Chess, config, folder, base)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from studies.data.dataset import DataFacts, Examination, Metric
-from studies.tasks.pairs import LEFT_OUT, Pairs
+from studies.tasks.pairs import Pairs, without_mistake
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,10 +66,8 @@ class Graded(Pairs):
 
     def accuracy(self, model: Any, level: int, positions: int) -> float:
         """Share of examples of a level, about so many positions of them, that the model is right about."""
-        right = [
-            ok for _, said_BL, targets_BL in self.answers(model, level, positions) for ok in _right(said_BL, targets_BL)
-        ]
-        return sum(right) / len(right)
+        right = [without_mistake(said, targets) for _, said, targets in self.answers(model, level, positions)]
+        return float(sum(int(each.sum()) for each in right) / sum(map(len, right)))
 
     def answers(self, model: Any, level: int, positions: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Inputs, what the model says, and what is right, batch by batch, on the CPU."""
@@ -93,7 +91,7 @@ class Graded(Pairs):
         solved = failed = ""
         for level in self.facts.levels:
             for inputs_BL, said_BL, targets_BL in self.answers(model, level, 0):
-                for i, ok in enumerate(_right(said_BL, targets_BL)):
+                for i, ok in enumerate(without_mistake(said_BL, targets_BL).tolist()):
                     picture = self.draw(inputs_BL[i], said_BL[i], targets_BL[i])
                     drawn = f"level {self.name(level)}, {'solved' if ok else 'failed'}:\n{picture}"
                     solved, failed = (drawn, failed) if ok else (solved, failed or drawn)
@@ -110,8 +108,3 @@ class Graded(Pairs):
         metrics = {"accuracy": accuracies[0][0], "hard_accuracy": accuracies[-1][-1]}
         rows: tuple[tuple[str | float, ...], ...] = tuple((name, *row) for name, row in found.items())
         return Examination(metrics, "By difficulty", ("level", *models), rows)
-
-
-def _right(said_BL: Tensor, targets_BL: Tensor) -> list[bool]:
-    found: list[bool] = ((said_BL == targets_BL) | (targets_BL == LEFT_OUT)).all(dim=1).tolist()
-    return found

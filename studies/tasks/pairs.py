@@ -62,11 +62,16 @@ class Pairs(Dataset):
         return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), ignore_index=LEFT_OUT)
 
 
+def without_mistake(said_BL: Tensor, targets_BL: Tensor) -> Tensor:
+    """Which rows are right in every answer, (B,)."""
+    return ((said_BL == targets_BL) | (targets_BL == LEFT_OUT)).all(dim=1)
+
+
 def shares_right(logits_BLV: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Share of rows without a mistake, and of answers that are right."""
-    asked_BL = targets_BL != LEFT_OUT
-    right_BL = (logits_BLV.argmax(dim=-1) == targets_BL) | ~asked_BL
-    return right_BL.all(dim=1).float().mean(), (right_BL & asked_BL).sum() / asked_BL.sum()
+    asked_BL, said_BL = targets_BL != LEFT_OUT, logits_BLV.argmax(dim=-1)
+    right = ((said_BL == targets_BL) & asked_BL).sum() / asked_BL.sum()
+    return without_mistake(said_BL, targets_BL).float().mean(), right
 
 
 def prepare_pairs(

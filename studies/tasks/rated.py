@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import csv
-import hashlib
+import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
-from searchspace.disk import write_file
+from searchspace.disk import sha256_of, write_file
 from searchspace.errors import SpecError, one_of
 from searchspace.plain import decode, key
 from studies.data.corpus import find_path
@@ -93,10 +93,10 @@ class RatedData(DataConfig):
 
 @dataclass
 class _Kept:
-    """What a CSV gives, or puzzles that were made and those to come."""
+    """Puzzles that were made, those to come, and why there are no more."""
 
+    rest: Iterator[Puzzle]
     puzzles: list[Puzzle] = field(default_factory=list)
-    rest: Iterator[Puzzle] = iter(())
     error: SpecError | None = None
 
 
@@ -183,11 +183,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)
 def _digest(file: Path, stamp: tuple[int, int]) -> str:
-    with file.open("rb") as opened:
-        digest = hashlib.sha256()
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(file)
 
 
 class Rated(Graded):
@@ -210,8 +206,7 @@ class Rated(Graded):
             with np.load(folder / LEVELS) as kept:
                 found: NDArray[Any] = kept[str(level)][:count]
             return found
-        config = self.told
-        return _rows(list(itertools.islice(_at_level(config, level, seed), count)))
+        return _rows(list(itertools.islice(_at_level(self.told, level, seed), count)))
 
     def name(self, level: int) -> str:
         return f"{self.told.below(level) + 1}-{level}"
@@ -251,7 +246,7 @@ def _rows(puzzles: list[Puzzle]) -> NDArray[Any]:
     return np.array([[*puzzle.given, *puzzle.answer] for puzzle in puzzles], np.uint8)
 
 
-def prepare_rated(kind: type[RatedType], config: RatedData, folder: Path, base: Path) -> RatedType:
+def prepare_rated(kind: type[RatedType], config: RatedData, folder: Path, base: Path = Path()) -> RatedType:
     """Write puzzles under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
 
     def write(work: Path) -> DataFacts:
@@ -269,7 +264,9 @@ def prepare_rated(kind: type[RatedType], config: RatedData, folder: Path, base: 
         else:
             file = _file_of(told)
             train, held_out = file.train, file.held_out
-            np.savez(work / LEVELS, **{str(level): _rows(found) for level, found in file.levels.items()})  # type: ignore[arg-type]
+            levels: dict[str, Any] = {str(level): _rows(found) for level, found in file.levels.items()}
+            np.savez(packed := io.BytesIO(), **levels)
+            write_file(work / LEVELS, packed.getvalue())
         for part, puzzles in (("train", train), ("val", held_out)):
             write_file(work / f"{part}.bin", _rows(puzzles).tobytes())
         return facts

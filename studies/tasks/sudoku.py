@@ -25,7 +25,7 @@ from searchspace.tables import table
 from studies.data.dataset import Headline, Metric
 from studies.tasks.graded import HARDER
 from studies.tasks.pairs import LEFT_OUT, shares_right
-from studies.tasks.rated import Puzzle, Rated, RatedData, csv_lines, prepare_rated, rating_of
+from studies.tasks.rated import Puzzle, Rated, RatedData, csv_lines, rating_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -271,8 +271,3 @@ def _what_is_wrong(given: Sequence[int], solved: Sequence[int], box: tuple[int, 
     if any({solved[cell] for cell in unit} != set(range(1, side + 1)) for unit in units(box)):
         return "its answer breaks the rules"
     return "" if 0 in given else "has no empty cell"
-
-
-def prepare_sudoku(config: SudokuData, folder: Path, base: Path = Path()) -> Sudoku:
-    """Write boards under ``folder``, once. Raises `SpecError` if it holds other data, or something else."""
-    return prepare_rated(Sudoku, config, folder, base)

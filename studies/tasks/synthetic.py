@@ -86,16 +86,9 @@ def _halves(config: SyntheticData) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _recall(config: SyntheticData, length: int, draw: Generator) -> Row:
-    return _pairs(config, length, draw, 0.0)
-
-
-def _noisy_recall(config: SyntheticData, length: int, draw: Generator) -> Row:
-    return _pairs(config, length, draw, config.noise)
-
-
-def _pairs(config: SyntheticData, length: int, draw: Generator, noise: float) -> Row:
-    """Keys, each before its value, which is asked for at a key that has been seen."""
+    """Keys, each before its value, which is asked for at a key that has been seen; between pairs there may be noise."""
     keys, values = _halves(config)
+    noise = config.noise if config.task == "noisy_recall" else 0.0
     value_of = dict(zip(keys.tolist(), draw.choice(values, len(keys)).tolist(), strict=True))
     given: list[int] = []
     asked: list[int] = []
@@ -164,7 +157,7 @@ SYNTHETICS = table(
     "a synthetic task",
     (
         SyntheticRow("in_context_recall", _recall),
-        SyntheticRow("noisy_recall", _noisy_recall),
+        SyntheticRow("noisy_recall", _recall),
         SyntheticRow("fuzzy_recall", _fuzzy_recall),
         SyntheticRow("memorization", _memorization),
         SyntheticRow("selective_copying", _selective_copying),

@@ -27,12 +27,12 @@ from studies.data.dataset import (
 )
 from studies.data.settings import DataConfig, TextData, TextKind
 from studies.tasks import nested_logic, prefix_sums, rated, synthetic
-from studies.tasks.chess_puzzles import Chess, ChessData, prepare_chess
+from studies.tasks.chess_puzzles import Chess, ChessData
 from studies.tasks.custom import CustomData, CustomDataset, facts_of_custom, prepare_custom
 from studies.tasks.nested_logic import NestedLogic, NestedLogicData, prepare_nested_logic
 from studies.tasks.prefix_sums import PrefixSums, PrefixSumsData, prepare_prefix_sums
 from studies.tasks.reach import Mazes, ReachData, examine, facts_of, prepare_mazes
-from studies.tasks.sudoku import Sudoku, SudokuData, prepare_sudoku
+from studies.tasks.sudoku import Sudoku, SudokuData
 from studies.tasks.synthetic import Synthetic, SyntheticData, prepare_synthetic
 
 
@@ -128,7 +128,7 @@ TASKS = table(
             kinds=("sudoku",),
             config=SudokuData,
             dataset=Sudoku,
-            prepare=prepare_sudoku,
+            prepare=partial(rated.prepare_rated, Sudoku),
             examine=partial(rated.examine, Sudoku),
             look=lambda config, base, prepare: rated.facts_of(config, base),
         ),
@@ -139,7 +139,7 @@ TASKS = table(
             kinds=("chess",),
             config=ChessData,
             dataset=Chess,
-            prepare=prepare_chess,
+            prepare=partial(rated.prepare_rated, Chess),
             examine=partial(rated.examine, Chess),
             look=lambda config, base, prepare: rated.facts_of(config, base),
         ),

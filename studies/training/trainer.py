@@ -211,6 +211,8 @@ class Trainer:
 
     def _probed(self) -> Mapping[str, float]:
         """What `TrainingConfig.probes` ask of the model, on a few held-out examples."""
+        if not self.config.probes:
+            return {}
         inputs_BL, _ = next(self.corpus.eval_batches(_PROBED * self.arch.seq_len, _PROBED, self.arch.seq_len))
         return probe(self.config.probes, self.model, self.arch, inputs_BL.to(self.device))
 

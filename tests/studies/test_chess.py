@@ -11,7 +11,8 @@ from helpers import run_cli
 from searchspace import SpecError
 from studies.config import load_study
 from studies.records.reading import read_study
-from studies.tasks.chess_puzzles import FROM, TO, ChessData, make_mates, prepare_chess, read_puzzles, rules, said
+from studies.tasks.chess_puzzles import FROM, TO, Chess, ChessData, make_mates, read_puzzles, rules, said
+from studies.tasks.rated import prepare_rated
 
 SMALL = {"puzzles": 40, "held_out": 16, "ratings": (36, 60)}
 LICHESS = """PuzzleId,FEN,Moves,Rating
@@ -59,7 +60,7 @@ def test_a_csv_as_lichess_has_it(tmp_path):
     assert board.is_checkmate()
     board, move = board_of(found[2])
     assert move == chess.Move.from_uci("a1a8")
-    data = prepare_chess(ChessData(path=str(tmp_path / "puzzles.csv"), ratings=(1000, 2000)), tmp_path / "data")
+    data = prepare_rated(Chess, ChessData(path=str(tmp_path / "puzzles.csv"), ratings=(1000, 2000)), tmp_path / "data")
     assert (data.facts.train_tokens, data.facts.val_tokens) == (2 * 128, 128), "of 700, 900 and 500"
     assert data.make(2000, 5, 2).shape == (1, 128)
 
@@ -113,7 +114,7 @@ class Plays(torch.nn.Module):
 
 
 def test_who_finds_mates_is_right(tmp_path):
-    data = prepare_chess(ChessData(**SMALL), tmp_path / "data")
+    data = prepare_rated(Chess, ChessData(**SMALL), tmp_path / "data")
     assert data.measure_model(Plays(), 64 * 20, {})["hard_accuracy"] > 0.85
     inputs, targets = data.batch(0, 0, 8, 64)
     right, guessed = Plays()(inputs), torch.zeros(8, 64, 13)

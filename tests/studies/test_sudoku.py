@@ -14,12 +14,11 @@ from searchspace import SpecError
 from spiralformer.rope import Rotary
 from studies.config import load_study
 from studies.records.reading import read_study
-from studies.tasks.rated import facts_of
+from studies.tasks.rated import facts_of, prepare_rated
 from studies.tasks.sudoku import (
     Sudoku,
     SudokuData,
     make_boards,
-    prepare_sudoku,
     rating,
     read_boards,
     shuffled,
@@ -88,7 +87,7 @@ def test_shuffled_boards_are_boards(box):
 
 
 def test_levels_answers_and_pictures(tmp_path):
-    data = prepare_sudoku(SudokuData(**SMALL), tmp_path / "data")
+    data = prepare_rated(Sudoku, SudokuData(**SMALL), tmp_path / "data")
     inputs, targets = data.batch(0, 0, 8, 16)
     assert ((inputs == 0) == (targets != -100)).all()
     assert [data.name(level) for level in data.facts.levels] == ["1-8", "9-9", "10-10", "11-12"]
@@ -136,10 +135,10 @@ def test_a_csv_as_sudoku_extreme_has_it(tmp_path):
     file = write_csv(tmp_path / "boards.csv", made)
     assert list(read_boards(file, (2, 2))) == made
     config = SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 10, 12))
-    data = prepare_sudoku(config, tmp_path / "data", tmp_path)
+    data = prepare_rated(Sudoku, config, tmp_path / "data", tmp_path)
     assert (data.facts.train_tokens, data.facts.val_tokens) == (27 * 32, 3 * 32)
     file.write_text("question,answer,rating\n")  # what was prepared stays
-    data = prepare_sudoku(config, tmp_path / "data", tmp_path)
+    data = prepare_rated(Sudoku, config, tmp_path / "data", tmp_path)
     hard = {tuple(row[:16]) for row in data.make(12, 99, 2).tolist()}
     assert hard == {board.given for board in made if board.rating > 10}
     easy = {tuple(row[:16]) for row in data.make(8, 99, 2).tolist()}
@@ -152,7 +151,7 @@ def test_a_csv_is_read_once_and_its_puzzles_count_once(tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr("studies.tasks.sudoku.read_boards", lambda *at: reads.append(at) or read_boards(*at))
     config = SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 12))
-    data = prepare_sudoku(config, tmp_path / "data", tmp_path)
+    data = prepare_rated(Sudoku, config, tmp_path / "data", tmp_path)
     data.make(12, 9, 2), data.make(8, 9, 2), facts_of(config, tmp_path)
     assert len(reads) == 1
     assert data.facts.train_tokens + data.facts.val_tokens == 30 * 32
@@ -174,7 +173,7 @@ def test_a_level_of_a_csv_without_boards_is_told_before_anything_runs(tmp_path):
         facts_of(SudokuData(path="boards.csv", box=(2, 2), ratings=(8, 12)), tmp_path)
     for _ in range(2):
         with pytest.raises(SpecError, match="no board of 4 x 4 has a rating from 17 to 40"):
-            prepare_sudoku(SudokuData(**SMALL, ratings=(16, 40)), tmp_path / "data")
+            prepare_rated(Sudoku, SudokuData(**SMALL, ratings=(16, 40)), tmp_path / "data")
 
 
 @pytest.mark.parametrize("form", ["bom", "spaces", "windows", "blank"])
