@@ -23,12 +23,7 @@ from studies.training.recipe import size_of
 from studies.training.run_trial import run_trial
 from studies.training.trainer import Trainer
 
-LADDER = (
-    "scale.sizes=[8,16,24]",
-    "scale.horizons=[0.01,0.02]",
-    "training.eval_tokens=512",
-    "training.batch_tokens=480",
-)
+LADDER = ("scale.sizes=[8,16,24]", "scale.horizons=[0.01,0.02]", "training.eval_tokens=512")
 
 
 # -- one trunk ----------------------------------------------------------------------------------------
@@ -263,10 +258,11 @@ def test_scale_tells_a_study(climbed):
     again = run_cli("search", str(study), *LADDER, "search.num_trials=3", "scale.candidates=2", "--serial",
                     "--dir", str(folder / "run"))  # fmt: skip
     assert "  ladder " not in again
-    plain = run_cli("search", str(study), *LADDER[2:], "search.num_trials=3", "--serial", "--dir", str(folder / "no"))
+    plain = run_cli("search", str(study), LADDER[2], "search.num_trials=3", "--serial", "--dir", str(folder / "no"))
     assert "against plain" not in plain
     assert "has no ladder" in run_cli("scale", str(folder / "no"), code=2)
-    more = run_cli("search", str(study), *LADDER, "search.num_trials=3", "--serial", "--dir", str(folder / "no"))
+    short = ("search.num_trials=3", "scale.candidates=1", "scale.seeds=1", "--serial", "--dir", str(folder / "no"))
+    more = run_cli("search", str(study), *LADDER, *short)
     assert "  ladder " in more  # a ladder can be added to what was searched
 
 
@@ -361,7 +357,7 @@ def test_error_of_size_names_it():
 def test_a_ladder_may_change_and_goes_on(tmp_path):
     """Other sizes, horizons and seeds are trained; what was trained keeps its own horizons."""
     study, run = str(tiny_study(tmp_path)), ("--serial", "--dir", str(tmp_path / "run"))
-    over = ("search.num_trials=2", "scale.candidates=1", "scale.seeds=1", "scale.allot=false", *LADDER[2:])
+    over = ("search.num_trials=2", "scale.candidates=1", "scale.seeds=1", "scale.allot=false", LADDER[2])
     steps = [
         (["scale.sizes=[8,12,16]", "scale.horizons=[0.01,0.02]"], 6),
         (["scale.sizes=[8,12,16]", "scale.horizons=[0.01,0.02]"], 6),
