@@ -17,7 +17,7 @@ from searchspace.template import Decided, Template
 from studies.probes.table import ProbeName
 
 SamplerName: TypeAlias = Annotated[
-    Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "predictor"], Open("sampler")
+    Literal["tpe", "random", "nsga2", "gp", "evolution", "grid", "one_change", "predictor"], Open("sampler")
 ]
 LearnerName: TypeAlias = Literal["cost", "scaling_law", "tabular", "gnn"]
 StopperName: TypeAlias = Literal["none", "asha", "median"]

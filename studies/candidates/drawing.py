@@ -16,6 +16,7 @@ from searchspace.arch import ArchSpec
 from searchspace.choices import Chooser, Decision, RandomChooser, Scalar, check_value
 from searchspace.errors import ConstraintError, SpecError
 from searchspace.space import Candidate
+from studies.candidates.listing import LISTINGS
 from studies.candidates.proposal import Proposal
 from studies.config import StudyConfig
 from studies.data.dataset import DataFacts
@@ -96,7 +97,7 @@ class Candidates:
     def _narrower(self) -> Narrower | None:
         """It takes seconds to learn; who draws at random from a wide budget never needs it."""
         search = self.study.search
-        return Narrower(self.study.space, self.budget) if search.narrow and search.sampler != "grid" else None
+        return Narrower(self.study.space, self.budget) if search.narrow and search.sampler not in LISTINGS else None
 
     def narrowed(self, chooser: Chooser) -> Chooser:
         """Decides the same way, but only what can still be within the budget."""

@@ -17,6 +17,7 @@ from searchspace.choices import RandomChooser
 from searchspace.errors import SpecError
 from studies.candidates.drawing import Candidates
 from studies.candidates.feasibility import Survey, survey
+from studies.candidates.listing import LISTINGS
 from studies.config import StudyConfig, num_climbers
 from studies.data.corpus import find_path
 from studies.data.dataset import DataFacts
@@ -25,7 +26,6 @@ from studies.report.tracking import check_trackers
 from studies.scale.ladder import ladder_of
 from studies.sections import MiddleChooser, TrainingConfig, check_training, decide_training, rooted
 from studies.show.summary import notes_on, short
-from studies.strategy.proposer import list_candidates
 from studies.strategy.stopper import rung_shares
 from studies.strategy.surrogate import Surrogate
 from studies.training.plan import FEW_STEPS, make_plan
@@ -69,8 +69,8 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
             read_settings(source)
         except SpecError as error:
             raise SpecError("search.from", f"{source} is no study: {error.problem}", "give a study's folder") from error
-    if study.search.sampler == "grid":
-        list_candidates(study)
+    if study.search.sampler in LISTINGS:
+        LISTINGS[study.search.sampler](study)
     if study.search.sampler == "predictor":
         Surrogate(study.search.predictor, study.search.seed)
     middle = decide_training(study.training, MiddleChooser()).tree

@@ -198,7 +198,9 @@ class _Writer:
                 properties[name] = {}
                 continue
             schema = self._of(hints[field.name], field)
-            if cls is not ArchSpec or name not in ("levels", "blocks", "name"):
+            if is_open and cls is ArchSpec and name in ("levels", "blocks"):
+                schema = {"anyOf": [schema, {"$ref": "#/$defs/open"}]}
+            elif cls is not ArchSpec or name not in ("levels", "blocks", "name"):
                 schema = self._maybe_open(schema) if is_open else _or_reference(schema)
             properties[name] = {**schema, **_described(field)}
         return {"type": "object", "properties": properties, "additionalProperties": False}

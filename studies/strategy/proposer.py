@@ -16,16 +16,14 @@ from searchspace.choices import (
     Categorical,
     Chooser,
     Decision,
-    FixedChooser,
     Integer,
     RandomChooser,
-    Real,
     Scalar,
 )
 from searchspace.errors import ConstraintError, SpecError
 from searchspace.plain import encode
-from searchspace.space import assignments
 from studies.candidates.drawing import Candidates, HintedChooser
+from studies.candidates.listing import LISTINGS
 from studies.candidates.proposal import Proposal
 from studies.config import StudyConfig
 from studies.data.dataset import DataFacts
@@ -38,7 +36,6 @@ _JOURNALED_REJECTIONS = 2  # each is a line of the journal; then draws are rando
 _PATIENCE = 1000  # rejections in a row after which there is hardly anything left
 _MISSES = 20_000  # draws that break a constraint, decided anew for little
 _UNNARROWED = 200  # rejections before proposals are steered: plain rejection draws evenly
-_MOST_LISTED = 20_000  # candidates of a grid: they are held in memory, and shuffled
 
 
 class OptunaChooser:
@@ -82,7 +79,7 @@ class Proposer:
         facts: of the data.
 
     Raises:
-        SpecError: if the sampler is ``grid`` and the choices can't be listed.
+        SpecError: if the sampler lists candidates, and there are too many.
     """
 
     def __init__(self, study: StudyConfig, budget: Budget, facts: DataFacts) -> None:
@@ -93,7 +90,7 @@ class Proposer:
         self.exhausted = ""
         """Why it gave up, if it has."""
         search = study.search
-        self._grid = iter(list_candidates(study)) if search.sampler == "grid" else None
+        self._listed = iter(LISTINGS[search.sampler](study)) if search.sampler in LISTINGS else None
         self._learns = SAMPLERS[search.sampler].make is not None
         self.surrogate = Surrogate(search.predictor, search.seed) if search.sampler == "predictor" else None
         """What a sampler ``predictor`` has learned."""
@@ -134,7 +131,7 @@ class Proposer:
                 if proposal is not None:
                     return trial, proposal
                 self.reject(trial, reason, excesses)
-        return self._propose_listed(study) if self._grid is not None else self._propose_random(study, number)
+        return self._propose_listed(study) if self._listed is not None else self._propose_random(study, number)
 
     def _propose_given(self, study: optuna.Study, given: Enqueued) -> tuple[optuna.Trial, Proposal] | None:
         """What is given, unless it was launched before an interruption."""
@@ -193,12 +190,14 @@ class Proposer:
         return True
 
     def _propose_listed(self, study: optuna.Study) -> tuple[optuna.Trial, Proposal] | None:
-        for choices in self._grid or ():
-            found = self._enqueue(study, self.candidates.draw(FixedChooser(choices), narrow=False)[0])
+        for choices in self._listed or ():
+            found = self._enqueue(study, self.candidates.draw(HintedChooser(choices, 0), narrow=False)[0])
             if found is not None:
                 return found
             self.counts["rejected"] += 1
-        self.exhausted = "every candidate of the grid within the budget has been launched"
+        self.exhausted = (
+            f"every candidate of the sampler {self.study.search.sampler} within the budget has been launched"
+        )
         return None
 
     def _enqueue(self, study: optuna.Study, proposal: Proposal | None) -> tuple[optuna.Trial, Proposal] | None:
@@ -233,30 +232,6 @@ class Proposer:
             trial.set_constraint(metric, excess)
         state = OptunaState.PRUNED if any(e > 0 for e in excesses.values()) else OptunaState.FAIL
         trial.study.tell(trial, state=state)
-
-
-def list_candidates(study: StudyConfig) -> list[dict[str, Scalar]]:
-    """Every way to decide a study, in one shuffled order for all seeds, so that the first n are a fair sample of all.
-
-    Raises:
-        SpecError: if a range is continuous, or there are more than 20,000.
-    """
-    for decision in (*study.space.decisions, *study.training.decisions()):
-        if isinstance(decision, Real) and decision.step is None and decision.low < decision.high:
-            raise SpecError(
-                decision.name, "is continuous, so a grid can't list it", "give it a step, or use another sampler"
-            )
-    size = study.space.count().high * study.training.size()
-    if size > _MOST_LISTED:
-        raise SpecError(
-            "search.sampler",
-            f"a grid of {size:,.0f} candidates (with the open choices of training) is too many to list",
-            f"narrow it to {_MOST_LISTED:,}, or use another sampler",
-        )
-    trainings = list(assignments(study.training))
-    choices = [{**a, **t} for a in assignments(study.space.template) for t in trainings]
-    random.Random("grid").shuffle(choices)
-    return choices
 
 
 def _key_of(given: Enqueued) -> str:

@@ -75,6 +75,7 @@ SAMPLERS = table(
             lambda asked: EvolutionSampler(asked.schedules, asked.seed, asked.complete),
         ),
         Sampler("grid", "every candidate once, in one order for all seeds", None),
+        Sampler("one_change", "the first option of every decision, then every other of one of them alone", None),
         Sampler("predictor", "what a predictor fitted on the study's own trials expects most of", _predictor),
     ),
     options(SamplerName),

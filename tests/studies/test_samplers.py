@@ -82,11 +82,42 @@ def test_a_grid_launches_every_feasible_candidate_once_in_the_same_order_for_all
         )
         end_all(driver)
         orders.append([record.arch_id for record in driver.records if record.purpose == "search"])
-        assert "every candidate of the grid" in driver.progress().note
+        assert "every candidate of the sampler grid" in driver.progress().note
     ids = {compile_id(arch.arch) for arch in driver.study.space.enumerate()}
     assert orders[0] == orders[1]
     assert set(orders[0]) == ids
     assert len(orders[0]) == len(ids)
+
+
+def test_one_change_launches_the_first_options_and_then_one_other_at_a_time(tmp_path):
+    """A decision that hangs on a change takes its first option; a change that a constraint forbids alone is left out."""
+    space = {
+        "graph": {"h": {"topology": {"choice": ["residual", "anchor", {"mesh": {"slots": {"int": [3, 4]}}}]}}},
+        "blocks": {"core": {"layers": {"int": [1, 3]}, "ffn": {"choice": ["swiglu", "gelu"]}}},
+        "constraints": ["blocks.core.layers != 3 or blocks.core.ffn == 'gelu'"],
+    }
+    over = {"space": space, "training": {"lr": {"choice": [2e-3, 4e-3]}}}
+    driver = make_driver(tmp_path, over, "search.sampler=one_change", "search.num_trials=500")
+    end_all(driver)
+    first, *others = [record.choices for record in driver.records if record.purpose == "search"]
+    assert (first["blocks.core.layers"], first["graph.h.topology"], first["training.lr"]) == (1, "residual", 2e-3)
+    changes = [{k: v for k, v in each.items() if first.get(k) != v} for each in others]
+    assert {"graph.h.topology": "mesh", "graph.h.topology.choice.2.mesh.slots": 3} in changes
+    assert {"training.lr": 4e-3} in changes
+    assert {"blocks.core.layers": 2} in changes
+    assert {"blocks.core.layers": 3} not in changes
+    assert [len(change) for change in changes] == [1] * 6 + [2] + [1]
+    assert "every candidate of the sampler one_change" in driver.progress().note
+
+
+def test_a_grid_goes_over_the_choices_of_training_too(tmp_path):
+    over = {"space": {"graph": {"h": {"schedule": ["word", "token"]}}}, "training": {"lr": {"choice": [2e-3, 4e-3]}}}
+    driver = make_driver(tmp_path, over, "search.sampler=grid", "search.num_trials=9")
+    end_all(driver)
+    ran = [r for r in driver.records if r.purpose == "search"]
+    assert {(r.choices["graph.h.topology"], r.training["lr"]) for r in ran} == {
+        (topology, lr) for topology in ("residual", "mesh") for lr in (2e-3, 4e-3)
+    }
 
 
 def compile_id(arch):
