@@ -11,7 +11,10 @@ NON_EMBEDDING = {
     "pythia_410m": 302_311_424,
     "pythia_1b": 805_736_448,
     "pythia_1_4b": 1_208_602_624,
+    "pythia_6_9b": 6_444_163_072,
     "looped_1_4b_base": 805_736_448,
+    "looped_1_4b_anchor_star": 805_736_448,
+    "untied_1_4b_mesh": 1_208_602_624 + 61_470,
     "looped_1_4b_mesh": 805_736_448 + 61_470,
 }
 
@@ -74,7 +77,10 @@ def test_meshs_variants_differ_in_topology_alone():
     assert params["mesh"] - params["base"] == 2 * 3 * (1024 * 5 + 5)
 
 
-@pytest.mark.parametrize(("size", "share"), [("410m", 0.333), ("410m_r3", 0.5), ("1b", 0.313), ("1_4b", 0.333)])
+@pytest.mark.parametrize(
+    ("size", "share"),
+    [("410m", 0.333), ("410m_r3", 0.5), ("1b", 0.313), ("1_4b", 0.333), ("2_8b", 0.313), ("6_9b", 0.313)],
+)
 def test_parameters_saved_by_looping(size, share):
     plain, looped = cost_of(f"pythia_{size.removesuffix('_r3')}"), cost_of(f"looped_{size}_base")
     assert 1 - looped.params_non_embedding / plain.params_non_embedding == pytest.approx(share, abs=0.002)
