@@ -55,8 +55,12 @@ class MixtureJoin(nn.Module):
         super().__init__()
         self.router = nn.Linear(d_model, 1 + supports)
 
+    def weights(self, state_BLD: Tensor) -> Tensor:
+        """Of the update and of each support, (B, L, 1 + K)."""
+        return self.router(state_BLD).softmax(dim=-1)
+
     def forward(self, update_BLD: Tensor, state_BLD: Tensor, *supports_BLD: Tensor) -> Tensor:
-        weights_BLK = self.router(state_BLD).softmax(dim=-1)
+        weights_BLK = self.weights(state_BLD)
         mixed_BLD = weights_BLK[..., :1] * update_BLD
         for k, support_BLD in enumerate(supports_BLD, start=1):
             mixed_BLD = mixed_BLD + weights_BLK[..., k : k + 1] * support_BLD

@@ -41,6 +41,7 @@ class Router(nn.Module):
         self.router = nn.Linear(d_model, slots)
 
     def weights(self, state_BLD: Tensor) -> Tensor:
+        """Of each slot, (B, L, S)."""
         return self.router(state_BLD).softmax(dim=-1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 WORST = 1e30
 """Stands for what is no number."""
-ProbeName: TypeAlias = Literal["reachability", "input_dependence", "geometry", "robustness"]
+ProbeName: TypeAlias = Literal[
+    "reachability", "input_dependence", "geometry", "robustness", "attention", "updates", "states", "ablation"
+]
 
 
 @complete
@@ -68,6 +70,43 @@ PROBES = table(
             "studies.probes.stability:robustness",
             (Metric("noise_kept", "kept", "share of answers kept under noise on the weights", "higher"),),
         ),
+        ProbeRow(
+            "attention",
+            "where each iteration attends",
+            "studies.probes.inside:attention_numbers",
+            (
+                Metric("attention_entropy", "attn entropy", "entropy of attention over its most, mean", "lower"),
+                Metric("attention_distance", "attn distance", "tokens between query and key, mean", "higher"),
+                Metric(
+                    "local_attention", "local attn", "weight on keys nearer than a sixteenth of the length", "higher"
+                ),
+                Metric("focusing", "focusing", "entropy of the first iteration less that of the last", "higher"),
+            ),
+        ),
+        ProbeRow(
+            "updates",
+            "how far each iteration moves the state",
+            "studies.probes.inside:update_numbers",
+            (
+                Metric("last_update", "last update", "relative update of the last iteration", "higher"),
+                Metric("update_ratio", "update ratio", "relative update, last iteration over first", "higher"),
+            ),
+        ),
+        ProbeRow(
+            "states",
+            "how alike states are, and how wide",
+            "studies.probes.inside:state_numbers",
+            (
+                Metric("state_cka", "state CKA", "kernel alignment of successive states, mean", "lower"),
+                Metric("effective_rank", "eff. rank", "dimensions that the last state uses", "higher"),
+            ),
+        ),
+        ProbeRow(
+            "ablation",
+            "what the loss loses without an iteration",
+            "studies.probes.inside:ablation_numbers",
+            (Metric("least_update_worth", "least worth", "nats lost without the least useful iteration", "higher"),),
+        ),
     ),
     options(ProbeName),
 )
@@ -78,7 +117,13 @@ def probed_metrics() -> dict[str, tuple[ProbeRow, Metric]]:
     return {metric.name: (row, metric) for row in PROBES.values() for metric in row.metrics}
 
 
-def probe(names: tuple[ProbeName, ...], model: SpiralFormer, arch: ArchSpec, tokens_BL: Tensor) -> Mapping[str, float]:
+def probe(
+    names: tuple[ProbeName, ...],
+    model: SpiralFormer,
+    arch: ArchSpec,
+    tokens_BL: Tensor,
+    judge: Callable[[Tensor], float] | None = None,
+) -> Mapping[str, float]:
     """What the probes of these names measure, in their order; nothing of a model that has no loop.
 
     Of a state that has grown without bound, the worst: -1 where more is better, else `WORST`.
@@ -88,10 +133,11 @@ def probe(names: tuple[ProbeName, ...], model: SpiralFormer, arch: ArchSpec, tok
         model: in evaluation mode.
         arch: of it.
         tokens_BL: on its device.
+        judge: the loss of logits (B, L, V) on them, in nats; ``ablation`` asks for it.
     """
     from studies.probes.trace import Trace
 
-    trace = Trace(model, arch, tokens_BL)
+    trace = Trace(model, arch, tokens_BL, judge)
     loop, found = trace.loop(), dict[str, float]()
     for name in names if loop is not None else ():
         module, _, function = PROBES[name].measure.partition(":")

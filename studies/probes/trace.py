@@ -5,7 +5,7 @@ Shape legend: B batch, L tokens, D model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
@@ -105,10 +105,17 @@ class Trace:
         model: in evaluation mode.
         arch: of it.
         tokens_BL: int64.
+        judge: the loss of logits (B, L, V), in nats; for probes that ask what a part is worth.
     """
 
-    def __init__(self, model: SpiralFormer, arch: ArchSpec, tokens_BL: Tensor) -> None:
-        self.runner, self.model, self.arch = Runner(model, arch), model, arch
+    def __init__(
+        self,
+        model: SpiralFormer,
+        arch: ArchSpec,
+        tokens_BL: Tensor,
+        judge: Callable[[Tensor], float] | None = None,
+    ) -> None:
+        self.runner, self.model, self.arch, self.judge = Runner(model, arch), model, arch, judge
         self.values = self.runner.begin(tokens_BL)
         with torch.no_grad():
             self.runner.run(self.runner.steps, self.values)
@@ -119,9 +126,9 @@ class Trace:
         found: Tensor = self.values[self.runner.output]
         return found
 
-    def loop(self) -> LoopTrace | None:
-        """The loop of most iterations; None if there is none."""
-        if not (name := self.runner.longest_loop()):
+    def loop(self, name: str = "") -> LoopTrace | None:
+        """A loop by name, or that of most iterations; None if there is none."""
+        if not (name := name or self.runner.longest_loop()):
             return None
         labels = self.runner.states(name)
         return LoopTrace(name, tuple(self.values[label] for label in labels), labels)

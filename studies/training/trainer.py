@@ -213,8 +213,13 @@ class Trainer:
         """What `TrainingConfig.probes` ask of the model, on a few held-out examples."""
         if not self.config.probes:
             return {}
-        inputs_BL, _ = next(self.corpus.eval_batches(_PROBED * self.arch.seq_len, _PROBED, self.arch.seq_len))
-        return probe(self.config.probes, self.model, self.arch, inputs_BL.to(self.device))
+        batches = self.corpus.eval_batches(_PROBED * self.arch.seq_len, _PROBED, self.arch.seq_len)
+        inputs_BL, targets_BL = (each.to(self.device) for each in next(batches))
+
+        def judge(logits_BLV: torch.Tensor) -> float:
+            return self.corpus.loss(logits_BLV, targets_BL).item()
+
+        return probe(self.config.probes, self.model, self.arch, inputs_BL, judge)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
