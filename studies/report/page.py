@@ -23,6 +23,7 @@ from studies.config import StudyConfig
 from studies.data.dataset import Dataset
 from studies.records.folder import SHOWN
 from studies.records.trial import TrialRecord
+from studies.report.changes import Change, changes_of
 from studies.report.figures import Figures, figures_of
 from studies.report.ranking import (
     baseline_beside,
@@ -89,6 +90,7 @@ def write_html(
         figures_json=_json(figures),
         why=" ".join(text for name, text in _WHY.items() if name in figures),
         again=_again(records, corpus),
+        changes=_changes(records, corpus),
         failures=_failures(records),
         best=_best(records, corpus, _shown(file.parent)),
         ranking=_ranking(records, corpus, settings.objectives),
@@ -188,6 +190,29 @@ def _again(records: Sequence[TrialRecord], corpus: Dataset) -> list[dict[str, An
         }
         for group in promotions(records)
     ]
+
+
+def _changes(records: Sequence[TrialRecord], corpus: Dataset) -> dict[str, Any]:
+    if (told := changes_of(records)) is None:
+        return {}
+    common, changes = told
+    rows = [
+        {
+            "decision": change.decision,
+            "value": _taken(change),
+            "runs": len(change.scores),
+            "effect": f"{corpus.headline.value(change.effect):+.3f}",
+            "error": "" if change.error is None else f"{corpus.headline.spread(change.error):.3f}",
+        }
+        for change in changes
+    ]
+    return {"common": f"trial {common.number}, {summarize(common.arch_spec())}", "rows": rows}
+
+
+def _taken(change: Change) -> str:
+    """What was decided; of a whole section or schedule, the architecture that it makes."""
+    value = change.record.choices[change.decision]
+    return summarize(change.record.arch_spec()) if str(value).startswith(("{", "[")) else f"{value}"
 
 
 def _failures(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from studies.commands.search import prepare_data
 from studies.config import load_study
 from studies.execution.run import run_serial
 from studies.predict.importance import measured_importance
+from studies.report.changes import changes_of
 from studies.show.summary import summarize
 from studies.strategy.driver import StudyDriver
 from studies.strategy.evolution import mutate
@@ -108,6 +109,19 @@ def test_one_change_launches_the_first_options_and_then_one_other_at_a_time(tmp_
     assert {"blocks.core.layers": 3} not in changes
     assert [len(change) for change in changes] == [1] * 6 + [2] + [1]
     assert "every candidate of the sampler one_change" in driver.progress().note
+    common, found = changes_of(driver.records)
+    assert common.choices == first
+    told = [(c.decision, c.record.choices[c.decision]) for c in found]
+    assert set(told) == {next(iter(c.items())) for c in changes}
+    for each in found:
+        assert each.effect == each.record.rungs[-1].score - common.rungs[-1].score
+        assert each.error is None
+
+
+def test_trials_that_are_no_ablation_have_no_table_of_changes(tmp_path):
+    driver = make_driver(tmp_path, {"space": SCHEDULE}, "search.sampler=random", "search.num_trials=12")
+    end_all(driver)
+    assert changes_of(driver.records) is None
 
 
 def test_a_grid_goes_over_the_choices_of_training_too(tmp_path):

@@ -1,0 +1,65 @@
+"""What one change is worth: trials that differ from a common one in a single decision, as an ablation's do."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from searchspace.choices import Scalar
+from studies.records.trial import TrialRecord, budget_of
+
+_FEWEST = 3  # changes that make a table
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One decision taken otherwise."""
+
+    decision: str
+    record: TrialRecord
+    """The trial of the change."""
+    scores: tuple[float, ...]
+    """Against the common trial of the same seed, a seed each."""
+
+    @property
+    def effect(self) -> float:
+        """Mean over seeds; below 0 is better."""
+        return mean(self.scores)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None for one seed."""
+        return stdev(self.scores) / math.sqrt(len(self.scores)) if len(self.scores) > 1 else None
+
+
+def changes_of(records: Sequence[TrialRecord]) -> tuple[TrialRecord, list[Change]] | None:
+    """The trial that most others differ from in one decision alone, and these; None if they are not most of a study."""
+    done = [r for r in records if r.state == "complete" and r.purpose == "search" and r.choices]
+    if len(done) <= _FEWEST:
+        return None
+    common = max(done, key=lambda r: (sum(_changed(r.choices, o.choices) is not None for o in done), -r.number))
+    found = [(o, name) for o in done if (name := _changed(common.choices, o.choices)) is not None]
+    if len(found) < max(_FEWEST, (len(done) - 1) / 2):
+        return None
+    scores: dict[str, dict[int, float]] = defaultdict(dict)
+    for record in records:
+        again = record.purpose == "promotion" and budget_of(record) == budget_of(common)
+        if record.state == "complete" and (again or record in done):
+            scores[record.arch_id].setdefault(record.seed, record.rungs[-1].score)
+    base = scores[common.arch_id]
+    changes = []
+    for record, name in found:
+        own = scores[record.arch_id]
+        changes.append(Change(name, record, tuple(own[s] - base[s] for s in sorted(base.keys() & own.keys()))))
+    return common, sorted(
+        (c for c in changes if c.scores), key=lambda c: (list(common.choices).index(c.decision), c.effect)
+    )
+
+
+def _changed(a: Mapping[str, Scalar], b: Mapping[str, Scalar]) -> str | None:
+    """The one decision of both that differs; what only one of them decides hangs on it."""
+    differ = [name for name in a if name in b and a[name] != b[name]]
+    return differ[0] if len(differ) == 1 else None
