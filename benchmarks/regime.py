@@ -20,7 +20,6 @@ from typing import Any
 
 from rich.console import Console
 
-from searchspace.arch import ArchSpec
 from searchspace.nodes import LoopNode
 from studies.commands.search import run_study
 from studies.config import load_study
@@ -72,13 +71,6 @@ SOLVES = 0.5  # of the rows of 256 bits
 KNOBS = ("recall", "norm", "residual", "sample", "iterations")
 
 
-def in_regime(arch: ArchSpec) -> bool:
-    """Recall within the block, norms after each sum."""
-    core, loop = arch.blocks["core"], arch.graph["h"]
-    assert isinstance(loop, LoopNode)
-    return core.recall is not None and core.norm_place in ("post", "sandwich")
-
-
 def row_of(sampler: str, seed: int, record: TrialRecord) -> dict[str, Any]:
     """What is kept of a trial."""
     arch = record.arch_spec()
@@ -86,16 +78,17 @@ def row_of(sampler: str, seed: int, record: TrialRecord) -> dict[str, Any]:
     assert isinstance(loop, LoopNode)
     assert loop.iterations is not None
     ended = record.state == "complete"
+    places = [f"{place} {kind}" for place, kind in (("internal", core.recall), ("external", loop.recall)) if kind]
     return {
         "sampler": sampler,
         "seed": seed,
         "trial": record.number,
-        "recall": f"internal {core.recall}" if core.recall else f"external {loop.recall}" if loop.recall else "none",
+        "recall": " and ".join(places) or "none",
         "norm": core.norm_place,
         "residual": core.residual,
         "sample": loop.iterations.sample,
         "iterations": len(loop.schedule),
-        "regime": in_regime(arch),
+        "regime": core.recall is not None and core.norm_place in ("post", "sandwich"),
         "hard_accuracy": round(record.rungs[-1].metrics["hard_accuracy"], 4) if ended else 0.0,
         "flops_per_token": record.cost.flops_per_token,
         "training_flops": record.flops,

@@ -1,4 +1,4 @@
-"""What one change is worth: trials that differ from a common one in a single decision, as an ablation's do."""
+"""What one change is worth: trials that differ from the first in a single decision, as an ablation's do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Change:
     record: TrialRecord
     """The trial of the change."""
     scores: tuple[float, ...]
-    """Against the common trial of the same seed, a seed each."""
+    """Against the first trial of the same seed, a seed each."""
 
     @property
     def effect(self) -> float:
@@ -36,11 +36,11 @@ class Change:
 
 
 def changes_of(records: Sequence[TrialRecord]) -> tuple[TrialRecord, list[Change]] | None:
-    """The trial that most others differ from in one decision alone, and these; None if they are not most of a study."""
+    """The first searched trial, and those that differ from it in one decision; None if they are not most of a study."""
     done = [r for r in records if r.state == "complete" and r.purpose == "search" and r.choices]
     if len(done) <= _FEWEST:
         return None
-    common = max(done, key=lambda r: (sum(_changed(r.choices, o.choices) is not None for o in done), -r.number))
+    common = min(done, key=lambda record: record.number)
     found = [(o, name) for o in done if (name := _changed(common.choices, o.choices)) is not None]
     if len(found) < max(_FEWEST, (len(done) - 1) / 2):
         return None
