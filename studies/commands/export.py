@@ -21,6 +21,7 @@ from searchspace.errors import SpecError, one_of, show
 from searchspace.plugin_loading import owner
 from searchspace.plugins import names, needing, provided
 from searchspace.tables import complete, table
+from spiralformer.model import SpiralFormer
 from studies.config import StudyConfig
 from studies.data.codec import ENDS, TOKENIZER, Bytes, byte_tokenizer, codec_of_bundle, read_tokenizer
 from studies.data.dataset import Dataset
@@ -70,23 +71,7 @@ def export_trial(
     if out is None:
         check_links(study_folder)
         out = study_folder / EXPORTS / f"trial-{record.number}"
-    attempts = attempts_in(trial_store(trials_store(settings, study_folder.absolute()), record.number))
-    training, rungs = check_training(record.training), rungs_of(record, settings)
-    identity = identity_of(
-        record.arch_id, record.seed, training, rungs, corpus.facts.content, decayed=record.purpose == "ladder"
-    )
-    state = load_checkpoint(attempts, identity, record.steps)
-    if state is None:
-        raise SpecError(
-            f"trial {record.number}",
-            f"its checkpoint at step {record.steps}, the last, is missing or damaged",
-            "export another trial",
-            file=str(study_folder),
-        )
-    arch = record.arch_spec()
-    with needing(record.plugins, file=str(study_folder)):  # another version would be another model
-        model = build_model(compile_arch(arch), seed=None)
-        model.load_state_dict(state["model"])
+    arch, model = record.arch_spec(), trained_model(record, study_folder, corpus, settings)
     facts = {
         "trial": record.number,
         "choices": record.choices,
@@ -110,6 +95,27 @@ def export_trial(
         facts=facts,
         files=files,
     )
+
+
+def trained_model(record: TrialRecord, study_folder: Path, corpus: Dataset, settings: StudyConfig) -> SpiralFormer:
+    """A complete trial's model, with the weights that it ended with. Raises `SpecError` if they are gone."""
+    attempts = attempts_in(trial_store(trials_store(settings, study_folder.absolute()), record.number))
+    training, rungs = check_training(record.training), rungs_of(record, settings)
+    identity = identity_of(
+        record.arch_id, record.seed, training, rungs, corpus.facts.content, decayed=record.purpose == "ladder"
+    )
+    state = load_checkpoint(attempts, identity, record.steps)
+    if state is None:
+        raise SpecError(
+            f"trial {record.number}",
+            f"its checkpoint at step {record.steps}, the last, is missing or damaged",
+            "export another trial",
+            file=str(study_folder),
+        )
+    with needing(record.plugins, file=str(study_folder)):  # another version would be another model
+        model = build_model(compile_arch(record.arch_spec()), seed=None)
+        model.load_state_dict(state["model"])
+    return model
 
 
 @complete

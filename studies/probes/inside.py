@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from builder.lowering import Step
+from searchspace.arch import ArchSpec
 from spiralformer.attention import Attention
+from spiralformer.model import SpiralFormer
 from studies.probes.trace import LoopTrace, Trace
 
 MOST_CHANGED = 0.4  # of the heads: those that the paper's figures are of
 SINGULAR_VALUES = 50
-_SAMPLED = 512  # positions whose states are compared
+SAMPLED = 512  # positions whose states are compared
 _AT_ONCE = 1 << 23  # attention weights in memory
 
 
@@ -50,16 +52,25 @@ class Attended:
 
 def attended(trace: Trace) -> list[Attended]:
     """Attention at every call of a block, in the order of calls; of blocks that attend in this library's way."""
-    found = []
-    tokens_BL: Tensor = trace.values["tokens"]
+    return watched(trace.model, trace.arch, trace.values["tokens"])[1]
+
+
+def watched(model: SpiralFormer, arch: ArchSpec, tokens_BL: Tensor) -> tuple[Trace, list[Attended]]:
+    """A trace, and how blocks attended in it: one forward, in which attention's weights are there to be seen."""
+    found: list[Attended] = []
     near = max(1, tokens_BL.shape[1] // 16)
-    for step in trace.runner.steps:
-        if step.node.op == "block" and step.target is not None:
-            with torch.no_grad(), _watched(trace.model.get_submodule(step.target), step.node.level.chunk, near) as seen:
-                trace.runner.run([step], {**trace.values})
-            if seen:
-                found.append(Attended(step, *torch.stack(seen, dim=1)))
-    return found
+
+    @contextmanager
+    def around(step: Step) -> Iterator[None]:
+        if step.node.op != "block" or step.target is None:
+            yield
+            return
+        with _watched(model.get_submodule(step.target), step.node.level.chunk, near) as seen:
+            yield
+        if seen:
+            found.append(Attended(step, *torch.stack(seen, dim=1)))
+
+    return Trace(model, arch, tokens_BL, around=around), found
 
 
 def most_changed(calls: Sequence[Attended]) -> Tensor:
@@ -128,8 +139,9 @@ def _measure(
         weights = scores.softmax(dim=-1)
         mixed.append(weights @ v_BNKH[part])
         total_3N[0] += (torch.special.entr(weights).sum(dim=-1).double() * entropy_of[own]).sum(dim=(0, 2))
-        total_3N[1] += (weights * place_LK).sum(dim=(0, 2, 3)).double() / length
-        total_3N[2] += (weights * (place_LK < near)).sum(dim=(0, 2, 3)).double() / length
+        weights_NLK = weights.sum(dim=0)
+        total_3N[1] += (weights_NLK * place_LK).sum(dim=(1, 2)).double() / length
+        total_3N[2] += (weights_NLK * (place_LK < near)).sum(dim=(1, 2)).double() / length
     return torch.cat(mixed), total_3N.cpu() / batch
 
 
@@ -164,11 +176,11 @@ def _relative(old_BLD: Tensor, new_BLD: Tensor) -> float:
     return float((2 * (new - old).norm(dim=1) / sizes_B).mean())
 
 
-def sampled(loop: LoopTrace) -> list[Tensor]:
-    """Each state at up to 512 positions, evenly spaced over all examples: float64 (P, D)."""
+def sampled(loop: LoopTrace, most: int = SAMPLED) -> list[Tensor]:
+    """Each state at up to so many positions, evenly spaced over all examples: float64 (P, D)."""
     flat = [state.flatten(0, 1) for state in loop.states]
     count = len(flat[0])
-    at_P = torch.linspace(0, count - 1, min(_SAMPLED, count), device=flat[0].device).round().long()
+    at_P = torch.linspace(0, count - 1, min(most, count), device=flat[0].device).round().long()
     return [state_ND[at_P].double() for state_ND in flat]
 
 
@@ -228,11 +240,18 @@ def routed(trace: Trace) -> list[Routed]:
     return found
 
 
-def ablated(trace: Trace, loop: LoopTrace) -> list[float]:
-    """By iteration, how much the loss rises without its update: zero in its place; in a base loop, the state before."""
+def ablated(trace: Trace, loop: LoopTrace, iterations: Sequence[int] | None = None) -> list[float]:
+    """How much the loss rises without an iteration's update: zero in its place; in a base loop, the state before.
+
+    Args:
+        trace: with a judge.
+        loop: of it.
+        iterations: from 0; default: all.
+    """
     assert trace.judge is not None
     whole = trace.judge(trace.logits)
-    return [trace.judge(_without(trace, loop, t)) - whole for t in range(len(loop.states) - 1)]
+    asked = range(len(loop.states) - 1) if iterations is None else iterations
+    return [trace.judge(_without(trace, loop, t)) - whole for t in asked]
 
 
 def _without(trace: Trace, loop: LoopTrace, t: int) -> Tensor:

@@ -6,10 +6,11 @@ Shape legend: B batch, L tokens, D model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from searchspace.arch import ArchSpec
 from searchspace.nodes import LoopNode, node_inputs
 from spiralformer import padding
 from spiralformer.model import SpiralFormer
+
+Around: TypeAlias = Callable[[Step], AbstractContextManager[None]]
 
 
 class Runner:
@@ -51,10 +54,11 @@ class Runner:
             values.update(told)
         return values
 
-    def run(self, steps: Sequence[Step], values: dict[str, Any]) -> None:
-        """Add the values of these steps."""
+    def run(self, steps: Sequence[Step], values: dict[str, Any], around: Around = lambda step: nullcontext()) -> None:
+        """Add the values of these steps, each computed within ``around``."""
         for step in steps:
-            values[step.label] = eval(_compiled(step.call()), {}, values)
+            with around(step):
+                values[step.label] = eval(_compiled(step.call()), {}, values)
 
     def states(self, loop: str) -> tuple[str, ...]:
         """The labels of a loop's states: the one it begins with, then one after each iteration."""
@@ -106,6 +110,7 @@ class Trace:
         arch: of it.
         tokens_BL: int64.
         judge: the loss of logits (B, L, V), in nats; for probes that ask what a part is worth.
+        around: within which each step is computed.
     """
 
     def __init__(
@@ -114,11 +119,12 @@ class Trace:
         arch: ArchSpec,
         tokens_BL: Tensor,
         judge: Callable[[Tensor], float] | None = None,
+        around: Around = lambda step: nullcontext(),
     ) -> None:
         self.runner, self.model, self.arch, self.judge = Runner(model, arch), model, arch, judge
         self.values = self.runner.begin(tokens_BL)
         with torch.no_grad():
-            self.runner.run(self.runner.steps, self.values)
+            self.runner.run(self.runner.steps, self.values, around)
 
     @property
     def logits(self) -> Tensor:

@@ -21,7 +21,7 @@ from studies.config import StudyConfig, study_from_data
 
 SETTINGS, JOURNAL, SUMS, REPORT = "study.yaml", "journal.log", "journal.sums", "report.html"
 DATA, TRIALS, BEST, EXPORTS, TRACKING = "data", "trials", "best", "export", "tracking"
-PREDICTED, SHOWN = "predicted.json", "shown.json"
+PREDICTED, SHOWN, PROBED = "predicted.json", "shown.json", "probe.json"
 _LOCK, _MARK = "lock", "id"
 _LINKED = ("train.bin", "val.bin")
 """Token files stay where they are; the prepared data links to them, and only reads."""

@@ -1,30 +1,26 @@
-"""A study as one page of HTML: works offline, in light and dark, on a desk and on a phone."""
+"""A study as one page of HTML."""
 
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import plotly.io as pio
-from plotly.offline import get_plotlyjs
-
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import estimate
-from searchspace.disk import read_json, write_file
+from searchspace.disk import read_json
 from searchspace.errors import SpecError, show
 from studies.config import StudyConfig
 from studies.data.dataset import Dataset
-from studies.records.folder import SHOWN
+from studies.probes.look import Inside
+from studies.records.folder import PROBED, SHOWN
 from studies.records.trial import TrialRecord
 from studies.report.changes import Change, changes_of
 from studies.report.figures import Figures, figures_of
+from studies.report.html import write_page
+from studies.report.inside import inside_figures
 from studies.report.ranking import (
     baseline_beside,
     best_of,
@@ -44,6 +40,7 @@ from studies.show.summary import cost_lines, cost_rows, short, summarize
 from studies.show.svg import draw_svg
 
 _BEST = 5  # with a ladder each: a screen or two
+_PROBED_BYTES = 1 << 26
 _MOST_ROWS = 500  # of a table: browsers grow slow
 
 _WHY = {
@@ -76,8 +73,13 @@ def write_html(
     told, _missing = ladder_answer(records, settings, corpus)
     if told is not None:
         figures["scale"] = scale_figure(told)
+    pictures, seen = _inside(file.parent)
+    figures |= pictures
     headline = _headline(records, corpus)
-    page = _template().render(
+    return write_page(
+        file,
+        "report.html",
+        figures,
         name=settings.name,
         answer=[] if told is None else answer_lines(told),
         scale=[] if told is None else scale_rows(told),
@@ -85,13 +87,12 @@ def write_html(
         headline=headline,
         facts=_facts(records, settings, corpus, driven=driven),
         notes=[note for note in notes(records, corpus, driven=driven) if note not in headline],
-        figures=figures,
         metric=corpus.headline.label,
-        figures_json=_json(figures),
         why=" ".join(text for name, text in _WHY.items() if name in figures),
         again=_again(records, corpus),
         changes=_changes(records, corpus),
         failures=_failures(records),
+        seen=seen,
         best=_best(records, corpus, _shown(file.parent)),
         ranking=_ranking(records, corpus, settings.objectives),
         others=list(other_objectives(settings.objectives).values()),
@@ -99,25 +100,9 @@ def write_html(
         unlisted=max(0, len(ranked(records)) - _MOST_ROWS),
         study=settings.to_yaml(),
         plugins=settings.plugins,
-        versions=", ".join(f"{name} {version(name)}" for name in ("spiralformer", "torch", "optuna")),
         folder=file.parent.name,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        plotlyjs=get_plotlyjs(),
         refresh_s=refresh_s,
     )
-    write_file(file, page)
-    return file
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-
-
-def _json(figures: Figures) -> str:
-    """Nothing in it ends the script element it stands in."""
-    parts = {name: json.loads(pio.to_json(figure, validate=False)) for name, figure in figures.items()}
-    return json.dumps(parts).replace("<", "\\u003c")
 
 
 def _headline(records: Sequence[TrialRecord], corpus: Dataset) -> str:
@@ -233,6 +218,14 @@ def _shown(folder: Path) -> dict[str, Any]:
         return {}
     known = isinstance(found, dict) and isinstance(found.get("title"), str) and isinstance(found.get("text"), str)
     return found if known else {}
+
+
+def _inside(folder: Path) -> tuple[Figures, dict[str, Any]]:
+    """What probes saw in the best and in the baseline when the search ended."""
+    try:
+        return inside_figures([Inside.from_plain(each) for each in read_json(folder / PROBED, _PROBED_BYTES)["models"]])
+    except (SpecError, TypeError, KeyError, ValueError, AttributeError, IndexError):
+        return {}, {}
 
 
 def _best(records: Sequence[TrialRecord], corpus: Dataset, shown: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from builder.exchange.bundle import Bundle, load_bundle
 from builder.schedules import tried_models
@@ -77,26 +79,15 @@ def evaluate(
     """
     loaded = load_bundle(bundle, device=device, schedules=schedules)
     model = loaded.model if halt is None else HaltingModel(loaded.model, loaded.arch, halt)
-    length = loaded.arch.seq_len
-    if data.kind == "tokens":
-        tokens, bytes_per_token = _token_file(bundle, loaded, data, most_tokens)
-    else:
-        tokens, bytes_per_token = _encoded(codec_of_bundle(bundle, loaded), data, most_tokens)
-    if tokens.size and int(tokens.max()) >= loaded.arch.vocab_size:
-        what = f"token {int(tokens.max())} is beyond the model's {loaded.arch.vocab_size}"
-        raise SpecError("--data", what, "encode it as the model's training data was")
-    length = min(length, tokens.size - 1)
-    if length < 2:
-        raise SpecError("--data", f"has {tokens.size} tokens", "give more text")
-    windows = (tokens.size - 1) // length
+    rows, bytes_per_token = text_rows(bundle, loaded, data, most_tokens)
+    windows, length = len(rows), rows.shape[1] - 1
     sums, batch = torch.zeros(length, dtype=torch.float64), max(1, _BATCH_TOKENS // length)
     for first in range(0, windows, batch):
-        starts = np.arange(first, min(first + batch, windows)) * length
-        rows_BL = torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)).to(device)
+        rows_BL = torch.from_numpy(rows[first : first + batch].astype(np.int64)).to(device)
         with torch.no_grad():
             logits_BLV = model(rows_BL[:, :-1])
         loss_BL = F.cross_entropy(logits_BLV.flatten(0, 1).float(), rows_BL[:, 1:].flatten(), reduction="none")
-        sums += loss_BL.view(len(starts), length).double().sum(0).cpu()
+        sums += loss_BL.view(len(rows_BL), length).double().sum(0).cpu()
         tick(min(first + batch, windows), windows)
     count = windows * length
     by_position = tuple((sums / windows).tolist())
@@ -133,6 +124,32 @@ def examine_bundle(
     model = HaltingModel(loaded.model.eval(), loaded.arch, halt)
     found = task.examine(model, settings, most_tokens, {})
     return replace(found, metrics={**found.metrics, **model.told})
+
+
+def text_rows(folder: Path, bundle: Bundle, data: TextData, most_tokens: int) -> tuple[NDArray[Any], float | None]:
+    """Text as a bundle reads it: windows of its length and the token after each, and bytes of text per token if known.
+
+    Args:
+        folder: of the bundle.
+        bundle: loaded.
+        data: documents, encoded as the bundle says; of ``tokens``, the held-out file, read as the bundle's own.
+        most_tokens: looked at, from the start.
+
+    Raises:
+        SpecError: if nothing tells what its tokens stand for, or the data is no data of it, or shorter than one window.
+    """
+    if data.kind == "tokens":
+        tokens, bytes_per_token = _token_file(folder, bundle, data, most_tokens)
+    else:
+        tokens, bytes_per_token = _encoded(codec_of_bundle(folder, bundle), data, most_tokens)
+    if tokens.size and int(tokens.max()) >= bundle.arch.vocab_size:
+        what = f"token {int(tokens.max())} is beyond the model's {bundle.arch.vocab_size}"
+        raise SpecError("--data", what, "encode it as the model's training data was")
+    length = min(bundle.arch.seq_len, tokens.size - 1)
+    if length < 2:
+        raise SpecError("--data", f"has {tokens.size} tokens", "give more text")
+    # One token of a window is the target of the one before.
+    return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length], bytes_per_token
 
 
 def _encoded(codec: Codec, data: TextData, most: int) -> tuple[np.ndarray, float]:
