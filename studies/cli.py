@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,9 @@ from studies.show.terminal import (
     told,
     unheard,
 )
+
+if TYPE_CHECKING:
+    from studies.data.settings import TextData
 
 app = typer.Typer(
     help="Compile, search and export multi-resolution looped Transformers.",
@@ -535,10 +538,8 @@ def eval(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a bundle on what it has not seen: text that is given, or examples that its task makes."""
-    from searchspace.plain import decode
     from studies.commands.evaluate import examine, score_text
     from studies.commands.preflight import check_device
-    from studies.data.settings import TextData
     from studies.probes.halting import Halt
 
     check_device(device)
@@ -546,10 +547,33 @@ def eval(
     if not data:
         examine(bundle, console, tokens=tokens, device=device, as_json=as_json, schedules=schedule or (), halt=when)
         return
-    paths = data if len(data) > 1 else data[0]
-    config = decode(TextData, _given(kind=kind, path=paths, text_field=text_field), "data")
-    given = schedule or ()
+    config, given = _text_data(data, kind, text_field), schedule or ()
     score_text(bundle, config, console, tokens=tokens, device=device, as_json=as_json, schedules=given, halt=when)
+
+
+@_command
+def probe(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders that export made; several are drawn in one picture.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Text: files, folders or globs; may be repeated. Default: held-out examples of its own."),
+    ] = None,
+    kind: Annotated[TextSource, typer.Option(help="Of the data; tokens: their val.bin.")] = "text",
+    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    tokens: Annotated[int, typer.Option(min=2, help="To look at, at most; and at most 500 examples.")] = 131_072,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write; default: beside the first bundle.")
+    ] = None,
+    schedule: Schedules = None,
+    device: Device = "cpu",
+) -> None:
+    """Look inside models: where iterations attend, how far they move the state, what each is worth; as a page."""
+    from studies.commands.preflight import check_device
+    from studies.commands.probe import run_probe
+
+    check_device(device)
+    given = None if not data else _text_data(data, kind, text_field)
+    run_probe(bundles, given, console, tokens=tokens, device=device, out=out, schedules=schedule or ())
 
 
 @_command
@@ -618,6 +642,14 @@ def generate(
         temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, schedules=schedule or (),
         device=check_device(device),
     )  # fmt: skip
+
+
+def _text_data(paths: list[str], kind: TextSource, text_field: str) -> TextData:
+    from searchspace.plain import decode
+    from studies.data.settings import TextData
+
+    path = paths if len(paths) > 1 else paths[0]
+    return decode(TextData, _given(kind=kind, path=path, text_field=text_field), "data")
 
 
 def _given(**settings: object) -> dict[str, object]:

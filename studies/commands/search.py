@@ -202,6 +202,7 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Conso
     if best_of(driver.records) is None:
         return
     from studies.commands.export import export_trial
+    from studies.commands.probe import probe_study
 
     with _decorative("the best trial is not exported", console, "; `spiralformer export --trial N` takes another"):
         bundle = export_trial(driver.records, folder, corpus, driver.study, out=folder / BEST)
@@ -211,12 +212,15 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Conso
             say(console, f"it is {others}")
         if (first := leader(driver.records)).purpose != "search" and first.arch_id in baselines_of(driver.records):
             say(console, f"the baseline {first.name} is better still: export it with --trial {first.number}")
+        with _decorative("no look inside", console):
+            probe_study(driver.records, folder, corpus, driver.study, console)
         with _decorative("no sample", console):
             if (shown := corpus.show(load_bundle(bundle).model)) is not None:
                 console.print(shown[0], highlight=False)
                 say(console, shown[1])
                 write_file(folder / SHOWN, json.dumps({"trial": number, "title": shown[0], "text": shown[1]}))
-                write_page(driver.records, folder, corpus, driver.study)
+        with _decorative("no report", console):
+            write_page(driver.records, folder, corpus, driver.study)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import HeteroConv, SAGEConv, global_add_pool, global_max_pool, global_mean_pool
 
 from builder.graphdata import BLOCK_FEATURES, COST_FEATURES, OP_FEATURES, hetero_data
+from spiralformer.threads import one_thread
 from studies.predict.features import SETTINGS, Array, Example, State, shaped
 
 
@@ -70,12 +71,8 @@ class GraphNetwork:
         self.epochs, self.width, self.rounds, self.sharing = epochs, width, rounds, sharing
 
     def fit(self, examples: Sequence[Example], y: Array, groups: Sequence[object], seed: int) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the graphs are small: threads would mostly wait for each other
-        try:
+        with one_thread():
             self._fit(examples, y, groups, seed)
-        finally:
-            torch.set_num_threads(threads)
 
     def _fit(self, examples: Sequence[Example], y: Array, groups: Sequence[object], seed: int) -> None:
         with torch.random.fork_rng(devices=[]):

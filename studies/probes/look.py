@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from builder.graph.compiler import compile_arch
 from searchspace.arch import ArchSpec
 from searchspace.nodes import LoopNode
 from spiralformer.model import SpiralFormer
+from spiralformer.threads import one_thread
 from studies.probes.inside import (
     SAMPLED,
     Attended,
@@ -33,12 +35,12 @@ from studies.probes.inside import (
 )
 from studies.probes.table import ProbeName, probe
 from studies.probes.trace import Trace
-from studies.show.summary import summarize
 
 MEASURES = ("entropy", "distance", "local")
 STABILITY: tuple[ProbeName, ...] = ("reachability", "input_dependence", "geometry", "robustness")
 _MOST_STATES = 33  # of a loop that are compared, evenly spaced: a picture shows no more
 _STABILITY_ROWS, _ABLATED_ROWS = 2, 32
+_SMALL = 1 << 20  # numbers of a state
 _TRACED_BYTES = 1 << 28  # a trace keeps every value
 
 
@@ -88,8 +90,6 @@ class Inside:
     """What was seen inside one model."""
 
     name: str
-    what: str
-    """In one line."""
     arch_id: str
     rows: int
     positions: int
@@ -140,7 +140,7 @@ def look(
     model: SpiralFormer,
     arch: ArchSpec,
     batches: Sequence[tuple[Tensor, Tensor]],
-    loss: Callable[[Tensor, Tensor], float],
+    loss: Callable[[Tensor, Tensor], Tensor],
     *,
     name: str = "",
     tick: Callable[[int], None] = lambda rows: None,
@@ -159,10 +159,11 @@ def look(
     gathered = _Gathered(model, arch, math.ceil(SAMPLED / len(batches)))
     for inputs_BL, targets_BL in batches:
         trace, calls = watched(model, arch, inputs_BL)
-        gathered.add(trace, calls, loss(trace.logits, targets_BL))
+        gathered.add(trace, calls, loss(trace.logits, targets_BL).item())
         tick(gathered.rows)
     few_BL = [each_BL[:_ABLATED_ROWS] for each_BL in batches[0]]
-    return gathered.seen(name or arch.name, few_BL[0], lambda logits_BLV: loss(logits_BLV, few_BL[1]))
+    with one_thread() if few_BL[0].numel() * arch.d_model < _SMALL else nullcontext():
+        return gathered.seen(name or arch.name, few_BL[0], lambda logits_BLV: loss(logits_BLV, few_BL[1]).item())
 
 
 class _Gathered:
@@ -203,7 +204,6 @@ class _Gathered:
         calls = [Attended(c.step, *mean) for c, mean in zip(self.calls, means, strict=True)]
         return Inside(
             name=name,
-            what=summarize(self.arch),
             arch_id=compile_arch(self.arch).arch_id,
             rows=self.rows,
             positions=few_BL.shape[1],

@@ -20,12 +20,13 @@ from studies.probes.look import MEASURES, Inside, LayerSeen, LoopSeen
 from studies.probes.table import WORST, probed_metrics
 from studies.report.figures import Figures
 from studies.report.html import write_page
+from studies.show.summary import summarize
 from studies.show.svg import draw_svg
 
 _COLORS = ("#3b82c4", "#c2703d", "#2da44e", "#8b5fbf", "#b7791f", "#9aa5b1")
 MOST_MODELS = len(_COLORS)
 _MARGIN = {"l": 60, "r": 20, "t": 40, "b": 50}
-_LEGEND = {"orientation": "h", "y": -0.25}
+_LEGEND = {"orientation": "h", "y": -0.3}
 _TITLES = {
     "entropy": "entropy, over its most",
     "distance": "distance, tokens",
@@ -39,8 +40,8 @@ _WORDS = {
         "Entropy: of a query's attention, over the logarithm of how many keys it sees: 1 is spread evenly, 0 is on one "
         "key. Distance: between query and key, in tokens; of latents, times their chunk. Nearby: within a sixteenth of "
         "the length. Solid: the 40 % of heads whose entropy changes most between iterations; dotted: all heads; "
-        "points: each head. SpiralFormer (arXiv 2602.11698, section 4) finds early, coarse iterations broad and late, "
-        "fine ones focused, and a plain loop's trend weak.",
+        "points: each head, where one model is drawn. SpiralFormer (arXiv 2602.11698, section 4) finds early, coarse "
+        "iterations broad and late, fine ones focused, and a plain loop's trend weak.",
     ),
     "layers": (
         "Where each layer attends",
@@ -136,7 +137,7 @@ def write_probe(file: Path, seen: Sequence[Inside], archs: Sequence[ArchSpec], c
     models = [
         {
             "name": model.name,
-            "what": model.what,
+            "what": summarize(arch),
             "loss": f"{model.loss:.4f}",
             "color": color,
             "svg": base64.b64encode(draw_svg(arch).encode()).decode(),
@@ -151,8 +152,11 @@ def _figure(title: str, y: str = "", x: str = "iteration") -> go.Figure:
     return go.Figure(layout={**layout, "xaxis": {"title": x}, "yaxis": {"title": y}})
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.nan if None in values or not values else sum(values) / len(values)
+def mean_of(values: Sequence[float | None], picked: Sequence[bool] | None = None) -> float:
+    """Of those that are picked; default: all. NaN if one of them is no number."""
+    chosen = values if picked is None else [value for value, of in zip(values, picked, strict=True) if of]
+    known = [value for value in chosen if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(chosen) else math.nan
 
 
 def _told(loop: LoopSeen) -> list[str]:
@@ -187,14 +191,17 @@ def _attention(tracks: Sequence[_Track]) -> Figures:
                     showlegend=False,
                     hoverinfo="y",
                 )
-            picked = [[v for v, of in zip(heads_N, loop.changed, strict=True) if of] for heads_N in heads_TN]
             line = {"color": track.color, "width": 2.5}
             figure.add_scatter(
-                y=[_mean(v) for v in picked], name=track.label, line=line, mode="lines+markers", **common
+                y=[mean_of(heads_N, loop.changed) for heads_N in heads_TN],
+                name=track.label,
+                line=line,
+                mode="lines+markers",
+                **common,
             )
             dots = {"color": track.color, "width": 1.5, "dash": "dot"}
             figure.add_scatter(
-                y=[_mean(v) for v in heads_TN], line=dots, mode="lines", showlegend=False, name="all heads", **common
+                y=[mean_of(v) for v in heads_TN], line=dots, mode="lines", showlegend=False, name="all heads", **common
             )
         _iterations(figure, tracks)
         if measure != "distance":
@@ -212,7 +219,7 @@ def _layers(seen: Sequence[Inside]) -> go.Figure:
             rows = model.layers
             figure.add_scatter(
                 x=list(range(1, len(rows) + 1)),
-                y=[_mean(getattr(row, measure)) for row in rows],
+                y=[mean_of(getattr(row, measure)) for row in rows],
                 hovertext=[_called(row) for row in rows],
                 hoverinfo="text+y",
                 mode="lines+markers",
