@@ -207,12 +207,20 @@ def _kernel(state_PD: Tensor) -> Tensor:
 def spectra(states_PD: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Leading singular values of each state over its first, (T + 1, up to 50), and effective ranks, (T + 1).
 
-    The effective rank is the exponential of the entropy of the singular values (Roy and Vetterli, 2007).
+    The effective rank is the exponential of the entropy of the singular values (Roy and Vetterli, 2007). Both are NaN
+    of a state that is not finite.
     """
-    values = torch.stack([torch.linalg.svdvals(state_PD) for state_PD in states_PD]).cpu()
+    values = torch.stack([_singular_values(state_PD) for state_PD in states_PD]).cpu()
     shares = values / values.sum(dim=1, keepdim=True).clamp_min(1e-300)
     ranks = torch.special.entr(shares).sum(dim=1).exp()
     return (values / values[:, :1].clamp_min(1e-300))[:, :SINGULAR_VALUES], ranks
+
+
+def _singular_values(state_PD: Tensor) -> Tensor:
+    if not bool(state_PD.isfinite().all()):
+        return state_PD.new_full((min(state_PD.shape),), math.nan)
+    found: Tensor = torch.linalg.svdvals(state_PD)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
