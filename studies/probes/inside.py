@@ -26,7 +26,8 @@ from studies.probes.trace import LoopTrace, Trace
 MOST_CHANGED = 0.4  # of the heads: those that the paper's figures are of
 SINGULAR_VALUES = 50
 SAMPLED = 512  # positions whose states are compared
-_AT_ONCE = 1 << 23  # attention weights in memory
+_HIDDEN = -1e30  # a score that has no weight, and a finite product with it
+_AT_ONCE = 1 << 20  # attention weights: more are no faster
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -127,6 +128,7 @@ def _measure(
     elif visible is None:
         visible = torch.ones(1, 1, length, keys, dtype=torch.bool, device=q_BNLH.device)
     visible = visible.expand(-1, -1, length, -1)
+    hidden = ~visible
     seen_B1L = visible.sum(dim=-1)
     entropy_of = (1 / seen_B1L.double().log().clamp_min(1e-9)).where(seen_B1L > 1, 0.0)
     entropy_of = entropy_of / (seen_B1L > 1).sum(dim=-1, keepdim=True).clamp_min(1)
@@ -135,10 +137,14 @@ def _measure(
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         own = part if len(visible) > 1 else slice(None)
-        scores = (q_BNLH[part] @ k_BNKH[part].mT / math.sqrt(width)).masked_fill(~visible[own], -math.inf)
-        weights = scores.softmax(dim=-1)
+        scores = (q_BNLH[part] @ k_BNKH[part].mT).mul_(1 / math.sqrt(width)).masked_fill_(hidden[own], _HIDDEN)
+        scores -= scores.amax(dim=-1, keepdim=True)
+        weights = scores.exp()
+        sums = weights.sum(dim=-1, keepdim=True)
+        weights /= sums
         mixed.append(weights @ v_BNKH[part])
-        total_3N[0] += (torch.special.entr(weights).sum(dim=-1).double() * entropy_of[own]).sum(dim=(0, 2))
+        entropy_BNL = sums[..., 0].log() - scores.mul_(weights).sum(dim=-1)
+        total_3N[0] += (entropy_BNL.double() * entropy_of[own]).sum(dim=(0, 2))
         weights_NLK = weights.sum(dim=0)
         total_3N[1] += (weights_NLK * place_LK).sum(dim=(1, 2)).double() / length
         total_3N[2] += (weights_NLK * (place_LK < near)).sum(dim=(1, 2)).double() / length

@@ -39,9 +39,9 @@ from studies.probes.trace import Trace
 MEASURES = ("entropy", "distance", "local")
 STABILITY: tuple[ProbeName, ...] = ("reachability", "input_dependence", "geometry", "robustness")
 _MOST_STATES = 33  # of a loop that are compared, evenly spaced: a picture shows no more
-_STABILITY_ROWS, _ABLATED_ROWS = 2, 32
+_STABILITY_ROWS, _STABILITY_POSITIONS, _ABLATED_ROWS = 2, 128, 32
 _SMALL = 1 << 20  # numbers of a state
-_TRACED_BYTES = 1 << 28  # a trace keeps every value
+_TRACED_BYTES = 1 << 26  # a trace keeps every value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,7 @@ def _plain(value: Any) -> Any:
 
 
 def rows_at_once(model: SpiralFormer, arch: ArchSpec, length: int) -> int:
-    """Of how many rows a trace keeps no more than a quarter GiB; at least one."""
+    """Of how many rows a trace keeps no more than 64 MiB; at least one."""
     values = len(compile_arch(arch).nodes) * arch.d_model + 2 * arch.vocab_size
     return max(1, _TRACED_BYTES // (4 * length * values))
 
@@ -228,8 +228,12 @@ class _Gathered:
                 }
                 for router, total in zip(self.routers, self.routed, strict=True)
             ],
-            stability=dict(probe(STABILITY, self.model, self.arch, few_BL[:_STABILITY_ROWS])),
+            stability=dict(probe(STABILITY, self.model, self.arch, self._start(few_BL))),
         )
+
+    def _start(self, few_BL: Tensor) -> Tensor:
+        """Of causal models the first positions: a Jacobian's eigenvalues there are eigenvalues of the whole."""
+        return few_BL[:_STABILITY_ROWS, : _STABILITY_POSITIONS if self.arch.causal else None]
 
     def _loops(self, calls: Sequence[Attended], few_BL: Tensor, judge: Callable[[Tensor], float]) -> list[LoopSeen]:
         small = Trace(self.model, self.arch, few_BL, judge)

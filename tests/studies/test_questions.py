@@ -6,7 +6,7 @@ from helpers import run_cli
 from studies.candidates.listing import LISTINGS
 from studies.config import load_study
 
-COUNTS = {"mesh_slots": 4, "mesh_schemes": 8, "mesh_figure8": 34, "spiral_ablations": 17}
+COUNTS = {"mesh_slots": 4, "mesh_schemes": 8, "mesh_figure8": 34, "spiral_ablations": 17, "specialization": 5}
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
