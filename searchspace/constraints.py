@@ -83,6 +83,15 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable[..., Any]]] = {
     "abs": (1, 1, lambda tree, value: abs(value)),
 }
 
+_OF_NAMES = {
+    "iterations": "('h')",
+    "count": "('h', 'word')",
+    "first": "('h')",
+    "last": "('h')",
+    "exists": "('vars.width')",
+}
+"""What takes the name of a loop, or a path, as text."""
+
 
 def _find(tree: Tree, parts: list[str]) -> tuple[Any, bool]:
     value: Any = tree
@@ -206,6 +215,10 @@ class Constraint:
         low, high, function = _FUNCTIONS[name]
         if not low <= len(node.args) <= high:
             raise SpecError(self.path, f"{name} takes {low} to {high} arguments, got {len(node.args)}", "")
+        for argument in node.args if name in _OF_NAMES else ():
+            if not (isinstance(argument, ast.Constant) and isinstance(argument.value, str)):
+                what = f"{name} wants names in quotes, got {ast.unparse(argument)}"
+                raise SpecError(self.path, what, f"write e.g. {name}{_OF_NAMES[name]}")
         arguments = [self._compile(argument) for argument in node.args]
         return lambda tree: function(tree, *(argument(tree) for argument in arguments))
 

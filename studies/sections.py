@@ -74,8 +74,7 @@ class TrainingConfig:
     )
     eval_tokens: int = key("Held-out tokens of each evaluation.", default=65536, low=1, high=1 << 30)
     probes: tuple[ProbeName, ...] = key(
-        "What to measure inside the loop of most iterations at each rung (arXiv 2604.15259): reachability, "
-        "input_dependence, geometry, robustness.",
+        "What to measure inside the loop of most iterations at each rung (docs/inside.md).",
         default=(),
     )
     checkpoint_every_s: float = key("Seconds between checkpoints, besides those at rungs.", default=60.0, low=1.0)

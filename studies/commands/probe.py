@@ -179,8 +179,9 @@ def _examples(folder: Path, bundle: Bundle, data: TextData | None, tokens: int) 
 
 def _of_dataset(dataset: Dataset, bundle: Bundle, tokens: int) -> _Batches:
     length = bundle.arch.seq_len
-    most = min(tokens, _ROWS * length)
-    return list(dataset.eval_batches(most, rows_at_once(bundle.model, bundle.arch, length), length))
+    rows = max(1, min(tokens // length, _ROWS))
+    slices = math.ceil(rows / rows_at_once(bundle.model, bundle.arch, length))
+    return list(dataset.eval_batches(rows * length, rows // slices, length))
 
 
 def _cross_entropy(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -133,22 +133,26 @@ def _measure(
     entropy_of = (1 / seen_B1L.double().log().clamp_min(1e-9)).where(seen_B1L > 1, 0.0)
     entropy_of = entropy_of / (seen_B1L > 1).sum(dim=-1, keepdim=True).clamp_min(1)
     total_3N = torch.zeros(3, heads, dtype=torch.float64, device=q_BNLH.device)
-    mixed, rows = [], max(1, _AT_ONCE // (heads * length * keys))
-    for first in range(0, batch, rows):
-        part = slice(first, first + rows)
+    mixed_BNLH = torch.empty_like(q_BNLH)
+    rows = max(1, _AT_ONCE // (heads * length * keys))
+    queries = max(1, min(length // 8 if causal else length, _AT_ONCE // (rows * heads * keys)))
+    for first, start in product(range(0, batch, rows), range(0, length, queries)):
+        part, of = slice(first, first + rows), slice(start, start + queries)
         own = part if len(visible) > 1 else slice(None)
-        scores = (q_BNLH[part] @ k_BNKH[part].mT).mul_(1 / math.sqrt(width)).masked_fill_(hidden[own], _HIDDEN)
+        upto = slice(start + queries if causal else keys)  # what is hidden from all of them costs nothing
+        scores = (q_BNLH[part, :, of] @ k_BNKH[part, :, upto].mT).mul_(1 / math.sqrt(width))
+        scores.masked_fill_(hidden[own, :, of, upto], _HIDDEN)
         scores -= scores.amax(dim=-1, keepdim=True)
         weights = scores.exp()
         sums = weights.sum(dim=-1, keepdim=True)
         weights /= sums
-        mixed.append(weights @ v_BNKH[part])
+        mixed_BNLH[part, :, of] = weights @ v_BNKH[part, :, upto]
         entropy_BNL = sums[..., 0].log() - scores.mul_(weights).sum(dim=-1)
-        total_3N[0] += (entropy_BNL.double() * entropy_of[own]).sum(dim=(0, 2))
-        weights_NLK = weights.sum(dim=0)
-        total_3N[1] += (weights_NLK * place_LK).sum(dim=(1, 2)).double() / length
-        total_3N[2] += (weights_NLK * (place_LK < near)).sum(dim=(1, 2)).double() / length
-    return torch.cat(mixed), total_3N.cpu() / batch
+        total_3N[0] += (entropy_BNL.double() * entropy_of[own, :, of]).sum(dim=(0, 2))
+        weights_NLK, apart_LK = weights.sum(dim=0), place_LK[of, upto]
+        total_3N[1] += (weights_NLK * apart_LK).sum(dim=(1, 2)).double() / length
+        total_3N[2] += (weights_NLK * (apart_LK < near)).sum(dim=(1, 2)).double() / length
+    return mixed_BNLH, total_3N.cpu() / batch
 
 
 # -- states ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def write_probe(file: Path, seen: Sequence[Inside], archs: Sequence[ArchSpec], c
             "what": summarize(arch),
             "loss": f"{model.loss:.4f}",
             "color": color,
-            "svg": base64.b64encode(draw_svg(arch).encode()).decode(),
+            "svg": base64.b64encode(draw_svg(replace(arch, name=model.name)).encode()).decode(),
         }
         for model, arch, color in zip(seen, archs, _COLORS, strict=False)
     ]

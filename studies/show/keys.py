@@ -98,8 +98,8 @@ OPEN_VALUES = """## Open values
 | `${path.to.value}` | the value decided there; `vars:` holds decisions that serve several places |
 
 `constraints:` is a list of expressions over paths, numbers and text, with arithmetic, comparisons, `and`, `or`, `not`,
-`in`, `a if c else b`, and the functions `iterations(loop)`, `count(loop, level)`, `first(loop)`, `last(loop)`,
-`exists('path')`, `min`, `max`, `sum`, `len`, `abs`.
+`in`, `a if c else b`, and the functions `iterations('LOOP')`, `count('LOOP', 'LEVEL')`, `first('LOOP')`,
+`last('LOOP')`, `exists('PATH')`, `min`, `max`, `sum`, `len`, `abs`.
 
 `extends: FILE` lays a file over another one, beside it or shipped. A node that names an operation, a choice, and a
 mapping that names a `kind` are replaced whole; other mappings merge; `null` removes a level, block, node or var.

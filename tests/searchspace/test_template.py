@@ -111,6 +111,14 @@ def test_functions_refuse_a_node_that_is_no_loop():
         Constraint("iterations('x') > 1", "constraints.0").holds({"graph": {"x": {"embed": "tokens"}}})
 
 
+@pytest.mark.parametrize(
+    "text", ["first(graph.h) == 'word'", "count('h', word) > 1", "exists(vars.width)", "last(h) == 1"]
+)
+def test_functions_of_names_want_them_in_quotes(text):
+    with pytest.raises(SpecError, match=r"wants names in quotes, got .*write e\.g\. "):
+        Constraint(text, "constraints.0")
+
+
 def test_division_by_zero_is_no_crash():
     with pytest.raises(SpecError, match="has no value"):
         Constraint("a % 0 == 1", "constraints.0").holds({"a": 1})
