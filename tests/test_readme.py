@@ -87,6 +87,19 @@ def test_from_an_idea_to_transformers(tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-c", further], check=True, cwd=tmp_path)
 
 
+def test_meshs_recipe_is_a_study(tmp_path, monkeypatch):
+    """Four thousand tokens stand for the Pile."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/mesh.md").read_text(), flags=re.S)
+    (tmp_path / re.match(r"# (\w+\.yaml)\n", block)[1]).write_text(block)
+    (tmp_path / "pile").mkdir()
+    for part in ("train.bin", "val.bin"):
+        (tmp_path / "pile" / part).write_bytes(bytes(2 * 8192))
+    told = run("spiralformer check mesh_410m.yaml")
+    assert "3 candidates" in told
+    assert "batch 2,097,152 tokens" in told
+
+
 def test_the_site_builds(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
