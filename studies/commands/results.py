@@ -14,6 +14,7 @@ from studies.data.codec import codec_of_bundle
 from studies.data.dataset import Dataset
 from studies.records.folder import REPORT, check_links
 from studies.records.trial import TrialRecord
+from studies.report.changes import changes_table
 from studies.report.ranking import notes, promotion_table, ranking_table
 from studies.report.scaling import Told, answer_lines, ladder_answer, scale_table
 from studies.show.terminal import say
@@ -34,6 +35,8 @@ def show_results(
     if settings.scale is None or any(record.ranks for record in records):
         console.print(ranking_table(records, corpus, objectives=settings.objectives, top=top))
     if (table := promotion_table(records, corpus)) is not None:
+        console.print(table)
+    if (table := changes_table(records, corpus)) is not None:
         console.print(table)
     for line in (*changed(settings.plugins), *notes(records, corpus, driven=driven)):
         say(console, line)

@@ -12,6 +12,8 @@ from studies.candidates.distributions import distribution_of
 from studies.config import StudyConfig
 from studies.records.trial import TrialRecord
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # of the studies that are made here, nobody need know
+
 _FEWEST = 8  # trials: with fewer, shares of variance are noise
 _MOST_JUDGED, _MOST_DRAWN = 500, 200  # trials: PED-ANOVA and the parallel plot take a second for so many
 

@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from rich.box import SIMPLE
+from rich.table import Table
+
 from searchspace.choices import Scalar
+from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord, budget_of
+from studies.show.summary import summarize
 
 _FEWEST = 3  # changes that make a table
 
@@ -63,3 +68,36 @@ def _changed(a: Mapping[str, Scalar], b: Mapping[str, Scalar]) -> str | None:
     """The one decision of both that differs; what only one of them decides hangs on it."""
     differ = [name for name in a if name in b and a[name] != b[name]]
     return differ[0] if len(differ) == 1 else None
+
+
+def same_of(common: TrialRecord) -> str:
+    """The trial that all are compared with."""
+    return f"trial {common.number}, {summarize(common.arch_spec())}"
+
+
+def change_row(change: Change, corpus: Dataset) -> tuple[str, str, str, str, str]:
+    """Decision, what was decided, effect, its standard error, seeds."""
+    error = "" if change.error is None else f"{corpus.headline.spread(change.error):.3f}"
+    effect = f"{corpus.headline.value(change.effect):+.3f}"
+    return change.decision, _taken(change), effect, error, f"{len(change.scores)}"
+
+
+def _taken(change: Change) -> str:
+    """What was decided; of a whole section or schedule, the architecture that it makes."""
+    value = change.record.choices[change.decision]
+    return summarize(change.record.arch_spec()) if str(value).startswith(("{", "[")) else f"{value}"
+
+
+def changes_table(records: Sequence[TrialRecord], corpus: Dataset) -> Table | None:
+    """What each change is worth; None of a study that does not change one thing at a time."""
+    if (told := changes_of(records)) is None:
+        return None
+    common, changes = told
+    table = Table(title=f"One change at a time, against {same_of(common)}", title_justify="left", box=SIMPLE)
+    for name in ("decision", "changed to"):
+        table.add_column(name, overflow="fold")
+    for name in (corpus.headline.label, "± error", "seeds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for change in changes:
+        table.add_row(*change_row(change, corpus))
+    return table

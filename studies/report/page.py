@@ -17,7 +17,7 @@ from studies.data.dataset import Dataset
 from studies.probes.look import Inside
 from studies.records.folder import PROBED, SHOWN
 from studies.records.trial import TrialRecord
-from studies.report.changes import Change, changes_of
+from studies.report.changes import change_row, changes_of, same_of
 from studies.report.figures import Figures, figures_of
 from studies.report.html import write_page
 from studies.report.inside import inside_figures
@@ -181,23 +181,7 @@ def _changes(records: Sequence[TrialRecord], corpus: Dataset) -> dict[str, Any]:
     if (told := changes_of(records)) is None:
         return {}
     common, changes = told
-    rows = [
-        {
-            "decision": change.decision,
-            "value": _taken(change),
-            "runs": len(change.scores),
-            "effect": f"{corpus.headline.value(change.effect):+.3f}",
-            "error": "" if change.error is None else f"{corpus.headline.spread(change.error):.3f}",
-        }
-        for change in changes
-    ]
-    return {"common": f"trial {common.number}, {summarize(common.arch_spec())}", "rows": rows}
-
-
-def _taken(change: Change) -> str:
-    """What was decided; of a whole section or schedule, the architecture that it makes."""
-    value = change.record.choices[change.decision]
-    return summarize(change.record.arch_spec()) if str(value).startswith(("{", "[")) else f"{value}"
+    return {"common": same_of(common), "rows": [change_row(change, corpus) for change in changes]}
 
 
 def _failures(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:

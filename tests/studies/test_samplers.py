@@ -15,9 +15,10 @@ from searchspace import FixedChooser, SpecError
 from searchspace.space import SpaceSpec
 from studies.commands.search import prepare_data
 from studies.config import load_study
+from studies.data.corpus import Corpus
 from studies.execution.run import run_serial
 from studies.predict.importance import measured_importance
-from studies.report.changes import changes_of
+from studies.report.changes import changes_of, changes_table
 from studies.show.summary import summarize
 from studies.strategy.driver import StudyDriver
 from studies.strategy.evolution import mutate
@@ -113,6 +114,9 @@ def test_one_change_launches_the_first_options_and_then_one_other_at_a_time(tmp_
     assert common.choices == first
     told = [(c.decision, c.record.choices[c.decision]) for c in found]
     assert set(told) == {next(iter(c.items())) for c in changes}
+    table = changes_table(driver.records, Corpus(driver.corpus))
+    assert table.row_count == len(found)
+    assert [str(cell) for cell in table.columns[4].cells] == ["1"] * len(found)
     for each in found:
         assert each.effect == each.record.rungs[-1].score - common.rungs[-1].score
         assert each.error is None
