@@ -89,6 +89,7 @@ def commands(world, out):
         "predict": ["predict", run, "--learner", "cost", "--candidates", "8", "-o", out / "y"],
         "predict --save": ["predict", run, "--learner", "cost", "--candidates", "8", "--save", out / "s"],
         "eval": ["eval", bundle, "--data", text],
+        "probe": ["probe", bundle, "--data", text, "--tokens", "480", "-o", out / "probe"],
         "coordinates": ["coordinates", "three_layers", "seq_len=16", "--widths", "8,16", "--seeds", "1"],
         "scale": ["scale", world / "ladder.csv"],
         "tokenize": ["tokenize", text, "-o", out / "k"],
@@ -110,6 +111,7 @@ WRITE = [
     "export torch",
     "predict",
     "predict --save",
+    "probe",
     "tokenize",
 ]
 
@@ -234,6 +236,7 @@ READ = [
     "export hf",
     "predict",
     "eval",
+    "probe",
     "import-hf",
     "generate",
     "tokenize",

@@ -40,7 +40,7 @@ MEASURES = ("entropy", "distance", "local")
 STABILITY: tuple[ProbeName, ...] = ("reachability", "input_dependence", "geometry", "robustness")
 _MOST_STATES = 33  # of a loop that are compared, evenly spaced: a picture shows no more
 _STABILITY_ROWS, _STABILITY_POSITIONS, _ABLATED_ROWS = 2, 128, 32
-_SMALL = 1 << 20  # numbers of a state
+_SMALL = 1 << 26  # multiplications of a matrix and a state
 _TRACED_BYTES = 1 << 26  # a trace keeps every value
 
 
@@ -157,13 +157,15 @@ def look(
 
     """
     gathered = _Gathered(model, arch, math.ceil(SAMPLED / len(batches)))
-    for inputs_BL, targets_BL in batches:
-        trace, calls = watched(model, arch, inputs_BL)
-        gathered.add(trace, calls, loss(trace.logits, targets_BL).item())
-        tick(gathered.rows)
-    few_BL = [each_BL[:_ABLATED_ROWS] for each_BL in batches[0]]
-    with one_thread() if few_BL[0].numel() * arch.d_model < _SMALL else nullcontext():
-        return gathered.seen(name or arch.name, few_BL[0], lambda logits_BLV: loss(logits_BLV, few_BL[1]).item())
+    inputs_BL, targets_BL = batches[0]
+    few_BL, their_BL = inputs_BL[:_ABLATED_ROWS], targets_BL[:_ABLATED_ROWS]
+    with one_thread() if inputs_BL.numel() * arch.d_model**2 < _SMALL else nullcontext():
+        for inputs_BL, targets_BL in batches:
+            trace, calls = watched(model, arch, inputs_BL)
+            gathered.add(trace, calls, loss(trace.logits, targets_BL).item())
+            tick(gathered.rows)
+    with one_thread() if few_BL.numel() * arch.d_model**2 < _SMALL else nullcontext():
+        return gathered.seen(name or arch.name, few_BL, lambda logits_BLV: loss(logits_BLV, their_BL).item())
 
 
 class _Gathered:

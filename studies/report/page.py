@@ -165,15 +165,16 @@ def _plain(value: object) -> str:
 
 
 def _again(records: Sequence[TrialRecord], corpus: Dataset) -> list[dict[str, Any]]:
+    found = promotions(records)
     return [
         {
-            "what": summarize(group.runs[0].arch_spec()) + (" (baseline)" if group.is_baseline else ""),
+            "what": label + (" (baseline)" if group.is_baseline else ""),
             "runs": len(group.runs),
             "bits": f"{corpus.headline.value(group.mean):.3f}",
             "spread": "" if group.spread is None else f"{corpus.headline.spread(group.spread):.3f}",
             "is_baseline": group.is_baseline,
         }
-        for group in promotions(records)
+        for group, label in zip(found, labels_of([group.runs[0] for group in found]), strict=True)
     ]
 
 

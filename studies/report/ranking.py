@@ -208,7 +208,7 @@ def promotion_table(records: Sequence[TrialRecord], corpus: Dataset) -> Table | 
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("vs base", justify="right")
-    for group in found:
+    for group, label in zip(found, labels_of([group.runs[0] for group in found]), strict=True):
         first = group.runs[0]
         bits, spread = corpus.headline.value(group.mean), group.spread
         versus = ""
@@ -216,7 +216,7 @@ def promotion_table(records: Sequence[TrialRecord], corpus: Dataset) -> Table | 
             versus = corpus.headline.change(group.mean, baseline.mean)
         table.add_row(
             ", ".join(str(run.number) for run in group.runs),
-            f"{first.name}: {summarize(first.arch_spec())}" if group.is_baseline else summarize(first.arch_spec()),
+            f"{first.name}: {label}" if group.is_baseline else label,
             str(len(group.runs)),
             f"{bits:.3f}" + (f" ± {corpus.headline.spread(spread):.3f}" if spread is not None else ""),
             "baseline" if group is baseline else versus,

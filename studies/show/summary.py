@@ -14,6 +14,7 @@ from searchspace.choices import Categorical, Scalar
 from searchspace.errors import SpecError
 from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, LossNode, NodeSpec, NormNode, level_uses
 from searchspace.space import SpaceSpec
+from searchspace.topologies import MixSettings, TopologySpec
 
 _STRIP = 32  # tokens: two chunks of 16
 
@@ -39,8 +40,16 @@ def summarize(arch: ArchSpec) -> str:
         elif isinstance(node, LoopNode):
             chunks = [arch.levels[use.level].chunk for use in node.schedule]
             parts.append(f"{arch.blocks[node.loop].layers}R[{_in_short(chunks)}]")
-            topologies.append(node.topology.kind)
+            topologies.append(topology_name(node.topology))
     return ", ".join([" + ".join(parts) or "no layers", *dict.fromkeys(topologies)])
+
+
+def topology_name(topology: TopologySpec) -> str:
+    """Its kind; of a mix, of what: ``mix(residual, anchor)``."""
+    if not isinstance(settings := topology.settings, MixSettings):
+        return topology.kind
+    weights = "" if settings.weights == "sum" else f"{settings.weights} "
+    return f"{weights}mix({', '.join(settings.of)})"
 
 
 def _in_short(chunks: Sequence[int]) -> str:

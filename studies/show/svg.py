@@ -32,7 +32,7 @@ from studies.show.ladder import (
     text_width,
     title_of,
 )
-from studies.show.summary import short, summarize
+from studies.show.summary import short, summarize, topology_name
 
 _ROW, _TOKENS, _CELL = 21, 24, 12  # of what stands below the ladder
 
@@ -259,7 +259,7 @@ def _draw_loops(svg: ET.Element, plan: Plan) -> float:
         left, right, end = boxes[0].x - boxes[0].half, boxes[-1].right, y + 44
         _wire(svg, [(left, y + 21), (left, y + 26), (right, y + 26), (right, y + 21)], "line")
         spec = plan.arch.graph[loop]
-        topology = f", {spec.topology.kind}" if isinstance(spec, LoopNode) else ""
+        topology = f", {topology_name(spec.topology)}" if isinstance(spec, LoopNode) else ""
         text = f"{loop}: {title_of(boxes[0].node)} × {len(boxes)}{topology}"
         _write(svg, (left + right) / 2, y + 40, fit(text, max(right - left, 120)), "middle")
     return end
