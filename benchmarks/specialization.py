@@ -36,7 +36,7 @@ COLUMNS: dict[str, Callable[[LoopSeen, int], float]] = {
     "distance, all heads": lambda loop, t: mean_of(loop.heads["distance"][t]),
     "nearby": lambda loop, t: mean_of(loop.heads["local"][t], loop.changed),
     "update": lambda loop, t: loop.core[t],
-    "CKA with the last": lambda loop, t: loop.similarity[t][t + 1],
+    "CKA with the one before": lambda loop, t: loop.similarity[t][t + 1],
     "rank": lambda loop, t: loop.ranks[t + 1],
     "worth, nats": lambda loop, t: loop.worth[t + 1],
 }

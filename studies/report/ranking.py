@@ -26,6 +26,7 @@ from studies.training.plan import FEW_STEPS
 
 _LEVEL = 0.1  # of a test
 _MIN_FOR_NOTE = 8  # trials: with fewer, a rank correlation is noise
+_MORE_SEEN = 1.05  # times the data: less is no reason for a better loss
 _FAR_MORE = 1.5  # a ratio of tokens that can explain a gap by itself
 
 
@@ -371,7 +372,8 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
     first = [record for record in records if record.rungs and record.ranks]
     if len(first) >= _MIN_FOR_NOTE:
         rho = _rank_correlation([r.cost.flops_per_token for r in first], [r.rungs[0].score for r in first])
-        if rho > 0.6:
+        seen = [r.rungs[0].tokens for r in first]
+        if rho > 0.6 and max(seen) > _MORE_SEEN * min(seen):
             lines.append(
                 f"Loss follows FLOPs per token (rank correlation {rho:.2f} at the first rung): at this budget, seeing "
                 "more tokens matters more than the schedule. Narrow the budget's band, or train longer."

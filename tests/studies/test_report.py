@@ -17,7 +17,7 @@ from studies.predict.explain import schedule_of
 from studies.records.folder import PREDICTED
 from studies.records.trial import Report, Rung
 from studies.report.page import write_html
-from studies.report.ranking import finals, promotions
+from studies.report.ranking import finals, notes, promotions
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ORDER_ANY = {
@@ -251,3 +251,14 @@ def test_a_page_leads_with_what_other_seeds_say(tmp_path):
     page = file.read_text()
     assert page.count("Trained again with 2 other seeds, the best found") == 1
     assert page.index("Trained again with 2 other seeds") < page.index('class="facts"')
+
+
+@pytest.mark.parametrize(("tokens", "told"), [(lambda flops: 1000, False), (lambda flops: int(1e9 / flops), True)])
+def test_loss_that_follows_flops_is_put_down_to_the_data_only_where_some_saw_more(tmp_path, tokens, told):
+    driver = make_driver(tmp_path, ORDER_ANY, "search.num_trials=12", "search.stopper=none")
+    while (spec := driver.next_trial()) is not None:
+        flops = driver.record(spec.number).cost.flops_per_token
+        rungs = tuple(Rung(flops=4e8 * share, tokens=tokens(flops), score=flops / 1e5) for share in spec.rungs)
+        driver.report(spec.number, Report(kind="done", attempt=1, rungs=rungs))
+    found = notes(driver.records, Corpus(driver.corpus), driven=False)
+    assert any("Loss follows FLOPs" in line for line in found) == told
