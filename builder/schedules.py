@@ -58,6 +58,10 @@ def read_schedules(texts: Sequence[str], arch: ArchSpec) -> dict[str, Schedule]:
         if not equals and len(loops) != 1:
             what = f"{show(text)} names no loop, and there are {len(loops)}"
             raise SpecError("--schedule", what, f"write one of: {', '.join(f'{loop}={text}' for loop in loops)}")
+        if not equals and text in loops and text not in arch.levels:
+            raise SpecError(
+                "--schedule", f"{show(text)} does not say how", f"write e.g. {text}=8, or {text}=LEVEL,LEVEL"
+            )
         levels = [part.strip() for part in value.split(",")]
         is_number = len(levels) == 1 and levels[0].isdecimal()
         found[name or loops[0]] = int(levels[0]) if is_number else levels
@@ -117,4 +121,5 @@ def _why_not(name: str, arch: ArchSpec, *, known: bool) -> tuple[str, str]:
     node = arch.graph.get(loop.partition(".")[0])
     if isinstance(node, LoopNode) and node.per != "iteration":
         return f"{name} belongs to a level that was not trained", "use the levels of its own schedule"
-    return f"{name} is an iteration's own, and was not trained", "train it with per: level or per: loop"
+    what = f"{name} is of one iteration alone, and none was trained for another"
+    return what, "train with per: level or per: loop, so that iterations share it (docs/loops.md)"

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -289,9 +290,10 @@ class located:
 
 
 def purpose_of(file: Path) -> str:
-    """What a shipped file's first line of comment says it is; empty if it has none."""
-    first = read_bytes(file, _MAX_BYTES).decode().partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """What a shipped file says it is: the first sentence of the comment that it begins with; empty if it has none."""
+    lines = takewhile(lambda line: line.startswith("#"), read_bytes(file, _MAX_BYTES).decode().splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in lines)
+    return re.split(r"(?<=[.?])\s", text, maxsplit=1)[0]
 
 
 def add_line(error: SpecError) -> None:

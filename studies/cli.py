@@ -553,14 +553,14 @@ def eval(
 
 @_command
 def probe(
-    bundles: Annotated[list[Path], typer.Argument(help="Folders that export made; several are drawn in one picture.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Folders that export made; up to six share each picture.")],
     data: Annotated[
         list[str] | None,
         typer.Option(help="Text: files, folders or globs; may be repeated. Default: held-out examples of its own."),
     ] = None,
     kind: Annotated[TextSource, typer.Option(help="Of the data; tokens: their val.bin.")] = "text",
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
-    tokens: Annotated[int, typer.Option(min=2, help="To look at, at most; and at most 500 examples.")] = 131_072,
+    tokens: Annotated[int, typer.Option(min=2, help="To look at: one example at least, 500 at most.")] = 131_072,
     out: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to write; default: beside the first bundle.")
     ] = None,

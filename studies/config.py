@@ -26,7 +26,7 @@ from searchspace.space import SpaceSpec
 from searchspace.template import Template
 from studies.data.dataset import added_metrics
 from studies.data.settings import DataConfig, TextData
-from studies.probes.table import probed_metrics
+from studies.probes.table import PROBES, probed_metrics
 from studies.sections import (
     COST_OBJECTIVES,
     LOSS,
@@ -161,13 +161,13 @@ def load_study(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
         SpecError: with file, line, path, and what would be right.
     """
     if isinstance(path, Mapping):
-        data = merge(_inline(extend(plain_copy(path), Path.cwd()), Path.cwd()), parse_overrides(overrides))
+        data = merge(_inline(extend(plain_copy(path), Path.cwd()), Path.cwd()), _laid_over(overrides))
         return replace(_with_plugins(study_from_data(data)), base=Path.cwd())
     file = find_study(path)
     with located(file, overrides):
         names = [text for text in overrides if text.partition("=")[0] in ("space", "baseline")]
         data = _inline(read_data(file, names), file.parent)
-        data = merge(data, parse_overrides([text for text in overrides if text not in names]))
+        data = merge(data, _laid_over([text for text in overrides if text not in names]))
         data.setdefault("name", file.stem)
         resources = data.get("resources")
         if (
@@ -178,6 +178,17 @@ def load_study(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
             here = os.path.abspath(file.parent / os.path.expanduser(place))  # commands on the folder know no file
             data["resources"] = {**resources, "checkpoints": here if place.strip() else place}
         return replace(_with_plugins(study_from_data(data)), base=file.parent)
+
+
+def _laid_over(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides say: of training FLOPs and tokens the one that is given takes the other's place."""
+    given: dict[str, Any] = parse_overrides(overrides)
+    training = given.get("training")
+    if isinstance(training, dict):
+        for one, other in (("flops", "tokens"), ("tokens", "flops")):
+            if training.get(one) is not None and other not in training:
+                given["training"] = {**training, other: None}
+    return given
 
 
 def _with_plugins(study: StudyConfig) -> StudyConfig:
@@ -318,12 +329,17 @@ def _check_objectives(names: tuple[str, ...], task: Task, training: Template) ->
     known |= {name: Objective(name, COSTS[name].label) for name in COST_OBJECTIVES}
     for metric in task.metrics.values():
         known.setdefault(metric.name, Objective(metric.name, metric.label, metric.better == "higher"))
+    asked = probes if isinstance(probes, list) else []
+    for i, name in enumerate(asked):
+        if name not in PROBES:  # said before what its objective lacks
+            raise SpecError(f"training.probes.{i}", f"unknown value {show(name)}", one_of(PROBES, name))
     for i, name in enumerate(names):
         if name not in known and name in probed_metrics():
             row, metric = probed_metrics()[name]
-            if not isinstance(probes, list) or row.name not in probes:
+            if row.name not in asked:
                 what = f"is measured by the probe {row.name}, which training.probes does not list"
-                raise SpecError(f"objectives.{i}", what, f"write training: {{probes: [{row.name}]}}")
+                remedy = f"write training: {{probes: [{', '.join(map(str, [*asked, row.name]))}]}}"
+                raise SpecError(f"objectives.{i}", what, remedy)
             known[name] = Objective(name, metric.label, metric.better == "higher")
         if name not in known:
             raise SpecError(f"objectives.{i}", f"unknown objective {show(name)}", one_of(known, name))

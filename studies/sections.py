@@ -74,7 +74,7 @@ class TrainingConfig:
     )
     eval_tokens: int = key("Held-out tokens of each evaluation.", default=65536, low=1, high=1 << 30)
     probes: tuple[ProbeName, ...] = key(
-        "What to measure inside the loop of most iterations at each rung (docs/inside.md).",
+        "What to measure inside the loop of most iterations at each rung (docs/inside.md, docs/loops.md).",
         default=(),
     )
     checkpoint_every_s: float = key("Seconds between checkpoints, besides those at rungs.", default=60.0, low=1.0)

@@ -213,6 +213,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     if not path.is_file():
         what, remedy = "is not a bundle (no manifest.json)", "give a folder made by export"
+        if not folder.exists():
+            what = "is not there"
         if (folder / "config.json").is_file():
             what, remedy = "is a Hugging Face folder, not a bundle", "export without --format"
         raise SpecError("", what, remedy, file=str(folder))

@@ -135,7 +135,10 @@ class StudyView:
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
     def _line(self, record: TrialRecord) -> str:
-        who = {"baseline": "baseline", "search": "trial", "promotion": "again", "ladder": "ladder"}[record.purpose]
+        study = self._driver.study
+        alone = not study.search.num_trials and study.scale is None and len(study.baselines) == 1
+        baseline = "trained" if alone else "baseline"
+        who = {"baseline": baseline, "search": "trial", "promotion": "again", "ladder": "ladder"}[record.purpose]
         if record.state == "failed" and record.reason not in self._reasons:  # once for each reason
             self._reasons.add(record.reason)
             return f"{who:>8} {record.number:>4}  {summarize(record.arch_spec()):<31} failed: {failure_of(record)}"

@@ -33,7 +33,7 @@ from studies.data.settings import TextData
 from studies.probes.look import Inside, LoopSeen, look, rows_at_once
 from studies.records.folder import BEST, DATA, PROBED
 from studies.records.trial import TrialRecord
-from studies.report.inside import MOST_MODELS, mean_of, write_probe
+from studies.report.inside import MOST_MODELS, examples_of, mean_of, write_probe
 from studies.report.ranking import baseline_beside, best_of
 from studies.show.summary import summarize
 from studies.show.terminal import say
@@ -191,7 +191,7 @@ def _cross_entropy(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
 def _print(seen: Inside, arch: ArchSpec, console: Console) -> None:
     """Its loops, iteration by iteration."""
     console.print(
-        f"[bold]{escape(seen.name)}[/]: {escape(summarize(arch))}, loss {seen.loss:.4f} nats on {seen.rows} examples",
+        f"[bold]{escape(seen.name)}[/]: {escape(summarize(arch))}, loss {seen.loss:.4f} nats on {examples_of(seen)}",
         highlight=False,
     )
     for loop in seen.loops:

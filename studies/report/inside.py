@@ -118,7 +118,7 @@ def inside_figures(seen: Sequence[Inside]) -> tuple[Figures, dict[str, Any]]:
     add("routers", {f"inside-routers-{i}": _routers(model) for i, model in enumerate(routers)})
     return figures, {
         "names": [model.name for model in seen],
-        "examples": f"{seen[0].rows:,} examples of {seen[0].positions:,} positions",
+        "examples": examples_of(seen[0]),
         "sections": sections,
         "stability": _stability(seen),
     }
@@ -145,6 +145,11 @@ def write_probe(file: Path, seen: Sequence[Inside], archs: Sequence[ArchSpec], c
         for model, arch, color in zip(seen, archs, _COLORS, strict=False)
     ]
     return write_page(file, "probe.html", figures, seen=told, models=models, command=command)
+
+
+def examples_of(seen: Inside) -> str:
+    """How much was looked at."""
+    return f"{seen.rows:,} example{'s' if seen.rows > 1 else ''} of {seen.positions:,} positions"
 
 
 def _figure(title: str, y: str = "", x: str = "iteration") -> go.Figure:

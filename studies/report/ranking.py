@@ -270,7 +270,7 @@ def ranking_table(
     table.add_column("trial", justify="right")
     table.add_column("architecture", overflow="fold", ratio=1)
     # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
-    asked = {o.name: o.label for o in objectives if o != LOSS}
+    asked = {o.name: _column(o) for o in objectives if o != LOSS}
     beside = asked or {name: COSTS[name].label for name in ("params", "flops_per_token")}
     for name in (*beside.values(), "tokens", corpus.headline.label, "vs base"):
         narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != "vs base" else name
@@ -306,7 +306,12 @@ def names_of(objectives: Sequence[Objective], corpus: Dataset) -> str:
 
 def other_objectives(objectives: Sequence[Objective]) -> dict[str, str]:
     """Objectives beside loss, parameters and FLOPs per token, and a column's name for each."""
-    return {o.name: o.label for o in objectives if o.name not in ("loss", "params", "flops_per_token")}
+    return {o.name: _column(o) for o in objectives if o.name not in ("loss", "params", "flops_per_token")}
+
+
+def _column(objective: Objective) -> str:
+    """Its name; with an arrow if more is better."""
+    return f"{objective.label} ↑" if objective.is_raised else objective.label
 
 
 def labels_of(records: Sequence[TrialRecord]) -> list[str]:

@@ -141,7 +141,12 @@ def text_rows(folder: Path, bundle: Bundle, data: TextData, most_tokens: int) ->
     if data.kind == "tokens":
         tokens, bytes_per_token = _token_file(folder, bundle, data, most_tokens)
     else:
-        tokens, bytes_per_token = _encoded(codec_of_bundle(folder, bundle), data, most_tokens)
+        codec = codec_of_bundle(folder, bundle)
+        try:
+            tokens, bytes_per_token = _encoded(codec, data, most_tokens)
+        except SpecError as error:
+            error.path = "--data" if error.path in ("data", "data.path") else error.path
+            raise
     if tokens.size and int(tokens.max()) >= bundle.arch.vocab_size:
         what = f"token {int(tokens.max())} is beyond the model's {bundle.arch.vocab_size}"
         raise SpecError("--data", what, "encode it as the model's training data was")

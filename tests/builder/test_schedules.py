@@ -76,7 +76,11 @@ def test_a_model_under_another_schedule_is_the_one_built_from_it(topology, given
 @pytest.mark.parametrize(
     ("arch", "given", "told"),
     [
-        (looped("iteration"), 8, "h.t4.* is an iteration's own, and was not trained; train it with per: level"),
+        (
+            looped("iteration"),
+            8,
+            "h.t4.* is of one iteration alone, and none was trained for another; train with per: level",
+        ),
         (looped("loop", "mesh"), 8, "goes by the number of iterations; give mesh.slots a number"),
         (looped("level", schedule=["word"]), ["phrase"], "belongs to a level that was not trained"),
         (looped("loop"), 0, "0 are no iterations"),

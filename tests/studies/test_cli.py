@@ -18,11 +18,13 @@ from helpers import run_cli as run
 from rich.console import Console
 from typer.testing import CliRunner
 
-from searchspace import load_space
+from searchspace import SpecError, load_space
+from searchspace.files import purpose_of
 from studies import cli
 from studies.cli import app
 from studies.commands.export import FORMATS
 from studies.commands.live import running_table
+from studies.config import load_study
 from studies.data.settings import TEXT_KEYS
 from studies.predict.learners import LEARNERS
 from studies.records.reading import read_study
@@ -446,3 +448,28 @@ def test_a_name_of_another_kind_is_told():
     assert "'looped_grid' is shipped among the spaces, not the architectures" in " ".join(
         run("cost", "looped_grid", code=2).split()
     )
+
+
+@pytest.mark.parametrize(("given", "other"), [("tokens=20000", "flops"), ("flops=1e9", "tokens")])
+def test_an_override_of_what_training_spends_takes_the_others_place(tmp_path, given, other):
+    name, _, value = given.partition("=")
+    file = tiny_study(tmp_path, {"training": {"flops": None, "tokens": None, other: 4e8}})
+    training = load_study(file, [f"training.{given}"]).plain["training"]
+    assert (training[name], training.get(other)) == (float(value), None)
+    with pytest.raises(SpecError, match="exactly one of flops and tokens"):
+        load_study(file, ["training.flops=1e9", "training.tokens=20000"])
+
+
+def test_a_misspelt_probe_is_named_before_its_objective_is_refused(tmp_path):
+    for asked, told in (
+        (["attention", "update"], r"training\.probes\.1: unknown value 'update'.*updates"),
+        (["attention"], r"probes: \[attention, updates\]"),
+    ):
+        file = tiny_study(tmp_path, {"training": {"probes": asked}, "objectives": ["loss", "update_ratio"]})
+        with pytest.raises(SpecError, match=told):
+            load_study(file)
+
+
+def test_what_is_shipped_is_told_in_whole_sentences():
+    for file in ARCHITECTURES + SPACES + STUDIES:
+        assert purpose_of(file)[-1] in ".?", file

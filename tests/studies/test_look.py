@@ -131,10 +131,11 @@ def test_the_command_writes_numbers_and_a_page(bundles, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["nowhere"], "nowhere"),
+        (["nowhere"], "nowhere: is not there"),
         (["mesh"], "--data"),  # a bundle that no study made says nothing of its data
-        (["mesh", "--data", "missing.txt"], "missing.txt"),
-        (["mesh", "--data", "text.txt", "--schedule", "g=3"], "g"),
+        (["mesh", "--data", "missing.txt"], "--data: no file matches"),
+        (["mesh", "--data", "text.txt", "--schedule", "g=3"], "there is no loop 'g'"),
+        (["mesh", "--data", "text.txt", "--schedule", "h"], "write e.g. h=8"),
         (["mesh"] * 7, "at most 6"),
     ],
     ids=str,
