@@ -256,9 +256,10 @@ def ranking_table(
     baseline = best_of(records, purpose="baseline")
     rungs = max((len(record.rungs) for record in records), default=1)
     spent = "tokens" if any(record.training.get("tokens") for record in records) else "FLOPs"
+    raised = " (↑: higher)" if any(objective.is_raised for objective in objectives) else ""
     table = Table(
-        title=f"At equal training {spent} (to a step); {corpus.headline.metric.better} is better. Rung: stopped there."
-        + (f" *: front of {names_of(objectives, corpus)}." if on_front else ""),
+        title=f"At equal training {spent} (to a step); {corpus.headline.metric.better} is better{raised}. "
+        "Rung: stopped there." + (f" *: front of {names_of(objectives, corpus)}." if on_front else ""),
         title_justify="left",
         expand=True,
         box=SIMPLE,
@@ -272,8 +273,9 @@ def ranking_table(
     # A terminal is narrow: with objectives beside the loss, their columns stand for the usual costs.
     asked = {o.name: _column(o) for o in objectives if o != LOSS}
     beside = asked or {name: COSTS[name].label for name in ("params", "flops_per_token")}
-    for name in (*beside.values(), "tokens", corpus.headline.label, "vs base"):
-        narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != "vs base" else name
+    last = "" if baseline is None else "vs base"  # or where it stopped
+    for name in (*beside.values(), "tokens", corpus.headline.label, last):
+        narrow = re.sub(r" |(?=/)", "\n", name, count=1) if name != last else name
         table.add_column(narrow, justify="right", no_wrap=True)
     shown = ranked(records)[:top]
     if not shown:
