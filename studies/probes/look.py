@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -159,13 +159,16 @@ def look(
     gathered = _Gathered(model, arch, math.ceil(SAMPLED / len(batches)))
     inputs_BL, targets_BL = batches[0]
     few_BL, their_BL = inputs_BL[:_ABLATED_ROWS], targets_BL[:_ABLATED_ROWS]
-    with one_thread() if inputs_BL.numel() * arch.d_model**2 < _SMALL else nullcontext():
+    with _threads(inputs_BL, arch):
         for inputs_BL, targets_BL in batches:
             trace, calls = watched(model, arch, inputs_BL)
             gathered.add(trace, calls, loss(trace.logits, targets_BL).item())
             tick(gathered.rows)
-    with one_thread() if few_BL.numel() * arch.d_model**2 < _SMALL else nullcontext():
-        return gathered.seen(name or arch.name, few_BL, lambda logits_BLV: loss(logits_BLV, their_BL).item())
+    return gathered.seen(name or arch.name, few_BL, lambda logits_BLV: loss(logits_BLV, their_BL).item())
+
+
+def _threads(tokens_BL: Tensor, arch: ArchSpec) -> AbstractContextManager[None]:
+    return one_thread() if tokens_BL.numel() * arch.d_model**2 < _SMALL else nullcontext()
 
 
 class _Gathered:
@@ -230,16 +233,19 @@ class _Gathered:
                 }
                 for router, total in zip(self.routers, self.routed, strict=True)
             ],
-            stability=dict(probe(STABILITY, self.model, self.arch, self._start(few_BL))),
+            stability=self._stability(few_BL),
         )
 
-    def _start(self, few_BL: Tensor) -> Tensor:
-        """Of causal models the first positions: a Jacobian's eigenvalues there are eigenvalues of the whole."""
-        return few_BL[:_STABILITY_ROWS, : _STABILITY_POSITIONS if self.arch.causal else None]
+    def _stability(self, few_BL: Tensor) -> dict[str, float]:
+        """Of causal models on the first positions: a Jacobian's eigenvalues there are eigenvalues of the whole."""
+        start_BL = few_BL[:_STABILITY_ROWS, : _STABILITY_POSITIONS if self.arch.causal else None]
+        with _threads(start_BL, self.arch):
+            return dict(probe(STABILITY, self.model, self.arch, start_BL))
 
     def _loops(self, calls: Sequence[Attended], few_BL: Tensor, judge: Callable[[Tensor], float]) -> list[LoopSeen]:
-        small = Trace(self.model, self.arch, few_BL, judge)
-        return [self._loop(name, calls, small) for name in self.loops]
+        with _threads(few_BL, self.arch):
+            small = Trace(self.model, self.arch, few_BL, judge)
+            return [self._loop(name, calls, small) for name in self.loops]
 
     def _loop(self, name: str, calls: Sequence[Attended], small: Trace) -> LoopSeen:
         loop = small.loop(name)
