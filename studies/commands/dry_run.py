@@ -16,7 +16,7 @@ from studies.data.dataset import Dataset
 from studies.records.resume import check_settings
 from studies.scale.ladder import ladder_of
 from studies.sections import MiddleChooser, check_training, decide_training
-from studies.show.summary import short
+from studies.show.summary import short, span
 from studies.show.terminal import say
 from studies.strategy.stopper import expected_work, rung_shares
 from studies.tasks.table import prepare_data
@@ -72,7 +72,7 @@ def dry_run(settings: StudyConfig, folder: Path, console: Console) -> None:
     usual, worst = ((flops / speed / workers) + apart for flops in (expected + looked, most + looked_most))
     fewest, most_steps = found.steps
     say(console, f"training: {found.recipe}")
-    console.print(f"steps: {fewest:,} to {most_steps:,} a trial", highlight=False)
+    console.print(f"steps: {span(fewest, most_steps)} a trial", highlight=False)
     console.print(f"training FLOPs: about {short(expected)}, at most {short(most)}", highlight=False)
     console.print(
         f"time: about {_duration(usual)}, at most {_duration(worst)}, on {workers} workers at {speed:.2g} FLOP/s each, "

@@ -28,7 +28,8 @@ def examine(
     halt: Halt | None = None,
 ) -> None:
     """On examples that the bundle's task makes."""
-    found = examine_bundle(bundle, most_tokens=tokens, device=device, schedules=schedules, halt=halt)
+    with console.status("making examples of every level, and scoring them under every number of iterations"):
+        found = examine_bundle(bundle, most_tokens=tokens, device=device, schedules=schedules, halt=halt)
     if as_json:
         print(json.dumps(asdict(found), indent=2))
         return

@@ -385,7 +385,7 @@ def run_export(
             what = f"trial {facts['trial']}, {tell(facts['data'].get('task', 'text_lm'), facts['metrics'])}"
             target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
             if number is None:
-                others = rest_of_front(records, settings.objectives, facts["trial"])
+                others = rest_of_front(records, settings.objectives, facts["trial"], corpus)
         elif (form == "bundle" and not schedules) or number is not None:
             raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
         else:

@@ -25,7 +25,7 @@ from studies.records.folder import read_settings
 from studies.report.tracking import check_trackers
 from studies.scale.ladder import ladder_of
 from studies.sections import MiddleChooser, TrainingConfig, check_training, decide_training, rooted
-from studies.show.summary import notes_on, short
+from studies.show.summary import notes_on, short, span
 from studies.strategy.stopper import rung_shares
 from studies.strategy.surrogate import Surrogate
 from studies.training.plan import FEW_STEPS, make_plan
@@ -116,8 +116,8 @@ def preflight(study: StudyConfig, facts: DataFacts, *, here: bool = True) -> Pre
     if fewest < FEW_STEPS:
         rung = max(1, round(fewest * rung_shares(study.search.stopper)[0]))
         notes.append(
-            f"trials take {fewest:,} to {most:,} steps, the first rung after {rung}: under {FEW_STEPS} steps tell "
-            "little of longer training; give more training.flops, or smaller training.batch_tokens"
+            f"trials take {span(fewest, most)} steps, the first rung after {rung}: under {FEW_STEPS} steps tell "
+            "little of longer training; give more training.flops or tokens, or smaller training.batch_tokens"
         )
     if study.scale is not None:
         notes += _check_ladder(study, facts, found)

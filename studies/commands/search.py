@@ -208,7 +208,7 @@ def _farewell(driver: StudyDriver, folder: Path, corpus: Dataset, console: Conso
         bundle = export_trial(driver.records, folder, corpus, driver.study, out=folder / BEST)
         say(console, f"exported the best trial to {bundle}")
         number = read_manifest(bundle)["trial"]
-        if others := rest_of_front(driver.records, driver.study.objectives, number):
+        if others := rest_of_front(driver.records, driver.study.objectives, number, corpus):
             say(console, f"it is {others}")
         if (first := leader(driver.records)).purpose != "search" and first.arch_id in baselines_of(driver.records):
             say(console, f"the baseline {first.name} is better still: export it with --trial {first.number}")

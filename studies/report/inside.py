@@ -118,7 +118,7 @@ def inside_figures(seen: Sequence[Inside]) -> tuple[Figures, dict[str, Any]]:
     add("routers", {f"inside-routers-{i}": _routers(model) for i, model in enumerate(routers)})
     return figures, {
         "names": [model.name for model in seen],
-        "examples": examples_of(seen[0]),
+        "examples": "; ".join(dict.fromkeys(map(examples_of, seen))),
         "sections": sections,
         "stability": _stability(seen),
     }
@@ -138,7 +138,8 @@ def write_probe(file: Path, seen: Sequence[Inside], archs: Sequence[ArchSpec], c
         {
             "name": model.name,
             "what": summarize(arch),
-            "loss": f"{model.loss:.4f}",
+            "loss": "" if model.loss is None else f"{model.loss:.4f}",
+            "examples": examples_of(model),
             "color": color,
             "svg": base64.b64encode(draw_svg(replace(arch, name=model.name)).encode()).decode(),
         }
@@ -235,7 +236,7 @@ def _layers(seen: Sequence[Inside]) -> go.Figure:
     count = len(seen)
     buttons = [
         {
-            "label": measure,
+            "label": "nearby" if measure == "local" else measure,
             "method": "update",
             "args": [
                 {"visible": [j // count == i for j in range(count * len(MEASURES))]},

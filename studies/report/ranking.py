@@ -21,7 +21,7 @@ from builder.pricing.cost import COSTS
 from studies.data.dataset import Dataset
 from studies.records.trial import TrialRecord, budget_of
 from studies.sections import LOSS, Objective
-from studies.show.summary import labels, short, summarize
+from studies.show.summary import labels, short, span, summarize
 from studies.training.plan import FEW_STEPS
 
 _LEVEL = 0.1  # of a test
@@ -239,13 +239,13 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> li
     return [record for record in complete if not beaten(points[record.number])]
 
 
-def rest_of_front(records: Sequence[TrialRecord], objectives: Sequence[Objective], number: int) -> str:
+def rest_of_front(records: Sequence[TrialRecord], objectives: Sequence[Objective], number: int, corpus: Dataset) -> str:
     """Which other trials are as good as the one that is exported, each in its way; '' with one objective."""
     others = [record for record in front(records, objectives) if record.number != number]
     if len(objectives) < 2 or not others:
         return ""
     numbers = ", ".join(f"{record.number} ({summarize(record.arch_spec())})" for record in others)
-    return f"the best by {objectives[0].name}; on the front too: {numbers}; export one with --trial"
+    return f"the best by {corpus.headline.metric.name}; on the front too: {numbers}; export one with --trial"
 
 
 def ranking_table(
@@ -341,8 +341,8 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
     spent = sum(record.flops for record in records)
     lines.append(f"{len(records)} trials: {counts_of(records, driven=driven)}; {short(spent)} training FLOPs spent.")
     if steps := [record.steps for record in records if record.state == "complete" and record.ranks]:
-        span = f"{min(steps):,}" if min(steps) == max(steps) else f"{min(steps):,} to {max(steps):,}"
-        lines.append(f"A full training took {span} steps.")
+        taken = span(min(steps), max(steps))
+        lines.append(f"A full training took {taken} steps.")
     for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
         lines.append(f"{count} failed: {reason or 'unknown reason'}.")
     best = best_of(records)

@@ -141,6 +141,11 @@ def short(number: float) -> str:
     return f"{number:.4g}E"
 
 
+def span(fewest: int, most: int) -> str:
+    """From one to the other; of one number, that."""
+    return f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+
+
 def draw_strip(graph: Graph) -> str:
     """Chunk borders of every level on the first tokens: ``|`` begins a chunk, ``>`` closes one."""
     rows = {}

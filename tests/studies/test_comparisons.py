@@ -66,9 +66,9 @@ def test_objectives_have_columns_and_the_front_its_marks(tmp_path):
     assert re.findall(r'"label": "([^"]*)"', buttons)[0] == "decode FLOPs"
     marked = {int(number) for number in re.findall(r"(\d+)\*", text)}
     exported = best_of(driver.records).number
-    told = rest_of_front(driver.records, driver.study.objectives, exported)
+    told = rest_of_front(driver.records, driver.study.objectives, exported, Corpus(driver.corpus))
     assert {int(number) for number in re.findall(r"(\d+) \(", told)} == marked - {exported}
-    assert rest_of_front(driver.records, driver.study.objectives[:1], exported) == ""
+    assert rest_of_front(driver.records, driver.study.objectives[:1], exported, Corpus(driver.corpus)) == ""
 
 
 def test_tokens_and_steps_stand_beside_every_loss(tmp_path):
