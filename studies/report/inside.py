@@ -140,6 +140,7 @@ def write_probe(file: Path, seen: Sequence[Inside], archs: Sequence[ArchSpec], c
             "what": summarize(arch),
             "loss": "" if model.loss is None else f"{model.loss:.4f}",
             "examples": examples_of(model),
+            "positions": model.positions,
             "color": color,
             "svg": base64.b64encode(draw_svg(replace(arch, name=model.name)).encode()).decode(),
         }
