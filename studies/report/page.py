@@ -73,7 +73,7 @@ def write_html(
     told, _missing = ladder_answer(records, settings, corpus)
     if told is not None:
         figures["scale"] = scale_figure(told)
-    pictures, seen = _inside(file.parent)
+    pictures, seen = _inside(file.parent, best_of(records))
     figures |= pictures
     headline = _headline(records, corpus)
     return write_page(
@@ -205,10 +205,11 @@ def _shown(folder: Path) -> dict[str, Any]:
     return found if known else {}
 
 
-def _inside(folder: Path) -> tuple[Figures, dict[str, Any]]:
-    """What probes saw in the best and in the baseline when the search ended."""
+def _inside(folder: Path, best: TrialRecord | None) -> tuple[Figures, dict[str, Any]]:
+    """What probes saw in the best and in the baseline when the search ended; nothing once another is the best."""
     try:
-        return inside_figures([Inside.from_plain(each) for each in read_json(folder / PROBED, _PROBED_BYTES)["models"]])
+        seen = [Inside.from_plain(each) for each in read_json(folder / PROBED, _PROBED_BYTES)["models"]]
+        return inside_figures(seen) if best is not None and seen[0].arch_id == best.arch_id else ({}, {})
     except (SpecError, TypeError, KeyError, ValueError, AttributeError, IndexError):
         return {}, {}
 

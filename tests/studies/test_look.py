@@ -157,6 +157,9 @@ def test_a_study_looks_inside_its_best_and_baseline(tmp_path, monkeypatch):
     monkeypatch.setattr(SpiralFormer, "generate", None)
     run_cli("probe", run / "best", "--tokens", 480)  # on the study's own data
     assert json.loads((run / "best-probe" / PROBED).read_text())["models"][0]["rows"] == 20
-    (run / PROBED).write_text('{"models": [{"name": 3}]}')
-    run_cli("report", run)
-    assert "Inside the models" not in (run / "report.html").read_text()
+    of_another = json.loads((run / PROBED).read_text())
+    of_another["models"][0]["arch_id"] = "0" * 16
+    for text in (json.dumps(of_another), '{"models": [{"name": 3}]}', "{"):
+        (run / PROBED).write_text(text)
+        run_cli("report", run)
+        assert "Inside the models" not in (run / "report.html").read_text()
