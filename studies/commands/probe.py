@@ -81,7 +81,7 @@ def run_probe(
         loaded = load_bundle(bundle, device=device, schedules=schedules)
         with console.status(f"preparing what {name} is shown"):
             batches, loss = _examples(bundle, loaded, data, tokens)
-        seen.append(_look(loaded, batches, loss, name, console, device))
+        seen.append(_look(loaded, batches, loss, name, console, device=device))
         archs.append(loaded.arch)
         _print(seen[-1], loaded.arch, console)
     out.mkdir(parents=True, exist_ok=True)
@@ -118,11 +118,20 @@ def probe_study(
         model = trained_model(record, folder, corpus, settings).eval()
         bundle = Bundle(arch=arch, model=model, cost=cost, manifest={})
         batches = _of_dataset(corpus, bundle, rows * arch.seq_len)
-        seen.append(_look(bundle, batches, corpus.loss, name, console))
+        seen.append(_look(bundle, batches, corpus.loss, name, console, stability=False))
     write_file(folder / PROBED, probe_json(seen))
 
 
-def _look(bundle: Bundle, batches: _Batches, loss: _Loss, name: str, console: Console, device: str = "cpu") -> Inside:
+def _look(
+    bundle: Bundle,
+    batches: _Batches,
+    loss: _Loss,
+    name: str,
+    console: Console,
+    *,
+    device: str = "cpu",
+    stability: bool = True,
+) -> Inside:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"looking inside {name}", total=sum(len(inputs_BL) for inputs_BL, _ in batches))
         return look(
@@ -131,6 +140,7 @@ def _look(bundle: Bundle, batches: _Batches, loss: _Loss, name: str, console: Co
             [(inputs_BL.to(device), targets_BL.to(device)) for inputs_BL, targets_BL in batches],
             loss,
             name=name,
+            stability=stability,
             tick=lambda rows: progress.update(task, completed=rows),
         )
 

@@ -143,6 +143,7 @@ def look(
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     name: str = "",
+    stability: bool = True,
     tick: Callable[[int], None] = lambda rows: None,
 ) -> Inside:
     """Look inside a model.
@@ -153,6 +154,7 @@ def look(
         batches: inputs and targets, each (B, L), on the model's device; `rows_at_once` says how large they may be.
         loss: of logits (B, L, V) and targets, in nats, mean.
         name: to be shown; default: the architecture's.
+        stability: measure it too; a Jacobian's radius takes some hundred products, whatever the examples are.
         tick: told how many rows are done.
 
     """
@@ -164,7 +166,9 @@ def look(
             trace, calls = watched(model, arch, inputs_BL)
             gathered.add(trace, calls, loss(trace.logits, targets_BL).item())
             tick(gathered.rows)
-    return gathered.seen(name or arch.name, few_BL, lambda logits_BLV: loss(logits_BLV, their_BL).item())
+    return gathered.seen(
+        name or arch.name, few_BL, lambda logits_BLV: loss(logits_BLV, their_BL).item(), stability=stability
+    )
 
 
 def _threads(tokens_BL: Tensor, arch: ArchSpec) -> AbstractContextManager[None]:
@@ -204,7 +208,7 @@ class _Gathered:
             states = sampled(loop, self.sampled)
             self.states[name].append([states[t] for t in _shown(len(states))])
 
-    def seen(self, name: str, few_BL: Tensor, judge: Callable[[Tensor], float]) -> Inside:
+    def seen(self, name: str, few_BL: Tensor, judge: Callable[[Tensor], float], *, stability: bool) -> Inside:
         means = [total / self.rows for total in self.attended]
         calls = [Attended(c.step, *mean) for c, mean in zip(self.calls, means, strict=True)]
         return Inside(
@@ -233,7 +237,7 @@ class _Gathered:
                 }
                 for router, total in zip(self.routers, self.routed, strict=True)
             ],
-            stability=self._stability(few_BL),
+            stability=self._stability(few_BL) if stability else {},
         )
 
     def _stability(self, few_BL: Tensor) -> dict[str, float]:
