@@ -77,7 +77,7 @@ def measure(name: str, what: str) -> tuple[float, float]:
             with torch.no_grad():
                 loss(model(part_BL), part_BL)
     elif what == "look":
-        look(model, arch, [(each, each) for each in tokens_BL.split(rows_at_once(model, arch, arch.seq_len))], loss)
+        look(model, arch, [(each, each) for each in tokens_BL.split(rows_at_once(arch, arch.seq_len))], loss)
     return time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

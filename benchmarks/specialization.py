@@ -64,7 +64,7 @@ def look_into(folder: Path) -> None:
         if record.state != "complete":
             continue
         arch, model = record.arch_spec(), trained_model(record, folder, corpus, settings).eval()
-        at_once = min(rows_at_once(model, arch, arch.seq_len), ROWS // 5)
+        at_once = min(rows_at_once(arch, arch.seq_len), ROWS // 5)
         batches = list(corpus.eval_batches(ROWS * arch.seq_len, at_once, arch.seq_len))
         seen = look(model, arch, batches, corpus.loss, name=summarize(arch))
         bits = corpus.headline.value(record.rungs[-1].score)

@@ -51,11 +51,13 @@ Schedules = Annotated[
     list[str] | None,
     typer.Option("--schedule", help="Run a loop otherwise: h=30 iterations, or h=word,token. May be repeated."),
 ]
+TextField = Annotated[str, typer.Option(help="Field of a row that holds the text.")]
 # Choices that --help lists; spelt out, as their tables take long to import (tests hold them to the tables).
 Language = Literal["architecture", "space", "study"]
 EXPORT_FORMATS = ["bundle", "hf", "torch"]
 Learner = Literal["auto", "cost", "scaling_law", "tabular", "gnn"]
 TextSource = Literal["text", "jsonl", "parquet", "hf", "tokens"]
+TextKind = Annotated[TextSource, typer.Option(help="Of the data; tokens: their val.bin.")]
 
 
 def _load_plugins(sources: list[str] | None) -> list[str] | None:
@@ -526,8 +528,8 @@ def eval(
         list[str] | None,
         typer.Option(help="Text: files, folders or globs; may be repeated. Tasks that make their examples need none."),
     ] = None,
-    kind: Annotated[TextSource, typer.Option(help="Of the data; tokens: their val.bin.")] = "text",
-    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    kind: TextKind = "text",
+    text_field: TextField = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
     schedule: Schedules = None,
     halt: Annotated[
@@ -558,8 +560,8 @@ def probe(
         list[str] | None,
         typer.Option(help="Text: files, folders or globs; may be repeated. Default: held-out examples of its own."),
     ] = None,
-    kind: Annotated[TextSource, typer.Option(help="Of the data; tokens: their val.bin.")] = "text",
-    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    kind: TextKind = "text",
+    text_field: TextField = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at: one example at least, 500 at most.")] = 131_072,
     out: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to write; default: beside the first bundle.")
@@ -582,7 +584,7 @@ def tokenize(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for train.bin, val.bin and what they are.")],
     kind: Annotated[Literal["text", "jsonl", "parquet", "hf"], typer.Option(help="Of the data.")] = "text",
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json; default: every byte a token.")] = None,
-    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    text_field: TextField = "text",
     held_out: Annotated[float, typer.Option(help="Share kept for evaluation.")] = 0.05,
 ) -> None:
     """Write token files once, for any number of studies: data: {kind: tokens, path: FOLDER}."""

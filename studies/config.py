@@ -26,7 +26,7 @@ from searchspace.space import SpaceSpec
 from searchspace.template import Template
 from studies.data.dataset import added_metrics
 from studies.data.settings import DataConfig, TextData
-from studies.probes.table import PROBES, probed_metrics
+from studies.probes.table import probed_metrics
 from studies.sections import (
     COST_OBJECTIVES,
     LOSS,
@@ -251,7 +251,8 @@ def _study_from_data(data: Mapping[str, Any]) -> StudyConfig:
     if not keys.search.num_trials and keys.scale is None:
         raise SpecError("search.num_trials", "is 0, and there is no ladder", "give 1 or more, or a section scale")
     training = Template({"training": expect_mapping(data.get("training", {}), "training")})
-    objectives = _check_objectives(keys.objectives, task_of(keys.data), training)
+    probes = check_training(decide_training(training, MiddleChooser()).tree).probes
+    objectives = _check_objectives(keys.objectives, task_of(keys.data), probes)
     listed = data.get("baseline", [])
     if not isinstance(listed, list):
         raise SpecError("baseline", f"expected a list, got {show(listed)}", "write a list of architectures")
@@ -272,7 +273,6 @@ def _study_from_data(data: Mapping[str, Any]) -> StudyConfig:
         tracking=(keys.tracking,) if isinstance(keys.tracking, str) else tuple(dict.fromkeys(keys.tracking)),
         plain=dict(data),
     )
-    check_training(decide_training(training, MiddleChooser()).tree)
     _check_enqueued(study)
     _check_probed(study)
     return study
@@ -320,25 +320,20 @@ def _check_resources(resources: ResourcesConfig) -> None:
         raise SpecError("resources.checkpoints", what, "give one URL")
 
 
-def _check_objectives(names: tuple[str, ...], task: Task, training: Template) -> tuple[Objective, ...]:
+def _check_objectives(names: tuple[str, ...], task: Task, probes: tuple[str, ...]) -> tuple[Objective, ...]:
     """The objectives, the task's headline by the name ``loss``."""
-    probes = decide_training(training, MiddleChooser()).tree.get("probes", ())
     for name in names:
         provided("metric", name)
     known = {"loss": LOSS, task.headline.name: LOSS}
     known |= {name: Objective(name, COSTS[name].label) for name in COST_OBJECTIVES}
     for metric in task.metrics.values():
         known.setdefault(metric.name, Objective(metric.name, metric.label, metric.better == "higher"))
-    asked = probes if isinstance(probes, list) else []
-    for i, name in enumerate(asked):
-        if name not in PROBES:  # said before what its objective lacks
-            raise SpecError(f"training.probes.{i}", f"unknown value {show(name)}", one_of(PROBES, name))
     for i, name in enumerate(names):
         if name not in known and name in probed_metrics():
             row, metric = probed_metrics()[name]
-            if row.name not in asked:
+            if row.name not in probes:
                 what = f"is measured by the probe {row.name}, which training.probes does not list"
-                remedy = f"write training: {{probes: [{', '.join(map(str, [*asked, row.name]))}]}}"
+                remedy = f"write training: {{probes: [{', '.join([*probes, row.name])}]}}"
                 raise SpecError(f"objectives.{i}", what, remedy)
             known[name] = Objective(name, metric.label, metric.better == "higher")
         if name not in known:

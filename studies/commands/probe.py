@@ -26,6 +26,7 @@ from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
 from searchspace.disk import probe_folder, write_file
 from searchspace.errors import SpecError
+from spiralformer.model import SpiralFormer
 from studies.commands.export import trained_model
 from studies.config import StudyConfig
 from studies.data.dataset import FACTS, Dataset
@@ -81,7 +82,7 @@ def run_probe(
         loaded = load_bundle(bundle, device=device, schedules=schedules)
         with console.status(f"preparing what {name} is shown"):
             batches, loss = _examples(bundle, loaded, data, tokens)
-        seen.append(_look(loaded, batches, loss, name, console, device=device))
+        seen.append(_look(loaded.model, loaded.arch, batches, loss, name, console, device=device))
         archs.append(loaded.arch)
         _print(seen[-1], loaded.arch, console)
     out.mkdir(parents=True, exist_ok=True)
@@ -107,23 +108,22 @@ def probe_study(
         if record is None:
             continue
         arch = record.arch_spec()
-        cost = estimate(compile_arch(arch))
-        rows = min(_FAREWELL_ROWS, int(_FAREWELL_FLOPS / cost.flops))
+        rows = min(_FAREWELL_ROWS, int(_FAREWELL_FLOPS / estimate(compile_arch(arch)).flops))
         if not rows:
             say(
                 console,
                 f"what goes on inside is not looked at: `spiralformer probe {folder / BEST}` takes minutes here",
             )
             return
-        model = trained_model(record, folder, corpus, settings).eval()
-        bundle = Bundle(arch=arch, model=model, cost=cost, manifest={})
-        batches = _of_dataset(corpus, bundle, rows * arch.seq_len)
-        seen.append(_look(bundle, batches, corpus.loss, name, console, stability=False))
+        model = trained_model(record, folder, corpus, settings)
+        batches = _of_dataset(corpus, arch, rows * arch.seq_len)
+        seen.append(_look(model, arch, batches, corpus.loss, name, console, stability=False))
     write_file(folder / PROBED, probe_json(seen))
 
 
 def _look(
-    bundle: Bundle,
+    model: SpiralFormer,
+    arch: ArchSpec,
     batches: _Batches,
     loss: _Loss,
     name: str,
@@ -135,8 +135,8 @@ def _look(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"looking inside {name}", total=sum(len(inputs_BL) for inputs_BL, _ in batches))
         return look(
-            bundle.model.eval(),
-            bundle.arch,
+            model.eval(),
+            arch,
             [(inputs_BL.to(device), targets_BL.to(device)) for inputs_BL, targets_BL in batches],
             loss,
             name=name,
@@ -170,7 +170,7 @@ def _examples(folder: Path, bundle: Bundle, data: TextData | None, tokens: int) 
         rows, _ = text_rows(folder, bundle, data, tokens)
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).round().astype(int)]
         tokens_BL = torch.from_numpy(rows.astype(np.int64))
-        slices = tokens_BL.split(rows_at_once(bundle.model, bundle.arch, tokens_BL.shape[1]))
+        slices = tokens_BL.split(rows_at_once(bundle.arch, tokens_BL.shape[1]))
         return [(part_BL[:, :-1], part_BL[:, 1:]) for part_BL in slices], _cross_entropy
     facts = bundle.manifest.get("data", {})
     task = task_named(facts.get("task"))
@@ -181,16 +181,16 @@ def _examples(folder: Path, bundle: Bundle, data: TextData | None, tokens: int) 
         if (above / DATA / FACTS).is_file():
             prepared = task.dataset(above / DATA)
             if prepared.facts.content == facts.get("content"):
-                return _of_dataset(prepared, bundle, tokens), prepared.loss
+                return _of_dataset(prepared, bundle.arch, tokens), prepared.loss
     with tempfile.TemporaryDirectory() as scratch:
         made = prepare_data(decode_data(given, "data_settings"), Path(scratch) / DATA)
-        return _of_dataset(made, bundle, tokens), made.loss
+        return _of_dataset(made, bundle.arch, tokens), made.loss
 
 
-def _of_dataset(dataset: Dataset, bundle: Bundle, tokens: int) -> _Batches:
-    length = bundle.arch.seq_len
+def _of_dataset(dataset: Dataset, arch: ArchSpec, tokens: int) -> _Batches:
+    length = arch.seq_len
     rows = max(1, min(tokens // length, _ROWS))
-    slices = math.ceil(rows / rows_at_once(bundle.model, bundle.arch, length))
+    slices = math.ceil(rows / rows_at_once(arch, length))
     return list(dataset.eval_batches(rows * length, rows // slices, length))
 
 

@@ -130,7 +130,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def rows_at_once(model: SpiralFormer, arch: ArchSpec, length: int) -> int:
+def rows_at_once(arch: ArchSpec, length: int) -> int:
     """Of how many rows a trace keeps no more than 64 MiB; at least one."""
     values = len(compile_arch(arch).nodes) * arch.d_model + 2 * arch.vocab_size
     return max(1, _TRACED_BYTES // (4 * length * values))
@@ -156,7 +156,6 @@ def look(
         name: to be shown; default: the architecture's.
         stability: measure it too; a Jacobian's radius takes some hundred products, whatever the examples are.
         tick: told how many rows are done.
-
     """
     gathered = _Gathered(model, arch, math.ceil(SAMPLED / len(batches)))
     inputs_BL, targets_BL = batches[0]

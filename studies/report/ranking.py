@@ -341,8 +341,7 @@ def notes(records: Sequence[TrialRecord], corpus: Dataset, *, driven: bool) -> l
     spent = sum(record.flops for record in records)
     lines.append(f"{len(records)} trials: {counts_of(records, driven=driven)}; {short(spent)} training FLOPs spent.")
     if steps := [record.steps for record in records if record.state == "complete" and record.ranks]:
-        taken = span(min(steps), max(steps))
-        lines.append(f"A full training took {taken} steps.")
+        lines.append(f"A full training took {span(min(steps), max(steps))} steps.")
     for reason, count in Counter(record.reason for record in records if record.state == "failed").items():
         lines.append(f"{count} failed: {reason or 'unknown reason'}.")
     best = best_of(records)

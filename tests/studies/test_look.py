@@ -86,8 +86,8 @@ def test_of_a_long_loop_states_are_looked_at_here_and_there():
 
 def test_slices_are_bounded():
     small, large = tiny_arch(), tiny_arch({"d_model": 1024, "seq_len": 4096})
-    model = built()
-    assert rows_at_once(model, small, 24) > 100 > 1 <= rows_at_once(model, large, 4096)
+    assert rows_at_once(small, 24) > 100
+    assert 1 <= rows_at_once(large, 4096) < 100
 
 
 @pytest.fixture(scope="module")
