@@ -111,6 +111,11 @@ def drawn(arch: ArchSpec, seed: int, step: int) -> dict[str, Run]:
     return found
 
 
+def segments_of(arch: ArchSpec) -> int:
+    """How many steps of training one batch is for."""
+    return max((node.segments for node in arch.graph.values() if isinstance(node, LoopNode)), default=1)
+
+
 def training_weights(arch: ArchSpec) -> dict[str, tuple[float, ...]]:
     """For each entry of a loop's schedule, how many forwards of it a step of training takes in the mean.
 

@@ -230,14 +230,15 @@ def seen_at(level: Level) -> str:
 def model_code(graph: Graph, steps: Sequence[Step], held: Mapping[str, int] | None = None) -> str:
     """The functions ``forward``, and where the graph can be decoded ``open``, ``prefill`` and ``decode``.
 
-    A graph with losses of its own, or with iterations that pass no gradient, has ``with_losses`` too.
+    A graph with losses of its own, or a loop that trains otherwise than it runs, has ``with_losses`` too.
 
     Args:
         graph: of the model.
         steps: of it.
         held: by loop, how many of its first iterations pass no gradient in training.
     """
-    with_losses = [_with_losses(graph, steps, held or {})] if graph.losses or any((held or {}).values()) else []
+    special = graph.losses or any((held or {}).values()) or any(step.node.op == "carry" for step in steps)
+    with_losses = [_with_losses(graph, steps, held or {})] if special else []
     steps = [step for step in steps if step.row.gives is not Kind.LOSS]
     functions = [_forward(graph, steps), *with_losses]
     if not why_undecodable(graph):
@@ -273,10 +274,27 @@ def _forward(graph: Graph, steps: Sequence[Step]) -> str:
 
 
 def _with_losses(graph: Graph, steps: Sequence[Step], held: Mapping[str, int]) -> str:
-    lines = ["def with_losses(self, tokens, lengths=None):", '    """The logits, and losses of the model\'s own."""']
+    lines = [
+        "def with_losses(self, tokens, carried={}):",
+        '    """The logits, losses of the model\'s own, and states to go on from."""',
+        *(["    lengths = None"] if not graph.causal else []),
+    ]
     losses = ", ".join(f'"{step.node.name}": {step.label}' for step in steps if step.row.gives is Kind.LOSS)
-    body = _parallel(graph, steps, _held_nodes(graph, held))
-    return "\n".join([*lines, *body, f"    return {_result(graph, steps).label}, {{{losses}}}"])
+    loops = [step.node.attr("loop", str) for step in steps if step.node.op == "carry"]
+    states = ", ".join(f'"{loop}": {last_state(loop, steps).label}.detach()' for loop in loops)
+    own = [
+        replace(step, inputs=(f'carried.get("{step.node.attr("loop", str)}", {step.inputs[0]})',))
+        if step.node.op == "carry"
+        else step
+        for step in steps
+    ]
+    body = _parallel(graph, own, _held_nodes(graph, held))
+    return "\n".join([*lines, *body, f"    return {_result(graph, steps).label}, {{{losses}}}, {{{states}}}"])
+
+
+def last_state(loop: str, steps: Sequence[Step]) -> Step:
+    """The step that gives a loop's state after its last iteration."""
+    return [step for step in steps if step.node.iteration[0] == loop and step.row.gives is Kind.STREAM][-1]
 
 
 def _held_nodes(graph: Graph, held: Mapping[str, int]) -> set[str]:

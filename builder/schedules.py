@@ -11,19 +11,20 @@ from builder.graph.compiler import compile_arch
 from builder.lowering import MissingPartError, build_view
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, one_of, show
-from searchspace.nodes import LevelUse, LoopNode
+from searchspace.nodes import IterationsSpec, LevelUse, LoopNode
 from spiralformer.model import SpiralFormer
 
 Schedule: TypeAlias = "int | Sequence[LevelUse | str]"
 """How many iterations, going round what the file says; or the level of each."""
 
 
-def under(arch: ArchSpec, schedules: Mapping[str, Schedule]) -> ArchSpec:
+def under(arch: ArchSpec, schedules: Mapping[str, Schedule], *, carries: bool = False) -> ArchSpec:
     """The architecture with other schedules in its loops, to run; what they say of training is left out.
 
     Args:
         arch: trained, or to be.
         schedules: by the name of the loop.
+        carries: whether loops may still begin with the state that an earlier run ended with.
 
     Raises:
         SpecError: if there is no such loop, or the schedule does not fit it.
@@ -33,7 +34,9 @@ def under(arch: ArchSpec, schedules: Mapping[str, Schedule]) -> ArchSpec:
     for name, given in schedules.items():
         if name not in loops:
             raise SpecError(f"graph.{name}", f"there is no loop {show(name)}", one_of(loops, name))
-        graph[name] = replace(loops[name], schedule=_schedule(loops[name], given, name), iterations=None)
+        loop = loops[name]
+        rest = IterationsSpec(segments=loop.segments) if carries and loop.segments > 1 else None
+        graph[name] = replace(loop, schedule=_schedule(loop, given, name), iterations=rest)
     return replace(arch, graph=graph)
 
 
@@ -80,7 +83,8 @@ def model_under(
         model: trained.
         arch: of it.
         schedules: by the name of the loop.
-        held: by the name of the loop, how many of its first iterations pass no gradient in `SpiralFormer.with_losses`.
+        held: for training: by the name of the loop, how many of its first iterations pass no gradient in
+            `SpiralFormer.with_losses`; there, loops with segments begin with what they are given.
 
     Returns:
         The architecture, and the model: its parameters are the same objects. In the first one's mode.
@@ -88,7 +92,7 @@ def model_under(
     Raises:
         SpecError: if an iteration has weights of its own that were never trained (``per: iteration``).
     """
-    other = under(arch, schedules)
+    other = under(arch, schedules, carries=held is not None)
     before, graph = compile_arch(arch), compile_arch(other)
     if before.branch_scale != graph.branch_scale:
         what = f"goes by the number of layers, {before.num_layers} when it was trained and {graph.num_layers} now"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from searchspace.errors import SpecError
 from searchspace.nodes import IterationsSpec, LoopNode
-from searchspace.topologies import MeshSettings
+from searchspace.topologies import TOPOLOGIES, MeshSettings
 
 MOST_ITERATIONS = 512
 """A loop is written out: compiling stays under a second."""
@@ -68,6 +68,10 @@ def _check_iterations(node: LoopNode, given: IterationsSpec, path: str) -> None:
     if node.varies and node.per == "iteration":
         what = "iterations that have weights of their own can't be more or fewer than the schedule's"
         raise SpecError(f"{path}.per", what, "set per: loop, or per: level")
+    if given.segments > 1 and not node.topology.row.carries:
+        what = f"the state of topology {node.topology.kind} is more than a stream that a segment could begin with"
+        kinds = [row.name for row in TOPOLOGIES.values() if row.carries]
+        raise SpecError(f"{path}.iterations.segments", what, f"leave it out, or take one of: {', '.join(kinds)}")
     if node.varies and node.topology.kind == "mesh" and _slots(node) == "auto":
         what = "goes by the number of iterations, which varies"
         raise SpecError(f"{path}.topology.mesh.slots", what, f"give a number, e.g. {own + 3}")

@@ -195,6 +195,13 @@ class IterationsSpec:
     gradient_through: int | None = key(
         "Only the last so many pass a gradient; default: all.", default=None, low=1, high=512
     )
+    segments: int = key(
+        "Each batch is trained on in so many steps, one after another, and each begins with the state that the one "
+        "before ended with, detached (deep supervision; TRM, arXiv 2510.04871).",
+        default=1,
+        low=1,
+        high=64,
+    )
     test: tuple[int, ...] = key(
         "How often the loop runs when a model of a task with levels of difficulty is tried on the harder ones, beside "
         "as the schedule says.",
@@ -260,6 +267,11 @@ class LoopNode:
             return own
         means = MOST_MEANS if given.sample == "poisson_lognormal" else 1
         return max(own, (given.train or own) * means, *given.test)
+
+    @property
+    def segments(self) -> int:
+        """Steps of training on one batch, each from the state of the one before."""
+        return 1 if self.iterations is None else self.iterations.segments
 
     @property
     def varies(self) -> bool:

@@ -125,6 +125,8 @@ class TopologyRow:
     """Whether it uses the embedding; of its settings."""
     stages: Callable[[Any], int]
     """How many iterations make a step; of its settings."""
+    carries: bool = False
+    """Whether its state is one stream, `builder.graph.topologies.Loop.initial`, with which another run may go on."""
     unroll: Callable[[Any], Any] | None = None
     """Of a plugin's: what it makes of a `builder.Loop`; of ours, `builder.graph.topologies` says."""
 
@@ -136,7 +138,7 @@ def _places(row: TopologyRow) -> tuple[str, ...]:
 
 
 def _plain(name: str, *, reads_embedding: bool = False) -> TopologyRow:
-    return TopologyRow(name, None, bare=True, reads_embedding=lambda s: reads_embedding, stages=lambda s: 1)
+    return TopologyRow(name, None, True, lambda s: reads_embedding, lambda s: 1, carries=True)
 
 
 TOPOLOGIES = table(
@@ -148,7 +150,12 @@ TOPOLOGIES = table(
         _plain("anchor_star", reads_embedding=True),
         TopologyRow("mesh", MeshSettings, bare=True, reads_embedding=lambda s: True, stages=lambda s: 1),
         TopologyRow(
-            "mix", MixSettings, bare=False, reads_embedding=lambda s: "anchor_star" in s.of, stages=lambda s: 1
+            "mix",
+            MixSettings,
+            bare=False,
+            reads_embedding=lambda s: "anchor_star" in s.of,
+            stages=lambda s: 1,
+            carries=True,
         ),
         TopologyRow(
             "runge_kutta",

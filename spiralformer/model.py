@@ -6,8 +6,8 @@ Shape legend: B batch, L tokens, D model, V vocabulary.
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,17 @@ from spiralformer.decoding import DecodeState, Opening
 from spiralformer.generate import Sampling, generate
 
 _FUNCTIONS = ("forward", "with_losses", "open", "prefill", "decode")
+
+
+class Trained(NamedTuple):
+    """What a step of training is given."""
+
+    logits: Tensor
+    """Of all positions, (B, L, V)."""
+    losses: dict[str, Tensor]
+    """Of the model's own by name, weighted, to be added to a task's."""
+    carried: dict[str, Tensor]
+    """By loop with segments, the state (B, L', D) that it ended with, detached."""
 
 
 class SpiralFormer(nn.Module):
@@ -71,12 +82,16 @@ class SpiralFormer(nn.Module):
         logits_BLV = run(self, aligned.tokens, None if self.causal else aligned.lengths_B)
         return padding.restore(logits_BLV, aligned.first_B)
 
-    def with_losses(self, tokens_BL: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits of all positions, and losses of the model's own by name, weighted, to be added to a task's."""
+    def with_losses(self, tokens_BL: Tensor, carried: Mapping[str, Tensor] | None = None) -> Trained:
+        """What a step of training asks for.
+
+        Args:
+            tokens_BL: the tokens.
+            carried: by loop with segments, the state (B, L', D) that it begins with; else as ever.
+        """
         if "with_losses" not in self._functions:
-            return self(tokens_BL), {}
-        logits_BLV, losses = self._functions["with_losses"](self, tokens_BL)
-        return logits_BLV, losses
+            return Trained(self(tokens_BL), {}, {})
+        return Trained(*self._functions["with_losses"](self, tokens_BL, carried or {}))
 
     def decode_state(
         self, batch_size: int, max_len: int | None = None, *, cache_dtype: torch.dtype | None = None

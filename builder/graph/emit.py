@@ -175,6 +175,10 @@ class Emitter:
         attrs: dict[str, Attr] = {"std": float(std), "replaces": replaces}
         return self.emit(name, "noise", {"stream": source}, source.level, attrs, key=key)
 
+    def carry(self, name: str, source: Value, loop: str, *, key: str = "") -> Value:
+        """A loop's first state, in whose place training may put the one that an earlier run ended with."""
+        return self.emit(name, "carry", {"stream": source}, source.level, {"loop": loop}, key=key)
+
     def step(self, name: str, kind: str, source: Value, *, owner: str = "", key: str = "") -> Value:
         """A stream and a vector of the iteration's own."""
         return self.emit(name, f"step.{kind}", {"stream": source}, source.level, owner=owner, key=key)

@@ -543,6 +543,13 @@ _ROWS = (
         Drawing("sign", "M-4 4-4-4 4 4 4-4", half=4, space=6, words="N noise in training"),
         attrs={"std": float, "replaces": bool},
     ),
+    operation(
+        "carry",
+        {"stream": STREAM},
+        None,
+        Drawing("sign", "M4-4a5.5 5.5 0 1 0 0 8M4-4v4M4-4h-4", half=5, space=6, words="↻ carried on in training"),
+        attrs={"loop": str},
+    ),
     operation("memory", {"first": STREAM}, _made("memory.OpenMemory"), BUS, gives=MEMORY, attrs={"slots": int}),
     operation(
         "write",
@@ -587,7 +594,7 @@ _ROWS = (
     ),
 )
 
-_ALONE = ("embed", "block", "noise", "memory", "write", "read", "head")
+_ALONE = ("embed", "block", "noise", "carry", "memory", "write", "read", "head")
 _JOINS = ("base", "sum", "weighted", "mixture")  # residual, anchor and the like are written out as sums
 _NAMES = (
     *_ALONE,

@@ -58,11 +58,13 @@ class Loop:
         return f"sites.{self.name}.{where}.{part}"
 
     def initial(self) -> Value:
-        """The first state: the input, or noise."""
-        if self.spec.start == "input":
-            return self.start
-        to, key = self.to, f"graph.{self.name}.start"
-        return to.noise(f"{self.name}.start", self.start, 1.0, replaces=True, key=key)
+        """The first state: the input, or noise; in training perhaps the state that an earlier run ended with."""
+        to, key, state = self.to, f"graph.{self.name}", self.start
+        if self.spec.start == "noise":
+            state = to.noise(f"{self.name}.start", state, 1.0, replaces=True, key=f"{key}.start")
+        if self.spec.segments > 1:
+            state = to.carry(f"{self.name}.carry", state, self.name, key=f"{key}.iterations.segments")
+        return state
 
     def iterate(self, t: int, state: Value) -> Value:
         """One pass of the core: noise, step, recall, pool, block, upscale. Gives the update."""
@@ -242,4 +244,4 @@ def topology(
     bare = settings is None or all(
         f.default is not MISSING or f.default_factory is not MISSING for f in fields(settings)
     )
-    return TopologyRow(name, settings, bare, lambda _: reads_embedding, stages, unroll)
+    return TopologyRow(name, settings, bare, lambda _: reads_embedding, stages, unroll=unroll)

@@ -18,7 +18,7 @@ from torch import nn
 
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
-from builder.iterations import Run, drawn
+from builder.iterations import Run, drawn, segments_of
 from builder.lowering import build_model
 from builder.parametrization import Factors, factors_of
 from builder.pricing.cost import estimate
@@ -91,6 +91,9 @@ class Trainer:
             _compile_blocks(self.model, graph)
         self._batches = _Batches(self)
         self._views: dict[tuple[tuple[str, Run], ...], SpiralFormer] = {}
+        self._segments = segments_of(arch)
+        self._carried: list[dict[str, torch.Tensor]] = []
+        """Where the next step's loops begin, for each part of the batch."""
 
     def _drawn(self, step: int) -> SpiralFormer:
         """The model as one step of training runs it: where its iterations are drawn, a view of it under them."""
@@ -165,11 +168,18 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
-        inputs_BL, targets_BL = self._batches.get(self.step)
+        segment = self.step % self._segments
+        inputs_BL, targets_BL = self._batches.get(self.step // self._segments)
         total = torch.zeros((), device=self.device)
         parts, model = min(self.config.micro_batches, self.plan.batch_size), self._drawn(self.step)
+        begun = iter(self._carried if segment else [])
+        self._carried = []
         for inputs, targets in zip(inputs_BL.chunk(parts), targets_BL.chunk(parts), strict=True):
-            logits, targets, own = self._run(model, inputs, targets, with_losses=True)
+            inputs, targets = (each.to(self.device, non_blocking=True) for each in (inputs, targets))
+            with self._autocast():
+                logits, own, carried = model.with_losses(inputs, next(begun, None))
+            if segment + 1 < self._segments:
+                self._carried.append(carried)
             share_of_batch = len(inputs) / len(inputs_BL)
             loss = self.corpus.loss(logits, targets)
             (sum(own.values(), start=loss) * share_of_batch).backward()
@@ -180,15 +190,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _run(
-        self, model: SpiralFormer, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, *, with_losses: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Logits, the targets beside them, and the model's own losses."""
-        inputs_BL = inputs_BL.to(self.device, non_blocking=True)
-        targets_BL = targets_BL.to(self.device, non_blocking=True)
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
-            logits_BLV, losses = model.with_losses(inputs_BL) if with_losses else (model(inputs_BL), {})
-        return logits_BLV, targets_BL, losses
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, dict[str, float]]:
@@ -196,7 +199,11 @@ class Trainer:
         self.model.eval()
         size = max(self.plan.batch_size, _EVAL_BATCH // self.arch.seq_len)  # small steps would take their time here too
         batches = self.corpus.eval_batches(self.config.eval_tokens, size, self.arch.seq_len)
-        found = [self.corpus.measure_all(*self._run(self.model, *batch)[:2]) for batch in batches]
+        found = []
+        for inputs_BL, targets_BL in batches:
+            with self._autocast():
+                logits_BLV = self.model(inputs_BL.to(self.device))
+            found.append(self.corpus.measure_all(logits_BLV, targets_BL.to(self.device)))
         means = {name: torch.stack([each[name] for each in found]).mean().item() for name in found[0]}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -230,6 +237,7 @@ class Trainer:
             "trunk": self._trunk,
             "curve": [*self.curve],
             "since": self._since.item(),
+            "carried": self._carried,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(),
@@ -245,6 +253,7 @@ class Trainer:
         self._ends, self._trunk = state["ends"], state["trunk"]
         self.curve = [(tokens, loss) for tokens, loss in state["curve"]]
         self._since.fill_(state["since"])
+        self._carried = [{loop: at.to(self.device) for loop, at in part.items()} for part in state["carried"]]
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.device != "cpu":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())

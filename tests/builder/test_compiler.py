@@ -161,7 +161,7 @@ def test_equal_losses_both_count():
     z = {"loss": "z", "in": "logits"}
     graph = compile_arch(tiny_arch({"graph": {"z1": z, "z2": z}}))
     assert set(graph.losses) == {"z1", "z2"}
-    _, losses = build_model(graph).with_losses(torch.zeros(1, 24, dtype=torch.long))
+    _, losses, _ = build_model(graph).with_losses(torch.zeros(1, 24, dtype=torch.long))
     assert losses["z1"] == losses["z2"]
     assert graph.arch_id != compile_arch(tiny_arch({"graph": {"z1": z}})).arch_id
 

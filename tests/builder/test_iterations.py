@@ -115,7 +115,7 @@ def test_weights_cast_where_no_gradient_passes_get_one_where_it_does():
     model = randomize(build_model(compile_arch(arch)))
     _, view = model_under(model, arch, {"h": 4}, {"h": 2})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits, _ = view.with_losses(torch.randint(0, 17, (2, 24)))
+        logits, *_ = view.with_losses(torch.randint(0, 17, (2, 24)))
     logits.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.get_submodule("blocks.core").parameters())
 
@@ -149,6 +149,9 @@ def test_tried_in_other_numbers():
         ({"iterations": {"test": [9, 3]}}, "no numbers of iterations in order"),
         ({"iterations": {"test": [0]}}, "from 1 to 512"),
         ({"iterations": {"sample": "poisson_lognormal", "train": 200}}, "has up to 800 iterations in all its loops"),
+        ({"topology": "velocity", "iterations": {"segments": 3}}, "more than a stream that a segment could begin with"),
+        ({"topology": {"mesh": {"slots": 4}}, "iterations": {"segments": 2}}, "take one of: base, residual, anchor"),
+        ({"iterations": {"segments": 0}}, "graph.h.iterations.segments"),
         ({"iterations": {"sample": "poisson"}}, "choose one of: fixed, uniform, poisson_lognormal"),
     ],
 )
@@ -167,3 +170,42 @@ def test_a_factor_of_the_number_of_layers_is_refused():
 def test_how_it_is_trained_is_part_of_its_identity():
     ids = {compile_arch(looped(given)).arch_id for given in (None, {"sample": "uniform"}, {"gradient_through": 1})}
     assert len(ids) == 3
+
+
+TOPOLOGIES_THAT_CARRY = ["base", "residual", "anchor", "anchor_star", {"mix": {"of": ["residual", "anchor"]}}]
+
+
+@pytest.mark.parametrize("start", ["input", "noise"])
+@pytest.mark.parametrize("topology", TOPOLOGIES_THAT_CARRY, ids=str)
+@pytest.mark.parametrize("schedule", [("token",) * 3, ("phrase", "word", "token")], ids=str)
+def test_a_segment_goes_on_from_the_state_of_the_one_before(schedule, topology, start):
+    """Three segments are three times the iterations, and gradients pass through the last alone."""
+    given = {"schedule": list(schedule), "per": "loop", "recall": "linear", "topology": topology, "start": start}
+    if topology == "base" and len({*schedule}) > 1:
+        pytest.skip("base reads what no chunk has closed")
+    arch = tiny_arch({"graph": {"h": {**given, "iterations": {"segments": 3}}}})
+    model = build_model(compile_arch(arch)).eval()
+    randomize(model)
+    tokens = torch.randint(0, 17, (2, 24))
+    calls, carried = [], None
+    model.get_submodule("blocks.core").register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    for segment in range(1, 4):
+        logits, _, carried = model.with_losses(tokens, carried)
+        whole = model_under(model, arch, {"h": segment * len(schedule)})[1]
+        torch.testing.assert_close(logits, whole(tokens))
+        assert not carried["h"].requires_grad
+    _, training = model_under(model, arch, {"h": len(schedule)}, {"h": 1})
+    torch.testing.assert_close(training.with_losses(tokens, carried)[0], model.with_losses(tokens, carried)[0])
+    assert len(calls) == len(schedule) * (3 + 1 + 2 + 3 + 2)
+
+
+def test_loops_side_by_side_carry_a_state_each():
+    """They begin with the same stream, and end with another."""
+    over = {"schedule": ["token"], "per": "loop", "iterations": {"segments": 2}}
+    loops = {"h": over, "k": {"loop": "core", "in": "x", "topology": "base", **over}}
+    arch = tiny_arch({"graph": {**loops, "both": {"join": "sum", "in": ["h", "k"]}, "logits": {"in": "both"}}})
+    model = build_model(compile_arch(arch)).eval()
+    randomize(model)
+    carried = model.with_losses(torch.randint(0, 17, (2, 24)))[2]
+    assert set(carried) == {"h", "k"}
+    assert not torch.allclose(carried["h"], carried["k"])

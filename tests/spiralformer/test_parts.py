@@ -110,7 +110,7 @@ def test_memory_equals_slots_written_out():
 
 def test_z_loss_is_the_mean_square_of_the_normaliser():
     model, tokens = built({"graph": {"z": {"loss": "z", "in": "logits", "weight": 0.25}}}), torch.tensor([[3, 1, 4, 1]])
-    logits, losses = model.with_losses(tokens)
+    logits, losses, _ = model.with_losses(tokens)
     assert torch.equal(logits, model(tokens))
     assert torch.allclose(losses["z"], 0.25 * logits.exp().sum(dim=-1).log().square().mean())
     assert built().with_losses(tokens)[1] == {}

@@ -309,6 +309,51 @@ def sampled(corpus, sample="progressive", **settings):
     return make_trainer(corpus, over, **settings)
 
 
+def segmented(corpus, iterations=None, **settings):
+    loop = {**SAMPLED["graph"]["h"], "noise": 0.0, "iterations": {"segments": 3, **(iterations or {})}}
+    return make_trainer(corpus, {**SAMPLED, "graph": {"h": loop}}, **settings)
+
+
+def test_segments_are_steps_on_one_batch_that_go_on(corpus):
+    """Against a literal loop: what each step's core is given first, by the batch and the state before."""
+    trainer = segmented(corpus, micro_batches=2)
+    given, ended, batches = [], [], []
+    core = trainer.model.get_submodule("blocks.core")
+    core.register_forward_hook(lambda _, inputs, output: given.append(inputs[0].detach()))
+    make, carry = trainer.corpus.batch, trainer.model.with_losses
+
+    def noted(tokens, carried=None):
+        batches.append(tokens)
+        found = carry(tokens, carried)
+        ended.append((carried, found.carried))
+        return found
+
+    trainer.model.with_losses = noted
+    trainer.train(7)
+    assert trainer.corpus.batch == make
+    for i in range(0, 12, 6):  # two parts a step, three steps a batch
+        for part in range(2):
+            same = batches[i + part :: 2][:3]
+            assert all(torch.equal(same[0], tokens) for tokens in same)
+            begun = [ended[i + part + 2 * segment][0] for segment in range(3)]
+            assert begun[0] is None
+            assert all(torch.equal(begun[s + 1]["h"], ended[i + part + 2 * s][1]["h"]) for s in range(2))
+    assert not torch.equal(batches[4], batches[6])
+    assert ended[12][0] is None
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_segments_resume_bit_exact(corpus, stop):
+    drawn_too = {"sample": "uniform", "train": 6, "gradient_through": 2}
+    whole, first, second = (segmented(corpus, drawn_too) for _ in range(3))
+    whole.train(8)
+    first.train(stop)
+    second.restore(unpack(pack(first.state())))
+    second.train(8)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("sample", ["fixed", "uniform", "poisson_lognormal", "progressive"])
 def test_drawn_iterations_resume_bit_exact(corpus, sample):
     whole = sampled(corpus, sample)
