@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from builder.code import steps_of
 from builder.exchange.hf_export import export_hf, modeling_code
 from builder.exchange.torch_export import export_torch
 from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph
-from builder.lowering import build_model, steps_of
+from builder.lowering import build_model
 from builder.pricing.cost import estimate
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError

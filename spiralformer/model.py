@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spiralformer import decoding, padding
 from spiralformer.decoding import DecodeState, Opening
 from spiralformer.generate import Sampling, generate
+from spiralformer.halting import Halting
 
 _FUNCTIONS = ("forward", "with_losses", "open", "prefill", "decode")
 
@@ -35,7 +36,7 @@ class SpiralFormer(nn.Module):
 
     Args:
         root: holds the parts, by the names that the code uses.
-        code: the functions ``forward``, ``with_losses``, ``open``, ``prefill`` and ``decode`` (`builder.lowering`).
+        code: the functions ``forward``, ``with_losses``, ``open``, ``prefill`` and ``decode`` (`builder.code`).
         undecodable: why it can't decode; empty if it can.
         causal: whether a token sees only the past.
 
@@ -48,6 +49,8 @@ class SpiralFormer(nn.Module):
         for name, part in root.named_children():
             self.add_module(name, part)
         self.code, self.undecodable, self.causal = code, undecodable, causal
+        self.sees_padding = not causal or any(isinstance(part, Halting) for part in root.children())
+        """Whether it must be told what is padding on the right."""
         self._bind()
 
     def _bind(self) -> None:
@@ -77,10 +80,16 @@ class SpiralFormer(nn.Module):
         if attention_mask_BL is None:
             return run(self, tokens_BL)
         aligned = padding.align(tokens_BL, attention_mask_BL)
-        if self.causal and not torch.compiler.is_compiling() and not aligned.first_B.any():
+        if not self.sees_padding and not torch.compiler.is_compiling() and not aligned.first_B.any():
             return run(self, tokens_BL)  # what stands on the right is seen by nobody
-        logits_BLV = run(self, aligned.tokens, None if self.causal else aligned.lengths_B)
+        logits_BLV = run(self, aligned.tokens, aligned.lengths_B if self.sees_padding else None)
         return padding.restore(logits_BLV, aligned.first_B)
+
+    @property
+    def iterations_used(self) -> list[int]:
+        """Of a loop that ends where it has come to rest: how often it ran for each row of the last batch."""
+        found = getattr(self, "halting", None)
+        return found.used if isinstance(found, Halting) else []
 
     def with_losses(self, tokens_BL: Tensor, carried: Mapping[str, Tensor] | None = None) -> Trained:
         """What a step of training asks for.

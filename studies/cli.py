@@ -32,6 +32,7 @@ from studies.show.terminal import (
 )
 
 if TYPE_CHECKING:
+    from builder.halting import Halt
     from studies.data.settings import TextData
 
 app = typer.Typer(
@@ -50,6 +51,12 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Schedules = Annotated[
     list[str] | None,
     typer.Option("--schedule", help="Run a loop otherwise: h=30 iterations, or h=word,token. May be repeated."),
+]
+HaltAt = Annotated[
+    str | None,
+    typer.Option(
+        "--halt", help="End each row's loop at rest: state=0.01 (relative change), or logits=5e-4 (KL, nats)."
+    ),
 ]
 TextField = Annotated[str, typer.Option(help="Field of a row that holds the text.")]
 # Choices that --help lists; spelt out, as their tables take long to import (tests hold them to the tables).
@@ -443,11 +450,12 @@ def export(
         ),
     ] = "bundle",
     schedule: Schedules = None,
+    halt: HaltAt = None,
 ) -> None:
     """Export a trained trial for use elsewhere; what is written is compared with the model before it says done."""
     from studies.commands.export import run_export
 
-    run_export(folder, console, number=trial, form=form, out=out, schedules=schedule or ())
+    run_export(folder, console, number=trial, form=form, out=out, schedules=schedule or (), halt=_halt(halt))
 
 
 @_command
@@ -532,20 +540,16 @@ def eval(
     text_field: TextField = "text",
     tokens: Annotated[int, typer.Option(min=2, help="To look at, at most.")] = 1_000_000,
     schedule: Schedules = None,
-    halt: Annotated[
-        str | None,
-        typer.Option(help="Stop each row's loop at rest: state=0.01 (relative change), or logits=5e-4 (KL, nats)."),
-    ] = None,
+    halt: HaltAt = None,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a bundle on what it has not seen: text that is given, or examples that its task makes."""
     from studies.commands.evaluate import examine, score_text
     from studies.commands.preflight import check_device
-    from studies.probes.halting import Halt
 
     check_device(device)
-    when = None if halt is None else Halt.read(halt)
+    when = _halt(halt)
     if not data:
         examine(bundle, console, tokens=tokens, device=device, as_json=as_json, schedules=schedule or (), halt=when)
         return
@@ -633,6 +637,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest of this share.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     schedule: Schedules = None,
+    halt: HaltAt = None,
     device: Device = "cpu",
 ) -> None:
     """Continue a text."""
@@ -642,8 +647,14 @@ def generate(
     print_sample(
         bundle, prompt, tokens, console,
         temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, schedules=schedule or (),
-        device=check_device(device),
+        halt=_halt(halt), device=check_device(device),
     )  # fmt: skip
+
+
+def _halt(text: str | None) -> Halt | None:
+    from builder.halting import Halt
+
+    return None if text is None else Halt.read(text)
 
 
 def _text_data(paths: list[str], kind: TextSource, text_field: str) -> TextData:

@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from builder.graph.compiler import compile_arch
+from builder.halting import Halt, halting
 from builder.lowering import build_model
 from builder.pricing.cost import Cost, estimate
 from builder.schedules import Schedule, model_under, read_schedules
@@ -49,6 +50,8 @@ class Bundle:
     cost: Cost
     manifest: dict[str, Any]
     """As saved: choices, metrics, seeds, data, versions."""
+    halt: Halt | None = None
+    """When the model's loop of most iterations stops; None: at its schedule's end."""
 
     def under(self, schedules: Mapping[str, Schedule]) -> Bundle:
         """The same weights under other schedules of its loops: longer, shorter, at other levels.
@@ -62,6 +65,17 @@ class Bundle:
         arch, model = model_under(self.model, self.arch, schedules)
         facts = {**self.manifest, "arch_id": compile_arch(arch).arch_id, "trained_arch_id": self.manifest["arch_id"]}
         return Bundle(arch=arch, model=model, cost=estimate(compile_arch(arch)), manifest=facts)
+
+    def until(self, halt: Halt) -> Bundle:
+        """The same weights, the loop of most iterations ended where a row has come to rest.
+
+        Args:
+            halt: when it ends; its schedule says how often it runs at most.
+
+        Raises:
+            SpecError: if there is no loop.
+        """
+        return replace(self, model=halting(self.model, self.arch, halt), halt=halt)
 
 
 def save_bundle(
@@ -131,16 +145,24 @@ def bundle_contents(folder: Path) -> set[str] | None:
         return None
 
 
-def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu", schedules: Sequence[str] = ()) -> Bundle:
+def load_bundle(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    schedules: Sequence[str] = (),
+    halt: Halt | None = None,
+) -> Bundle:
     """Read a bundle, check its sums, build the model and load its weights.
 
     Args:
         folder: of the bundle.
         device: where the model is to live.
         schedules: to run its loops under, as ``h=30`` (`builder.schedules.read_schedules`).
+        halt: when its loop of most iterations stops; default: as the bundle says.
 
     Raises:
-        SpecError: if a file is missing, damaged, or does not fit the architecture, or the weights don't fit a schedule.
+        SpecError: if a file is missing, damaged, or does not fit the architecture, the weights don't fit a schedule, or
+            there is no loop to stop.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -177,7 +199,18 @@ def load_bundle(folder: str | Path, *, device: str | torch.device = "cpu", sched
     model.load_state_dict(weights)
     model.eval()
     bundle = Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)
-    return bundle.under(read_schedules(schedules, arch)) if schedules else bundle
+    if schedules:
+        bundle = bundle.under(read_schedules(schedules, arch))
+    halt = halt or _halt_of(manifest, folder)
+    return bundle if halt is None else bundle.until(halt)
+
+
+def _halt_of(manifest: Mapping[str, Any], folder: Path) -> Halt | None:
+    try:
+        return Halt.read(manifest["halt"], "halt") if "halt" in manifest else None
+    except SpecError as error:
+        error.file = str(folder / _MANIFEST)
+        raise
 
 
 def _plugins_of(manifest: Mapping[str, Any], folder: Path) -> tuple[PluginRecord, ...]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from builder.code import Ending, between_embedding_and_head, model_code, steps_of, why_undecodable
 from builder.exchange.bundle import save_weights
 from builder.exchange.hf_template import ALWAYS, CACHE, HEAD, MODEL, NO_CACHE
 from builder.exchange.source import library, names_in
@@ -28,16 +29,8 @@ from builder.graph.compiler import compile_arch
 from builder.graph.ir import Graph, Level
 from builder.graph.passes import without_losses
 from builder.graph.row import PartCall, PartName
-from builder.lowering import (
-    between_embedding_and_head,
-    build_model,
-    init_settings,
-    model_code,
-    names_of,
-    source_of,
-    steps_of,
-    why_undecodable,
-)
+from builder.halting import Halt, ending_of
+from builder.lowering import build_model, init_settings, names_of, source_of
 from searchspace.arch import ArchSpec, head_dim
 from searchspace.disk import new_folder, read_json, write_file
 from searchspace.errors import SpecError
@@ -61,6 +54,7 @@ def export_hf(
     *,
     files: dict[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    halt: Halt | None = None,
 ) -> Path:
     """Write config, weights and code, then load them again and compare with the model.
 
@@ -70,6 +64,7 @@ def export_hf(
         model: to be exported, on the CPU.
         files: further text files by name (README.md, tokenizer.json, ...).
         facts: JSON-able, kept in ``config.json`` under ``training``.
+        halt: when the loop of most iterations stops, as it does in the model.
 
     Returns:
         The folder.
@@ -79,10 +74,13 @@ def export_hf(
     """
     if importlib.util.find_spec("transformers") is None:
         raise SpecError("--format hf", "needs transformers", "pip install 'spiralformer[hf]'")
-    graph = compile_arch(arch)
+    graph, ending = compile_arch(arch), None if halt is None else ending_of(arch, halt)
+    if halt is not None and halt.by == "logits":
+        what = "transformers makes the logits outside of the loop's model, so it can't end by them"
+        raise SpecError("--halt", what, "stop it by its state: state=0.01")
     with new_folder(folder, hf_contents, "an export") as work:
-        write_file(work / MODELING, modeling_code(graph))
-        write_file(work / _CONFIG, json.dumps(_config(graph, arch, model, facts or {}), indent=2) + "\n")
+        write_file(work / MODELING, modeling_code(graph, ending))
+        write_file(work / _CONFIG, json.dumps(_config(graph, arch, model, facts or {}, ending), indent=2) + "\n")
         weights = {exported_name(name): value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
         save_weights(weights, work / "model.safetensors", {"format": "pt"})
         for name, text in (files or {}).items():
@@ -101,7 +99,7 @@ def hf_contents(folder: Path) -> set[str] | None:
     return {MODELING, _CONFIG, "model.safetensors", *_FILES} if ours else None
 
 
-def _facts(graph: Graph) -> dict[str, Any]:
+def _facts(graph: Graph, ending: Ending | None) -> dict[str, Any]:
     """What other tools look for in a configuration; where blocks differ, of the one whose layers run most often."""
     runs: dict[str, int] = {}
     for node in graph.nodes:
@@ -126,11 +124,14 @@ def _facts(graph: Graph) -> dict[str, Any]:
         "tie_word_embeddings": graph.tie_embeddings,
         "is_causal": graph.causal,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-        "use_cache": not why_undecodable(graph),
+        "use_cache": not why_undecodable(graph, ending),
+        **({"halt": f"{ending.by}={ending.threshold:g}"} if ending is not None else {}),
     }
 
 
-def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _config(
+    graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[str, Any], ending: Ending | None
+) -> dict[str, Any]:
     module = MODELING.removesuffix(".py")
     return {
         "model_type": "spiralformer",
@@ -141,7 +142,7 @@ def _config(graph: Graph, arch: ArchSpec, model: SpiralFormer, facts: Mapping[st
             "AutoModelForCausalLM": f"{module}.SpiralFormerForCausalLM",
             "AutoModelForSequenceClassification": f"{module}.SpiralFormerForSequenceClassification",
         },
-        **_facts(graph),
+        **_facts(graph, ending),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "architecture": encode(arch),
         **({"training": dict(facts)} if facts else {}),
@@ -170,7 +171,7 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
     tolerance = max(_TOLERANCE, 4 * torch.finfo(ours.dtype).eps)
     if not gap <= tolerance * max(1.0, float(ours.abs().max())):
         raise SpecError("", f"the exported model's logits differ by {gap:.2g}", "report this as a bug", str(folder))
-    if why_undecodable(graph):
+    if not graph.causal:
         return
     prompt_BL = tokens_BL[:, : max(1, length // 2)]
     count = max(1, min(_CHECKED_TOKENS, graph.seq_len - prompt_BL.shape[1]))
@@ -180,17 +181,20 @@ def _prove(folder: Path, model: SpiralFormer, graph: Graph) -> None:
         raise SpecError("", "the exported model continues a text otherwise", "report this as a bug", str(folder))
 
 
-def modeling_code(graph: Graph) -> str:
+def modeling_code(graph: Graph, ending: Ending | None = None) -> str:
     """The generated module: self-contained, for torch and transformers."""
     inner_graph = without_losses(graph)  # losses of its own are training's, and of the architecture's id
-    steps, undecodable = steps_of(inner_graph), why_undecodable(graph)
+    steps, undecodable = steps_of(inner_graph), why_undecodable(graph, ending)
     inner = between_embedding_and_head(steps)
     made = {step.target: step.part for step in inner if step.target is not None and step.part is not None}
     made = {"embed": next(step.part for step in steps if step.node.op == "embed" and step.part), **made}
-    functions = model_code(graph, inner).replace("def forward(", "def run(", 1)
+    if ending is not None:
+        made["halting"] = ending.made_for(inner)
+    functions = model_code(graph, inner, ending=ending).replace("def forward(", "def run(", 1)
     model = MODEL.format(
         undecodable=json.dumps(undecodable),
-        facts="FACTS = " + _literal(_facts(graph)),
+        sees_padding=not graph.causal or ending is not None,
+        facts="FACTS = " + _literal(_facts(graph, ending)),
         initial="INITIAL = " + _literal(_initial(graph)),
         sites="\n".join(
             f"    Site(Clock{tuple(level)}, {layers}, {heads})," for level, layers, heads in _sites(inner_graph)

@@ -222,6 +222,7 @@ class SpiralFormerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["Block"]
     undecodable = {undecodable}
+    sees_padding = {sees_padding}
 
     def __init__(self, config):
         super().__init__(config)
@@ -313,11 +314,13 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
         streams = weights = None
         if any(wanted) and (texts is not None or (isinstance(state, DecodeCache) and state.begun)):
             raise ValueError("hidden states and attentions: not of packed texts, nor behind a prefix")
+        if any(wanted) and hasattr(self, "halting"):
+            raise ValueError("hidden states and attentions: not of a loop that ends at rest, row by row")
         recomputed = self.training and self.is_gradient_checkpointing
         if wanted[1] and recomputed and self.config._attn_implementation != "eager":
             raise ValueError("output_attentions with gradient checkpointing: load with attn_implementation='eager'")
         if texts is not None:
-            last = self.run(texts.rows, None if self.config.is_causal else texts.lengths_T)
+            last = self.run(texts.rows, texts.lengths_T if self.sees_padding else None)
             last_BLD = last[texts.text_BL, texts.place_BL]
         elif not any(wanted):
             last_BLD = self._run(embeds_BLD, attention_mask, state, None, _may_crop)[0]
@@ -352,7 +355,7 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
         if _padded(attention_mask):
             aligned = align(embeds_BLD, attention_mask)
             on_the_right = not torch.compiler.is_compiling() and not aligned.first_B.any()
-            if state is not None or not (self.config.is_causal and on_the_right):
+            if state is not None or self.sees_padding or not on_the_right:
                 run_BLD = aligned.tokens
                 order_L = torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)
                 place_BL = order_L - aligned.first_B[:, None]
@@ -360,7 +363,7 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
             else:
                 aligned = None  # what stands on the right is seen by nobody
         if state is None:
-            last_BLD = self.run(run_BLD, aligned.lengths_B if aligned and not self.config.is_causal else None)
+            last_BLD = self.run(run_BLD, aligned.lengths_B if aligned and self.sees_padding else None)
         else:
             state.begin(aligned.lengths_B.tolist() if aligned else [embeds_BLD.shape[1]] * embeds_BLD.shape[0])
             last_BLD = self.prefill(run_BLD, state, state.lengths, 0)
@@ -513,7 +516,7 @@ class SpiralFormerForCausalLM(SpiralFormerPreTrainedModel, GenerationMixin):
         if named not in (None, "dynamic"):
             raise ValueError(f"cache_implementation: this model keeps its own cache, it has no use for {{named}}")
         if self.undecodable:
-            model_kwargs["use_cache"] = False
+            generation_config.use_cache = model_kwargs["use_cache"] = False
         elif generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = DecodeCache()
             if getattr(generation_config, "is_assistant", False):

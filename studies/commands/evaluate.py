@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from builder.halting import Halt
 from studies.data.settings import TextData
-from studies.probes.halting import Halt
 from studies.training.evaluate import evaluate, examine_bundle, position_bins
 
 

@@ -15,6 +15,7 @@ from builder.exchange.bundle import Bundle, load_bundle, read_manifest, save_bun
 from builder.exchange.hf_export import export_hf
 from builder.exchange.torch_export import export_torch
 from builder.graph.compiler import compile_arch
+from builder.halting import Halt
 from builder.lowering import build_model
 from searchspace.disk import parse_json, probe_folder
 from searchspace.errors import SpecError, one_of, show
@@ -136,6 +137,9 @@ class Format:
 
 def _to_torch(bundle: Path, out: Path) -> Path:
     loaded = load_bundle(bundle)
+    if loaded.halt is not None:
+        what = f"a program runs all iterations, and this model's loop ends at rest ({loaded.halt})"
+        raise SpecError("--format torch", what, "give --format hf, or leave out --halt")
     return export_torch(out, loaded.arch, loaded.model)
 
 
@@ -154,7 +158,7 @@ def _to_hf(bundle: Path, out: Path) -> Path:
             ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end["id"])
             files["generation_config.json"] = json.dumps(ids, indent=2)
     kept: dict[str, Any] = {n: facts[n] for n in ("trial", "metrics", "data", "seed", "training") if n in facts}
-    return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept)
+    return export_hf(out, loaded.arch, loaded.model, files=files, facts=kept, halt=loaded.halt)
 
 
 FORMATS = table(
@@ -325,23 +329,26 @@ Compiled graph:
 """
 
 
-def reschedule(bundle: Path, schedules: Sequence[str], out: Path) -> Path:
-    """A bundle of the same weights under other schedules; what was measured under the old one is told apart.
+def reschedule(bundle: Path, schedules: Sequence[str], out: Path, halt: Halt | None = None) -> Path:
+    """A bundle of the same weights that runs otherwise; what was measured before is told apart.
 
     Args:
         bundle: folder.
         schedules: as ``h=30``.
         out: folder of the new one.
+        halt: when its loop of most iterations stops; default: as the bundle says.
 
     Raises:
-        SpecError: if the weights don't fit.
+        SpecError: if the weights don't fit, or there is no loop to stop.
     """
-    loaded = load_bundle(bundle, schedules=schedules)
+    loaded = load_bundle(bundle, schedules=schedules, halt=halt)
     own = {name: value for name, value in loaded.manifest.items() if name not in _MADE_ANEW}
     trained = {name: loaded.manifest[name] for name in ("trained_arch_id", "metrics") if name in loaded.manifest}
     files = [bundle / TOKENIZER] if (bundle / TOKENIZER).is_file() else []
-    card = f"# {loaded.arch.name}\n\n`{summarize(loaded.arch)}`: trained under another schedule.\n"
-    return save_bundle(out, loaded.arch, loaded.model, card=card, facts={**own, "trained": trained}, files=files)
+    until = "" if loaded.halt is None else f", until a row rests ({loaded.halt})"
+    card = f"# {loaded.arch.name}\n\n`{summarize(loaded.arch)}`{until}: trained to run otherwise.\n"
+    facts = {**own, "trained": trained, **({} if loaded.halt is None else {"halt": str(loaded.halt)})}
+    return save_bundle(out, loaded.arch, loaded.model, card=card, facts=facts, files=files)
 
 
 def run_export(
@@ -352,6 +359,7 @@ def run_export(
     form: str,
     out: Path | None,
     schedules: Sequence[str] = (),
+    halt: Halt | None = None,
 ) -> None:
     """Export a trial of a study, or convert a bundle, and say where to.
 
@@ -362,6 +370,7 @@ def run_export(
         form: a name in `FORMATS`.
         out: where to; None: a place of its own.
         schedules: to run the loops under, as ``h=30``; what is written knows no other.
+        halt: when the loop of most iterations stops, for good.
 
     Raises:
         SpecError: if there is no such format, trial or place, or what was written computes something else.
@@ -375,24 +384,25 @@ def run_export(
         probe_folder(out.parent, "-o")
         if form == "torch" and out.suffix != suffix:
             raise SpecError("-o", f"{show(str(out))} is no name for a program", f"end it in {suffix}")
-    others = ""
+    others, as_it_is = "", not schedules and halt is None
     with tempfile.TemporaryDirectory() as scratch:
         if not (folder / "manifest.json").is_file():
             records, corpus, settings = read_study(folder)
-            place = out if form == "bundle" and not schedules else Path(scratch) / "bundle"
+            place = out if form == "bundle" and as_it_is else Path(scratch) / "bundle"
             bundle = export_trial(records, folder, corpus, settings, number=number, out=place)
             facts = read_manifest(bundle)
             what = f"trial {facts['trial']}, {tell(facts['data'].get('task', 'text_lm'), facts['metrics'])}"
             target = out or folder / EXPORTS / f"trial-{facts['trial']}{suffix}"
             if number is None:
                 others = rest_of_front(records, settings.objectives, facts["trial"], corpus)
-        elif (form == "bundle" and not schedules) or number is not None:
+        elif (form == "bundle" and as_it_is) or number is not None:
             raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
         else:
             bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
-        if schedules:
-            what = f"{what}, under {', '.join(schedules)}"
-            bundle = reschedule(bundle, schedules, target if form == "bundle" else Path(scratch) / "rescheduled")
+        if not as_it_is:
+            changes = [f"under {', '.join(schedules)}"] * bool(schedules) + [f"until {halt}"] * (halt is not None)
+            what = ", ".join([what, *changes])
+            bundle = reschedule(bundle, schedules, target if form == "bundle" else Path(scratch) / "rescheduled", halt)
         if form == "bundle":
             say(console, f"exported {what}, to {bundle}")
         else:

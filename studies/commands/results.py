@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -18,6 +19,9 @@ from studies.report.changes import changes_table
 from studies.report.ranking import notes, promotion_table, ranking_table
 from studies.report.scaling import Told, answer_lines, ladder_answer, scale_table
 from studies.show.terminal import say
+
+if TYPE_CHECKING:
+    from builder.halting import Halt
 
 
 def show_results(
@@ -72,25 +76,29 @@ def print_sample(
     top_p: float = 1.0,
     device: str = "cpu",
     schedules: Sequence[str] = (),
+    halt: Halt | None = None,
 ) -> None:
     """Continue a text with a bundle's model. Raises `SpecError` if nothing tells what its tokens stand for."""
     import torch
 
     from builder.exchange.bundle import load_bundle
 
-    loaded = load_bundle(bundle, device=device, schedules=schedules)
+    loaded = load_bundle(bundle, device=device, schedules=schedules, halt=halt)
     codec = codec_of_bundle(bundle, loaded)
     if not prompt:
         raise SpecError("--prompt", "is empty", "give at least one character")
     ids = codec.encode(prompt.encode("utf-8", errors="replace"))
     if not ids:
         raise SpecError("--prompt", f"{show(prompt)} has no tokens", "give another")
-    share = top_p if top_p < 1 else None
+    share, used = (top_p if top_p < 1 else None), list[int]()
+    loaded.model.register_forward_hook(lambda *_: used.extend(loaded.model.iterations_used))
     out = loaded.model.generate(
         torch.tensor([ids], device=device), tokens, temperature=temperature, top_k=top_k or None, top_p=share, seed=seed
     )
     console.print(f"a sample at temperature {temperature}:", highlight=False)
     say(console, codec.decode(out[0].tolist()))
+    if used:
+        say(console, f"the loop ran {sum(used) / len(used):.1f} times for a token in the mean, {max(used)} at most")
 
 
 def show_answer(told: Told, console: Console) -> None:

@@ -17,7 +17,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor, nn
 
-from builder.lowering import Step
+from builder.code import Step
 from searchspace.arch import ArchSpec
 from spiralformer.attention import Attention
 from spiralformer.model import SpiralFormer

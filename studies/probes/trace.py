@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from builder.code import Step, seen_at, steps_of
 from builder.graph.compiler import compile_arch
 from builder.graph.row import Kind
-from builder.lowering import Step, seen_at, steps_of
+from builder.halting import longest_loop
 from searchspace.arch import ArchSpec
 from searchspace.nodes import LoopNode, node_inputs
 from spiralformer import padding
@@ -40,11 +41,6 @@ class Runner:
         self.steps: list[Step] = [step for step in steps_of(graph) if step.row.gives is not Kind.LOSS]
         self.output = next(step.label for step in self.steps if step.node.name == graph.output)
 
-    def longest_loop(self) -> str:
-        """The loop of most iterations; empty if there is none."""
-        loops = [(len(node.schedule), name) for name, node in self.arch.graph.items() if isinstance(node, LoopNode)]
-        return max(loops, default=(0, ""))[1]
-
     def begin(self, tokens_BL: Tensor) -> dict[str, Any]:
         """Values before the first step, by label."""
         values: dict[str, Any] = {"self": self.model, "tokens": tokens_BL}
@@ -65,7 +61,7 @@ class Runner:
         node = self.arch.graph[loop]
         assert isinstance(node, LoopNode)
         named = {step.node.name: step for step in self.steps}
-        begun = named.get(f"{loop}.start") or self._giving(node.input, named)
+        begun = named.get(f"{loop}.carry") or named.get(f"{loop}.start") or self._giving(node.input, named)
         labels, level = [begun.label], begun.node.level
         for t in range(len(node.schedule)):
             ends = [
@@ -134,7 +130,7 @@ class Trace:
 
     def loop(self, name: str = "") -> LoopTrace | None:
         """A loop by name, or that of most iterations; None if there is none."""
-        if not (name := name or self.runner.longest_loop()):
+        if not (name := name or longest_loop(self.arch)):
             return None
         labels = self.runner.states(name)
         return LoopTrace(name, tuple(self.values[label] for label in labels), labels)

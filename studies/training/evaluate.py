@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from builder.exchange.bundle import Bundle, load_bundle
+from builder.halting import Halt, told
 from builder.schedules import tried_models
 from searchspace.disk import open_regular
 from searchspace.errors import SpecError
@@ -22,7 +23,6 @@ from studies.data.corpus import find_path, look_at_tokens
 from studies.data.dataset import FACTS, Examination
 from studies.data.documents import documents
 from studies.data.settings import TextData
-from studies.probes.halting import Halt, HaltingModel
 from studies.tasks.table import decode_data, task_named
 
 _BATCH_TOKENS = 16_384  # logits of 50,000 words take 3 GiB for so many
@@ -70,29 +70,30 @@ def evaluate(
         most_tokens: looked at, from the start.
         device: where to compute.
         schedules: to run the loops under, as ``h=30``.
-        halt: when the loop of most iterations stops; default: at its schedule's end.
+        halt: when the loop of most iterations stops; default: as the bundle says.
         tick: told how many windows of how many are done.
 
     Raises:
         SpecError: if the bundle is damaged, nothing tells what its tokens stand for, or the data is no data of it,
             or shorter than one window.
     """
-    loaded = load_bundle(bundle, device=device, schedules=schedules)
-    model = loaded.model if halt is None else HaltingModel(loaded.model, loaded.arch, halt)
+    loaded = load_bundle(bundle, device=device, schedules=schedules, halt=halt)
+    used: list[int] = []
     rows, bytes_per_token = text_rows(bundle, loaded, data, most_tokens)
     windows, length = len(rows), rows.shape[1] - 1
     sums, batch = torch.zeros(length, dtype=torch.float64), max(1, _BATCH_TOKENS // length)
     for first in range(0, windows, batch):
         rows_BL = torch.from_numpy(rows[first : first + batch].astype(np.int64)).to(device)
         with torch.no_grad():
-            logits_BLV = model(rows_BL[:, :-1])
+            logits_BLV = loaded.model(rows_BL[:, :-1])
+        used += loaded.model.iterations_used
         loss_BL = F.cross_entropy(logits_BLV.flatten(0, 1).float(), rows_BL[:, 1:].flatten(), reduction="none")
         sums += loss_BL.view(len(rows_BL), length).double().sum(0).cpu()
         tick(min(first + batch, windows), windows)
     count = windows * length
     by_position = tuple((sums / windows).tolist())
     text_bytes = None if bytes_per_token is None else count * bytes_per_token
-    halted = model.told if isinstance(model, HaltingModel) else {}
+    halted = {} if loaded.halt is None else told(loaded.arch, loaded.halt, used)
     return Evaluation(count, text_bytes, float(sums.sum()) / count, by_position, halted)
 
 
@@ -106,7 +107,7 @@ def examine_bundle(
     Raises:
         SpecError: if the bundle is damaged, or its task makes none.
     """
-    loaded = load_bundle(bundle, device=device, schedules=schedules)
+    loaded = load_bundle(bundle, device=device, schedules=schedules, halt=halt)
     facts = loaded.manifest.get("data", {})
     task = task_named(facts.get("task", "text_lm"))
     if task is not None and task.name == "custom":
@@ -119,11 +120,12 @@ def examine_bundle(
         raise SpecError("--data", "is missing: this model's task makes no examples", "give text to score it on")
     given = facts.get("settings") or loaded.manifest.get("data_settings", {})  # the first with paths as they were found
     settings = decode_data(given, "data_settings")
-    if halt is None:
-        return task.examine(loaded.model.eval(), settings, most_tokens, tried_models(loaded.model, loaded.arch))
-    model = HaltingModel(loaded.model.eval(), loaded.arch, halt)
-    found = task.examine(model, settings, most_tokens, {})
-    return replace(found, metrics={**found.metrics, **model.told})
+    if loaded.halt is None:
+        return task.examine(loaded.model, settings, most_tokens, tried_models(loaded.model, loaded.arch))
+    used: list[int] = []
+    loaded.model.register_forward_hook(lambda *_: used.extend(loaded.model.iterations_used))
+    found = task.examine(loaded.model, settings, most_tokens, {})
+    return replace(found, metrics={**found.metrics, **told(loaded.arch, loaded.halt, used)})
 
 
 def text_rows(folder: Path, bundle: Bundle, data: TextData, most_tokens: int) -> tuple[NDArray[Any], float | None]:

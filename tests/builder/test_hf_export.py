@@ -60,7 +60,9 @@ def test_a_wrong_export_is_noticed(tmp_path, monkeypatch):
     from builder.exchange import hf_export
 
     code = hf_export.modeling_code
-    monkeypatch.setattr(hf_export, "modeling_code", lambda graph: code(graph).replace("x_BLD + u_BLD", "x_BLD - u_BLD"))
+    monkeypatch.setattr(
+        hf_export, "modeling_code", lambda *given: code(*given).replace("x_BLD + u_BLD", "x_BLD - u_BLD")
+    )
     with pytest.raises(SpecError, match="logits differ by"):
         export_hf(tmp_path / "hf", tiny_arch(), built())
 

@@ -7,8 +7,8 @@ import torch
 from helpers import ARCHITECTURES, built, tiny_arch
 
 from builder import build_model, compile_arch, estimate
+from builder.code import steps_of
 from builder.graph.ops import OPS
-from builder.lowering import steps_of
 from searchspace import load_arch, load_space
 
 

@@ -1,0 +1,209 @@
+"""A loop that stops at rest, row by row: its logits are those of the iteration at which it stopped."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers import run_cli, tiny_arch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from builder import build_model, compile_arch, estimate, load_bundle, save_bundle
+from builder.halting import Halt, halting, told
+from builder.laws import randomize
+from builder.schedules import model_under, under
+from searchspace import SpecError
+from studies.probes.trace import Trace
+
+TOPOLOGIES = ["residual", "anchor", {"mesh": {"slots": 5}}]
+
+
+def looped(topology="anchor", schedule=("token",) * 12, *, causal=True, **more):
+    core = {"recall": "linear", "norm_place": "post"}
+    graph = {"p": {"block": "outer", "in": "x"}, "h": {"in": "p", "schedule": list(schedule), "topology": topology, "per": "loop", "norm": "rms", **more},
+             "z": {"block": "outer", "in": "h"}, "logits": {"in": "z"}}  # fmt: skip
+    arch = tiny_arch({"causal": causal, "blocks": {"core": core, "outer": {"layers": 1, "heads": 2}}, "graph": graph})
+    return arch, randomize(build_model(compile_arch(arch)))
+
+
+def tokens(rows=5):
+    return torch.randint(0, 17, (rows, 20), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by", ["state", "logits"])
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_logits_are_those_of_the_iteration_at_which_a_row_stopped(topology, by):
+    arch, model = looped(topology)
+    given = tokens()
+    states = Trace(model, arch, given).loop().states
+    changes = torch.stack([(b - a).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1) for a, b in pairwise(states)])
+    each = [model_under(model, arch, {"h": n})[1](given) for n in range(1, 13)]
+    if by == "logits":
+        logs = torch.stack([logits.log_softmax(-1) for logits in each])
+        moved = (logs[1:].exp() * (logs[1:] - logs[:-1])).sum(-1).mean(-1)
+        changes = torch.cat((torch.full((1, 5), 9.0), moved))
+    threshold = float(changes[2:8].median())
+    ending = halting(model, arch, Halt(by, threshold))
+    logits = ending(given)
+    for row in range(5):
+        stop = next((t for t, change in enumerate(changes[:, row].tolist(), 1) if change < threshold), 12)
+        assert ending.iterations_used[row] == stop
+        torch.testing.assert_close(logits[row], each[stop - 1][row], atol=2e-5, rtol=1e-4)
+    assert len(set(ending.iterations_used)) > 1, "rows stop where each of them rests"
+    torch.testing.assert_close(ending.train()(given), model(given))  # in training it runs all of them
+
+
+@torch.no_grad()
+def test_never_and_at_once():
+    arch, model = looped(schedule=["word", "token"] * 3)
+    given = tokens()
+    never, at_once = (halting(model, arch, Halt("state", threshold)) for threshold in (1e-12, 1e8))
+    torch.testing.assert_close(never(given), model(given))
+    assert never.iterations_used == [6] * 5
+    torch.testing.assert_close(at_once(given), model_under(model, arch, {"h": 1})[1](given))
+    assert at_once.iterations_used == [1] * 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by", ["state", "logits"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_does_not_tell_when_a_row_rests(side, causal, by):
+    """Each row alone, and in a batch with longer ones, whatever stands in the padding."""
+    arch, model = looped(schedule=["word", "token"] * 6, causal=causal)
+    rows = [tokens(1)[0, :length] for length in (20, 13, 8)]
+    for threshold in torch.logspace(0, -6, 40).tolist():  # the first by which rows differ
+        ending, alone, used = halting(model, arch, Halt(by, threshold)), [], []
+        for row in rows:
+            alone.append(ending(row[None])[0])
+            used += ending.iterations_used
+        if len(set(used)) > 1:
+            break
+    batch, mask = torch.full((3, 20), 5), torch.zeros(3, 20, dtype=torch.long)
+    for i, row in enumerate(rows):
+        at = slice(20 - len(row), None) if side == "left" else slice(len(row))
+        batch[i, at], mask[i, at] = row, 1
+    together = ending(batch, mask)
+    assert ending.iterations_used == used
+    assert len(set(used)) > 1
+    for i in range(3):
+        torch.testing.assert_close(together[i][mask[i] == 1], alone[i], atol=2e-5, rtol=1e-4)
+
+
+def test_it_goes_on_without_a_cache():
+    arch, model = looped(schedule=["token"] * 6)
+    ending = halting(model, arch, Halt("state", 1e-12))
+    with pytest.raises(ValueError, match="its loop h ends where the whole row has come to rest"):
+        ending.decode_state(1)
+    given = tokens(2)
+    assert torch.equal(ending.generate(given, 5, temperature=0.0), model.generate(given, 5, temperature=0.0))
+
+
+def test_what_is_read_after_an_iteration_that_may_not_come_is_refused():
+    """The block that stands outside computes what the first iteration does, so it is computed there."""
+    graph = {"h": {"schedule": ["token"] * 3, "per": "loop", "topology": "residual"}, "o": {"block": "core", "in": "x"},
+             "z": {"join": "sum", "in": ["h", "o"]}, "logits": {"in": "z"}}  # fmt: skip
+    arch = tiny_arch({"graph": graph})
+    with pytest.raises(SpecError, match="'h_t0_block' is of an iteration, and read after the loop"):
+        halting(build_model(compile_arch(arch)), arch, Halt("state", 0.1))
+
+
+@torch.no_grad()
+def test_what_it_costs():
+    arch, _ = looped()
+    never = told(arch, Halt("state", 1e-12), [12])
+    whole = estimate(compile_arch(arch)).flops_per_token
+    assert never["flops_per_token"] == never["worst_flops_per_token"] == whole
+    some = told(arch, Halt("state", 0.1), [3, 5])
+    assert some["iterations"] == 4
+    assert some["flops_per_token"] == estimate(compile_arch(under(arch, {"h": 4}))).flops_per_token
+
+
+@torch.no_grad()
+def test_by_logits_what_follows_the_loop_counts():
+    arch, model = looped()
+    ending = halting(model, arch, Halt("logits", 1e-30))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        ending(torch.zeros(1, arch.seq_len, dtype=torch.long))
+    found = told(arch, Halt("logits", 1e-30), ending.iterations_used)
+    assert found["flops_per_token"] == counter.get_total_flops() / arch.seq_len
+
+
+@pytest.mark.parametrize("text", ["", "state", "state=0", "state=x", "norm=0.1", "state=-1", "logits=inf", "state=nan"])
+def test_what_can_not_be_read_is_refused(text):
+    with pytest.raises(SpecError, match=r"write state=0.01, or logits=5e-4"):
+        Halt.read(text)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("halting")
+    arch = tiny_arch({"vocab_size": 256, "graph": {"h": {"topology": "anchor", "per": "loop"}}})
+    save_bundle(folder / "bundle", arch, randomize(build_model(compile_arch(arch))), facts={"data": {"text": "bytes"}})
+    (folder / "text.txt").write_text("two three five seven " * 50)
+    return folder / "bundle"
+
+
+def test_in_eval(bundle):
+    to = ("--data", bundle.parent / "text.txt")
+    plain = json.loads(run_cli("eval", bundle, *to, "--json"))
+    stopped = json.loads(run_cli("eval", bundle, *to, "--json", "--halt", "state=1e8", "--schedule", "h=9"))
+    assert plain["halted"] == {}
+    assert stopped["halted"]["iterations"] == 1.0
+    assert stopped["loss"] != plain["loss"]
+    assert "iterations 9, most_iterations 9" in run_cli(
+        "eval", bundle, *to, "--halt", "logits=1e-30", "--schedule", "h=9"
+    )
+    assert "can't read 'often'" in run_cli("eval", bundle, *to, "--halt", "often", code=2)
+
+
+def test_in_generate(bundle):
+    given = ("generate", bundle, "-n", "12", "--prompt", "two ", "--temperature", "0")
+    said = run_cli(*given)
+    never = run_cli(*given, "--halt", "state=1e-12")
+    assert never.startswith(said)
+    assert "the loop ran 3.0 times for a token in the mean, 3 at most" in never
+    assert "the loop ran 1.0 times" in run_cli(*given, "--halt", "logits=1e8", "--schedule", "h=1")
+
+
+def test_in_bundles_and_exports(bundle, tmp_path):
+    """What is exported to end at rest does so wherever it is run, and says when."""
+    transformers = pytest.importorskip("transformers")
+    long = ("--schedule", "h=9", "--halt", "state=0.5")
+    assert "until state=0.5" in run_cli("export", bundle, "-o", tmp_path / "ends", *long)
+    ends, given = load_bundle(tmp_path / "ends"), torch.randint(0, 256, (3, 20))
+    assert str(ends.halt) == "state=0.5"
+    with torch.no_grad():
+        logits = ends.model(given)
+        assert min(ends.model.iterations_used) < 9
+        run_cli("export", tmp_path / "ends", "--format", "hf", "-o", tmp_path / "hf")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
+        torch.testing.assert_close(theirs(given).logits, logits)
+        assert theirs.model.halting.used == ends.model.iterations_used
+        mask = torch.ones_like(given)
+        mask[0, :8] = mask[1, 12:] = 0
+        padded = theirs(given, attention_mask=mask).logits
+        torch.testing.assert_close(padded[mask == 1], ends.model(given, mask)[mask == 1])
+    assert theirs.config.halt == "state=0.5"
+    with pytest.raises(ValueError, match="not of a loop that ends at rest"):
+        theirs(given, output_hidden_states=True)
+    assert "runs all iterations" in run_cli(
+        "export", tmp_path / "ends", "--format", "torch", "-o", tmp_path / "x.pt2", code=2
+    )
+    by_logits = ("--format", "hf", "-o", tmp_path / "y", "--halt", "logits=0.1")
+    assert "stop it by its state" in run_cli("export", bundle, *by_logits, code=2)
+    assert (
+        "iterations"
+        in json.loads(run_cli("eval", tmp_path / "ends", "--data", bundle.parent / "text.txt", "--json"))["halted"]
+    )
+
+
+def test_a_manifest_that_ends_otherwise_is_refused(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "odd")
+    file = tmp_path / "odd/manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "halt": "often"}))
+    with pytest.raises(SpecError, match=r"manifest.json: halt: can't read 'often'"):
+        load_bundle(tmp_path / "odd")
