@@ -12,7 +12,19 @@ from searchspace.plugins import provided
 from searchspace.tables import Open, TableError, complete, options, table
 
 TopologyKind: TypeAlias = Annotated[
-    Literal["base", "residual", "anchor", "anchor_star", "mesh", "mix", "runge_kutta", "velocity"], Open("topology")
+    Literal[
+        "base",
+        "residual",
+        "anchor",
+        "anchor_star",
+        "mesh",
+        "mix",
+        "runge_kutta",
+        "velocity",
+        "hyper_connections",
+        "lstm",
+    ],
+    Open("topology"),
 ]
 Support: TypeAlias = Literal["residual", "anchor", "anchor_star"]
 MixWeights: TypeAlias = Literal["sum", "static", "dynamic"]
@@ -54,6 +66,13 @@ class VelocitySettings:
     """Updates with momentum: v <- momentum v + update, state <- state + v (arXiv 2604.15259, code)."""
 
     momentum: float = key("Share of the velocity that is kept; with 0 it is residual.", default=0.9, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HyperConnectionsSettings:
+    """Lanes of state side by side, mixed by a doubly stochastic matrix (arXiv 2409.19606; 2604.15259, code)."""
+
+    lanes: int = key("Streams side by side.", default=4, low=2, high=16)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,6 +184,8 @@ TOPOLOGIES = table(
             stages=lambda s: s.scheme.stages,
         ),
         TopologyRow("velocity", VelocitySettings, bare=True, reads_embedding=lambda s: False, stages=lambda s: 1),
+        TopologyRow("hyper_connections", HyperConnectionsSettings, True, lambda s: False, lambda s: 1),
+        TopologyRow("lstm", None, True, lambda s: False, lambda s: 1),
     ),
     options(TopologyKind),
     places=_places,

@@ -44,6 +44,9 @@ TOPOLOGIES = [
     {"runge_kutta": {"tableau": "euler"}},
     {"runge_kutta": {"tableau": "midpoint", "learned": True}},
     {"runge_kutta": {"tableau": "rk4"}},
+    "velocity",
+    {"hyper_connections": {"lanes": 3}},
+    "lstm",
 ]
 
 

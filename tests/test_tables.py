@@ -107,7 +107,7 @@ REMOVALS = [  # file, what is taken out of it, what the import says
 ADDITIONS = [  # file, a name of a literal, the same and one more, what the import of the table says
     ("searchspace/nodes.py", 'PoolKind: TypeAlias = Annotated[Literal["mean"', 'PoolKind: TypeAlias = Annotated[Literal["max", "mean"', "builder.graph.ops", "an operation 'pool.max' can be written"),
     ("searchspace/nodes.py", 'FfnKind: TypeAlias = Annotated[Literal["gelu"', 'FfnKind: TypeAlias = Annotated[Literal["moe", "gelu"', "builder.graph.blocks", "a feed-forward 'moe' can be written"),
-    ("searchspace/topologies.py", '    Literal["base", "residual"', '    Literal["dense", "base", "residual"', "searchspace.topologies", "a topology 'dense' can be written"),
+    ("searchspace/topologies.py", '        "base",\n        "residual"', '        "dense",\n        "base",\n        "residual"', "searchspace.topologies", "a topology 'dense' can be written"),
     ("studies/sections.py", '    Literal["tpe"', '    Literal["bore", "tpe"', "studies.strategy.samplers", "a sampler 'bore' can be written"),
 ]  # fmt: skip
 

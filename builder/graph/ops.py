@@ -455,6 +455,7 @@ _WRITE = Drawing("sign", _DOT, "solid", space=9, follows=True, hides=("memory", 
 _READ = Drawing("sign", _DOT, "solid", space=7, over_drop=True, hides=("memory", "state"))
 
 _VECTOR = (_vector_params, _no_work)
+_LSTM = {"update": STREAM, "state": STREAM, "cell": STREAM}
 _ROWS = (
     operation(
         "embed",
@@ -570,6 +571,52 @@ _ROWS = (
         init="small",
         attrs={"slots": int},
     ),
+    operation(
+        "lanes",
+        {"first": STREAM},
+        lambda graph, node, levels: part("lanes.OpenLanes", node.attr("lanes", int)),
+        BUS,
+        gives=MEMORY,
+        attrs={"lanes": int},
+    ),
+    operation(
+        "lanes.write",
+        {"memory": MEMORY, "update": STREAM},
+        lambda graph, node, levels: part("lanes.WriteLanes", node.attr("lanes", int)),
+        _WRITE,
+        cost=(
+            lambda graph, node, levels: node.attr("lanes", int) * (node.attr("lanes", int) + 1),
+            lambda graph, node, levels: Work(node.level, 2 * node.attr("lanes", int) ** 2 * graph.d_model),
+        ),
+        init="own",
+        gives=MEMORY,
+        attrs={"lanes": int},
+    ),
+    operation(
+        "lanes.read",
+        {"memory": MEMORY},
+        lambda graph, node, levels: part("lanes.ReadLanes", node.attr("lanes", int), node.attr("first", int)),
+        _READ,
+        cost=(lambda graph, node, levels: node.attr("lanes", int), _no_work),
+        init="small",
+        attrs={"lanes": int, "first": int},
+    ),
+    operation(
+        "lstm.cell",
+        _LSTM,
+        _made("lanes.LstmCell", width=True),
+        _join_sign(_CIRCLE + _DOT, "◎ gated cell", hides=("state", "cell")),
+        cost=_by_width(lambda d: 3 * d * (2 * d + 1), lambda d: 6 * d * d),
+        init="small",
+    ),
+    operation(
+        "lstm.state",
+        _LSTM,
+        _made("lanes.LstmState", width=True),
+        _join_sign(_CIRCLE + _DOT, "◎ gated cell", hides=("update", "state")),
+        cost=_by_width(lambda d: d * (2 * d + 1), lambda d: 2 * d * d),
+        init="small",
+    ),
     *map(_norm, NORMS.values()),
     *map(_recall, RECALLS.values()),
     operation(
@@ -594,10 +641,12 @@ _ROWS = (
     ),
 )
 
-_ALONE = ("embed", "block", "noise", "carry", "memory", "write", "read", "head")
+_ALONE = ("embed", "block", "noise", "carry", "memory", "write", "read", "lanes", "head")
+_LOOPS = ("lanes.write", "lanes.read", "lstm.cell", "lstm.state")  # of topologies alone
 _JOINS = ("base", "sum", "weighted", "mixture")  # residual, anchor and the like are written out as sums
 _NAMES = (
     *_ALONE,
+    *_LOOPS,
     *(f"pool.{kind}" for kind in options(PoolKind)),
     *(f"upscale.{kind}" for kind in options(UpscaleKind)),
     *(f"join.{kind}" for kind in _JOINS),

@@ -12,6 +12,7 @@ from searchspace.nodes import LoopNode
 from searchspace.tables import complete, options, table
 from searchspace.topologies import (
     TOPOLOGIES,
+    HyperConnectionsSettings,
     MeshSettings,
     MixSettings,
     RungeKuttaSettings,
@@ -176,6 +177,45 @@ def _velocity(loop: Loop) -> Value:
     return state
 
 
+def _hyper_connections(loop: Loop) -> Value:
+    """Each update goes to every lane, each state is a sum of them that begins with one, each lane in its turn.
+
+    Where iterations share their weights, that is always the first.
+    """
+    settings, name, to, key = loop.settings, loop.name, loop.to, loop.key
+    assert isinstance(settings, HyperConnectionsSettings)
+    state, lanes = loop.initial(), {"lanes": settings.lanes}
+    held = to.emit(f"{name}.lanes", "lanes", {"first": state}, state.level, lanes, key=key)
+
+    def read(at: str, t: int, owner: str) -> Value:
+        first = {"first": 0 if owner else t % settings.lanes}
+        made = to.emit(at, "lanes.read", {"memory": held}, state.level, {**lanes, **first}, owner=owner, key=key)
+        return replace(state, node=made.node)
+
+    current = read(f"{name}.start.read", 0, "")
+    for t in loop.iterations:
+        update = loop.iterate(t, current)
+        inputs, own = {"memory": held, "update": update}, loop.owner(t, "write")
+        held = to.emit(f"{name}.t{t}.write", "lanes.write", inputs, state.level, lanes, owner=own, key=key)
+        current = loop.normalise(t, read(f"{name}.t{t}.read", t + 1, loop.owner(t, "read")))
+    return current
+
+
+def _lstm(loop: Loop) -> Value:
+    """A cell beside the state, which begins as it does, gated by update and state."""
+    name, to, state = loop.name, loop.to, loop.initial()
+    cell = state
+    for t in loop.iterations:
+        inputs = {"update": loop.iterate(t, state), "state": state}
+        for part in ("cell", "state"):
+            given, own = {**inputs, "cell": cell}, loop.owner(t, part)
+            made = to.emit(f"{name}.t{t}.{part}", f"lstm.{part}", given, state.level, owner=own, key=loop.key)
+            if part == "cell":
+                cell = replace(state, node=made.node)
+        state = loop.normalise(t, replace(state, node=made.node))
+    return state
+
+
 def _runge_kutta(loop: Loop) -> Value:
     """Iterations are stages v_j = f(x + sum of theta_jl v_l); a step is x + sum of theta_j v_j (arXiv 2211.12386)."""
     settings, name, state = loop.settings, loop.name, loop.start
@@ -216,6 +256,8 @@ UNROLLINGS = table(
         Unrolling("mix", _mix),
         Unrolling("runge_kutta", _runge_kutta),
         Unrolling("velocity", _velocity),
+        Unrolling("hyper_connections", _hyper_connections),
+        Unrolling("lstm", _lstm),
     ),
     options(TopologyKind),
 )

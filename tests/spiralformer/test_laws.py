@@ -51,6 +51,7 @@ def tiny_cases():
     for window in (1, 3, 4):
         core = {"window": window, "kv_heads": 1, "layers": 2}
         yield f"window {window}", {"blocks": {"core": core}, **loop(["word", "token"], "residual")}
+    yield "segments", loop(["word", "token"], "anchor", iterations={"segments": 2})
     yield "noise", loop(["word", "token"], "residual", noise=0.1)
     yield "loss of its own", {"graph": {"z": {"loss": "z", "in": "logits"}}}
     yield "last token", {"levels": {"word": {"positions": "last_token"}}, "tie_embeddings": True}
