@@ -294,6 +294,10 @@ class HeadNode:
     head: Literal["lm"] = key("Kind of head.")
     input: str = key("The stream it reads, at full resolution.", name="in")
     norm: NormKind | Literal["none"] = key("Final normalization.", default="rms")
+    hidden: bool = key(
+        "A hidden layer of d_model between norm and logits, a linear map and GELU (arXiv 2604.15259, code).",
+        default=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,22 @@ class ScaledEmbedding(nn.Embedding):
         return super().forward(tokens_BL) * math.sqrt(self.embedding_dim)
 
 
+class HiddenLayer(nn.Module):
+    """GELU(W norm(x) + b): what a head with a hidden layer reads (arXiv 2604.15259, code).
+
+    Shape:
+        (B, L, D) -> (B, L, D).
+    """
+
+    def __init__(self, d_model: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.hidden = nn.Linear(d_model, d_model)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return F.gelu(self.hidden(self.norm(x_BLD)))
+
+
 class Head(nn.Module):
     """Final norm, then logits.
 

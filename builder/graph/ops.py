@@ -199,11 +199,13 @@ def _embed_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
 
 def _head_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
     logits = 0 if graph.tie_embeddings else graph.vocab_size * graph.d_model
-    return logits + norm_params(node.attr("norm", str), graph.d_model)
+    hidden = graph.d_model * (graph.d_model + 1) if node.get("hidden", False) else 0
+    return logits + hidden + norm_params(node.attr("norm", str), graph.d_model)
 
 
 def _head_work(graph: Graph, node: Node, levels: Sequence[Level]) -> Work:
-    return Work(node.level, 2 * graph.d_model * graph.vocab_size)
+    hidden = graph.d_model if node.get("hidden", False) else 0
+    return Work(node.level, 2 * graph.d_model * (graph.vocab_size + hidden))
 
 
 def _weighted_params(graph: Graph, node: Node, levels: Sequence[Level]) -> int:
@@ -278,6 +280,8 @@ def _block_call(graph: Graph, node: Node) -> dict[str, str]:
 def _head_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
     kind = node.attr("norm", str)
     norm = part("nn.Identity") if kind == "none" else _norm_part(kind)(graph, node, levels)
+    if node.get("hidden", False):
+        norm = part("embedding.HiddenLayer", graph.d_model, norm)
     if graph.tie_embeddings:
         return part("embedding.TiedHead", norm)
     return part("embedding.Head", graph.d_model, graph.vocab_size, norm)
@@ -627,7 +631,7 @@ _ROWS = (
         cost=(_head_params, _head_work),
         init="own",
         gives=LOGITS,
-        attrs={"norm": str},
+        attrs={"norm": str, "hidden?": bool},
         level=_token_level,
         call=lambda graph, node: {"weight": "self.embed.weight"} if graph.tie_embeddings else {},
     ),

@@ -188,4 +188,5 @@ def _lower(to: Emitter, v: dict[str, Value], name: str, node: NodeSpec) -> Value
         return UNROLLINGS[node.topology.kind].unroll(Loop(to, name, node, start, embedding))
     if isinstance(node, LossNode):
         return to.emit(name, f"loss.{node.loss}", {"logits": v[node.input]}, TOKEN_LEVEL, {"weight": node.weight})
-    return to.emit(name, "head", {"stream": v[node.input]}, v[node.input].level, {"norm": node.norm}, owner="head")
+    attrs: dict[str, Attr] = {"norm": node.norm, **({"hidden": True} if node.hidden else {})}
+    return to.emit(name, "head", {"stream": v[node.input]}, v[node.input].level, attrs, owner="head")

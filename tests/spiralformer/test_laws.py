@@ -54,6 +54,8 @@ def tiny_cases():
     yield "segments", loop(["word", "token"], "anchor", iterations={"segments": 2})
     yield "noise", loop(["word", "token"], "residual", noise=0.1)
     yield "loss of its own", {"graph": {"z": {"loss": "z", "in": "logits"}}}
+    for tie in (False, True):
+        yield f"hidden layer {tie}", {"graph": {"logits": {"hidden": True}}, "tie_embeddings": tie}
     yield "last token", {"levels": {"word": {"positions": "last_token"}}, "tie_embeddings": True}
     yield "zero front", {"levels": {"phrase": {"front": "zero", "offset": 5}}}
     yield "scaled embedding", {"graph": {"x": {"scale": "sqrt_d_model"}, "h": {"topology": "mesh"}}}

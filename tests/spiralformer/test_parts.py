@@ -306,3 +306,18 @@ def test_the_routers_before_the_loop_may_read_the_embedding():
         model = built({"graph": {"p": {"block": "core", "in": "x"}, "h": loop}})
         logits[entry] = model(torch.arange(9)[None])
     assert not torch.allclose(logits["state"], logits["embedding"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["rms", "layer", "none"])
+def test_a_hidden_layer_of_the_head_is_the_papers(norm):
+    """Norm, linear, GELU, linear (arXiv 2604.15259, code), written with PyTorch's own layers."""
+    model = built({"graph": {"logits": {"hidden": True, "norm": norm}}, "norm_eps": 1e-5})
+    given = {"rms": torch.nn.RMSNorm(16, eps=1e-5), "layer": torch.nn.LayerNorm(16), "none": torch.nn.Identity()}[norm]
+    theirs = torch.nn.Sequential(given, torch.nn.Linear(16, 16), torch.nn.GELU(), torch.nn.Linear(16, 17, bias=False))
+    head = model.get_submodule("head")
+    values = [*head.norm.norm.parameters(), *head.norm.hidden.parameters(), head.logits.weight]
+    for parameter, value in zip(theirs.parameters(), values, strict=True):
+        parameter.copy_(value)
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(head(x), theirs(x))
