@@ -6,6 +6,7 @@ references, divisibility) is checked when it is made; levels, lookahead and cost
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Literal
 from searchspace.errors import SpecError, one_of, show
 from searchspace.loops import MOST_ITERATIONS, check_loop
 from searchspace.nodes import (
+    ArrangeNode,
     BlockNode,
     EmbedNode,
     FfnKind,
@@ -322,10 +324,20 @@ def _check_node(arch: ArchSpec, node: NodeSpec, path: str, embeds: list[str]) ->
         raise SpecError(
             f"{path}.weights", f"{show(node.weights)} can't be used as a name", "use letters, digits and '_'"
         )
+    if isinstance(node, ArrangeNode):
+        _check_arrange(node, path)
     if isinstance(node, PoolNode) and node.pool.delay:
         raise SpecError(f"{path}.pool.delay", "has no meaning for a pool", "delay the upscale that reads it")
     if isinstance(node, LoopNode):
         check_loop(node, path, core_recalls=arch.blocks[node.loop].recall is not None, embeds=embeds)
+
+
+def _check_arrange(node: ArrangeNode, path: str) -> None:
+    if not 2 <= len(node.arrange) <= 8 or min(node.arrange) < 1 or math.prod(node.arrange) > 1 << 24:
+        raise SpecError(f"{path}.arrange", f"{[*node.arrange]} are no sides of a grid", "give two to eight, as [9, 9]")
+    if sorted(node.axes) != [*range(len(node.arrange))]:
+        what = f"{[*node.axes]} is no order of the {len(node.arrange)} axes"
+        raise SpecError(f"{path}.axes", what, f"give each of 0 .. {len(node.arrange) - 1} once")
 
 
 def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:

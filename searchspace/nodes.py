@@ -158,6 +158,18 @@ class StepNode:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ArrangeNode:
+    """Positions in another order: those of a grid, by other axes first."""
+
+    arrange: tuple[int, ...] = key("Sides of the grid that positions fill row by row: [3, 3, 3, 3] is 9 x 9 in boxes.")
+    axes: tuple[int, ...] = key(
+        "Its axes in the order of the result, slowest first: [0, 2, 1, 3] makes each box of that board a run of nine."
+    )
+    input: str = key("The stream, at full resolution.", name="in")
+    back: bool = key("From that order back to where positions stood.", default=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RecallNode:
     """Inject the input again: state and input become the new state (external recall)."""
 
@@ -320,6 +332,7 @@ NodeSpec: TypeAlias = (
     | ReadNode
     | NormNode
     | RecallNode
+    | ArrangeNode
     | StepNode
     | LoopNode
     | HeadNode
@@ -339,6 +352,7 @@ NODE_TYPES: dict[str, type[NodeSpec]] = {
     "read": ReadNode,
     "norm": NormNode,
     "recall": RecallNode,
+    "arrange": ArrangeNode,
     "step": StepNode,
 }
 

@@ -306,6 +306,15 @@ def _upscale_part(path: str | type, width: bool) -> PartRule:
     return rule
 
 
+def _arrange_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
+    sides, axes = node.numbers("sides"), node.numbers("axes")
+    return part("arranging.Arrange", sides, axes, back=node.attr("back", bool))
+
+
+def _is_sorted(node: Node) -> bool:
+    return node.numbers("axes") == tuple(range(len(node.numbers("axes"))))
+
+
 def _weighted_part(graph: Graph, node: Node, levels: Sequence[Level]) -> PartCall:
     return part("joins.WeightedJoin", node.numbers("factors"), learned=node.attr("learned", bool))
 
@@ -555,6 +564,18 @@ _ROWS = (
         Drawing("sign", "M4-4a5.5 5.5 0 1 0 0 8M4-4v4M4-4h-4", half=5, space=6, words="↻ carried on in training"),
         attrs={"loop": str},
     ),
+    operation(
+        "arrange",
+        {"stream": STREAM},
+        _arrange_part,
+        Drawing("sign", "M-4-4 4 4M-4 4 4-4", half=4, space=6, words="⨯ positions in another order"),
+        attrs={"sides": tuple, "axes": tuple, "back": bool},
+        level=_token_level,
+        lookahead=lambda graph, node, levels, ahead: ahead[0] if _is_sorted(node) else math.inf,
+        decode="no",
+        sees="own",
+        identity=lambda node, levels: _is_sorted(node),
+    ),
     operation("memory", {"first": STREAM}, _made("memory.OpenMemory"), BUS, gives=MEMORY, attrs={"slots": int}),
     operation(
         "write",
@@ -645,7 +666,7 @@ _ROWS = (
     ),
 )
 
-_ALONE = ("embed", "block", "noise", "carry", "memory", "write", "read", "lanes", "head")
+_ALONE = ("embed", "block", "noise", "carry", "arrange", "memory", "write", "read", "lanes", "head")
 _LOOPS = ("lanes.write", "lanes.read", "lstm.cell", "lstm.state")  # of topologies alone
 _JOINS = ("base", "sum", "weighted", "mixture")  # residual, anchor and the like are written out as sums
 _NAMES = (

@@ -12,6 +12,7 @@ from builder.iterations import training_weights
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError
 from searchspace.nodes import (
+    ArrangeNode,
     BlockNode,
     EmbedNode,
     HeadNode,
@@ -150,6 +151,7 @@ def _auto_offset(arch: ArchSpec, name: str, pairs: list[tuple[LevelUse, LevelUse
 
 def _lower(to: Emitter, v: dict[str, Value], name: str, node: NodeSpec) -> Value:
     """Append the operations of one node of the file; ``v`` holds those before it."""
+    attrs: dict[str, Attr]
     if isinstance(node, EmbedNode):
         scale: dict[str, Attr] = {} if node.scale == "none" else {"scale": node.scale}
         return to.emit(name, "embed", {}, TOKEN_LEVEL, scale, owner="embed")
@@ -182,11 +184,14 @@ def _lower(to: Emitter, v: dict[str, Value], name: str, node: NodeSpec) -> Value
         return to.recall(name, node.recall, v[node.inputs[0]], v[node.inputs[1]], owner=owner)
     if isinstance(node, StepNode):
         return to.step(name, node.step, v[node.input])
+    if isinstance(node, ArrangeNode):
+        attrs = {"sides": node.arrange, "axes": node.axes, "back": node.back}
+        return to.emit(name, "arrange", {"stream": v[node.input]}, v[node.input].level, attrs)
     if isinstance(node, LoopNode):
         start = v[node.input]
         embedding = v[node.embedding or _only_embed(to.arch)] if node.reads_embedding else start
         return UNROLLINGS[node.topology.kind].unroll(Loop(to, name, node, start, embedding))
     if isinstance(node, LossNode):
         return to.emit(name, f"loss.{node.loss}", {"logits": v[node.input]}, TOKEN_LEVEL, {"weight": node.weight})
-    attrs: dict[str, Attr] = {"norm": node.norm, **({"hidden": True} if node.hidden else {})}
+    attrs = {"norm": node.norm, **({"hidden": True} if node.hidden else {})}
     return to.emit(name, "head", {"stream": v[node.input]}, v[node.input].level, attrs, owner="head")

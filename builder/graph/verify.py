@@ -168,4 +168,4 @@ def _leak(graph: Graph, nodes: Mapping[str, Node], ahead: Mapping[str, float]) -
 def _why(graph: Graph, node: Node) -> str:
     if node.op == "block":
         return f"block {node.attr('block', str)} is bidirectional"
-    return f"reads {node.attr('reads', str)}"
+    return f"reads {reads}" if (reads := node.get("reads", "")) else f"{node.op} reads what stands behind"
