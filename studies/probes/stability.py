@@ -15,9 +15,12 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from builder.schedules import model_under
+from searchspace.nodes import LoopNode
 from spiralformer.recall import ConcatRecall, LinearRecall
-from studies.probes.trace import LoopTrace, Trace
+from studies.probes.trace import LoopTrace, Runner, Trace
 
+_BOUND = 10.0  # times the first state's norm: stable runs end within 1.5, others at 50 or far beyond (papers' sweep)
 _SETTLED = 0.99  # cosine between a state and the one before
 _NOISE_LEVELS, _NOISE_SEEDS = 10, 5
 _ROWS = 2  # of the batch whose Jacobian is looked at
@@ -28,15 +31,32 @@ _RESTARTS = 8
 def reachability(trace: Trace, loop: LoopTrace) -> dict[str, float]:
     """How the iteration comes to rest: cosine of the last two states, when it passes 0.99 first, growth of the norm.
 
-    A loop that does not pass it settles at infinity.
+    A loop that does not pass it settles at infinity. ``stable`` is 1 where the norm stays bounded in as many iterations
+    as the model is tried in, else 0: its mean over seeds is the share of stable runs.
     """
-    states = loop.states
+    states, stable = loop.states, {"stable": float(_is_bounded(trace, loop))}
     if not all(bool(state.isfinite().all()) for state in states):
-        return {"step_cosine": math.nan, "settles_at": math.nan, "norm_ratio": math.nan}
+        return {"step_cosine": math.nan, "settles_at": math.nan, "norm_ratio": math.nan, **stable}
     cosines = [torch.cosine_similarity(a.double(), b.double(), dim=-1).mean().item() for a, b in pairwise(states)]
     settled = next((t for t, cosine in enumerate(cosines, start=1) if cosine > _SETTLED), math.inf)
     norms = [state.double().norm(dim=-1).mean().item() for state in states[1:]]
-    return {"step_cosine": cosines[-1], "settles_at": float(settled), "norm_ratio": norms[-1] / max(norms[0], 1e-300)}
+    ratio = norms[-1] / max(norms[0], 1e-300)
+    return {"step_cosine": cosines[-1], "settles_at": float(settled), "norm_ratio": ratio, **stable}
+
+
+def _is_bounded(trace: Trace, loop: LoopTrace) -> bool:
+    """Whether the last state of the longest run that is asked for is no larger than ten times the first's."""
+    node = trace.arch.graph[loop.name]
+    assert isinstance(node, LoopNode)
+    most = max((len(node.schedule), *(node.iterations.test if node.iterations else ())))
+    first_BLD, last_BLD = loop.states[1], loop.states[-1]
+    if most > len(node.schedule):
+        runner = Runner(*reversed(model_under(trace.model, trace.arch, {loop.name: most})))
+        labels = runner.states(loop.name)
+        found = runner.lean(trace.values["tokens"], (labels[1], labels[-1]))
+        first_BLD, last_BLD = found[labels[1]], found[labels[-1]]
+    first, last = (state.double().norm(dim=-1).mean().item() for state in (first_BLD, last_BLD))
+    return math.isfinite(last) and last <= _BOUND * max(first, 1e-300)
 
 
 def input_dependence(trace: Trace, loop: LoopTrace) -> dict[str, float]:

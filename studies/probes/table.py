@@ -50,6 +50,9 @@ PROBES = table(
                 Metric(
                     "norm_ratio", "norm ratio", "norm of the last state over that after the first iteration", "lower"
                 ),
+                Metric(
+                    "stable", "stable", "1 where the state's norm stays bounded, to the most iterations tried", "higher"
+                ),
             ),
         ),
         ProbeRow(

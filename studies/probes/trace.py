@@ -5,7 +5,7 @@ Shape legend: B batch, L tokens, D model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,6 +55,18 @@ class Runner:
         for step in steps:
             with around(step):
                 values[step.label] = eval(_compiled(step.call()), {}, values)
+
+    def lean(self, tokens_BL: Tensor, wanted: Collection[str]) -> dict[str, Any]:
+        """The values of these labels, of one forward; others are dropped when nothing reads them any more."""
+        last = {name: i for i, step in enumerate(self.steps) for name in (*step.inputs, step.label)}
+        values = self.begin(tokens_BL)
+        with torch.no_grad():
+            for i, step in enumerate(self.steps):
+                self.run([step], values)
+                for name in {*step.inputs, step.label} - {*wanted}:
+                    if last[name] == i:
+                        values.pop(name, None)
+        return {name: values[name] for name in wanted}
 
     def states(self, loop: str) -> tuple[str, ...]:
         """The labels of a loop's states: the one it begins with, then one after each iteration."""

@@ -9,10 +9,11 @@ from helpers import run_cli, tiny_arch, tiny_data, tiny_study
 
 from builder import build_model, compile_arch
 from builder.laws import randomize
+from builder.schedules import model_under, under
 from searchspace.files import arch_from_data
 from studies.probes import stability
 from studies.probes.table import probe
-from studies.probes.trace import Trace
+from studies.probes.trace import Runner, Trace
 from studies.records.reading import read_study
 
 TOPOLOGIES = ["base", "residual", "anchor", {"mesh": {"slots": 5}}, {"mix": {"of": ["residual", "anchor"], "weights": "dynamic"}}]  # fmt: skip
@@ -97,6 +98,27 @@ def test_reachability_against_numpy():
     assert found["settles_at"] == next((i for i, c in enumerate(cosines, 1) if c > 0.99), np.inf)
     norms = [np.linalg.norm(state, axis=-1).mean() for state in states[1:]]
     assert found["norm_ratio"] == pytest.approx(norms[-1] / norms[0])
+
+
+@pytest.mark.parametrize(("growth", "stable"), [(0.9, 1.0), (1.01, 1.0), (1.05, 0.0), (1e9, 0.0)])
+def test_a_loop_is_stable_if_it_stays_bounded_as_long_as_it_is_tried(growth, stable):
+    """A state that is multiplied by a number: 1.01 ** 99 is 2.7, 1.05 ** 99 is 125; the schedule of two tells neither."""
+    arch, model = looped(("token",) * 2, "base", recall="linear", per="loop", iterations={"test": [4, 100]})
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(("out.weight", "recall.input.weight")):
+                p.zero_()
+            if name.endswith("recall.state.weight"):
+                p.copy_(growth * torch.eye(16))
+    trace, loop = traced(arch, model)
+    found = stability.reachability(trace, loop)
+    assert found["stable"] == stable
+    whole = model_under(model, arch, {"h": 100})[1]
+    runner = Runner(whole, under(arch, {"h": 100}))
+    last = runner.states("h")[-1]
+    assert torch.equal(
+        runner.lean(tokens(), {last})[last], Trace(whole, under(arch, {"h": 100}), tokens()).values[last]
+    )
 
 
 @pytest.mark.parametrize("where", ["loop", "block"])
@@ -188,4 +210,5 @@ def test_a_state_without_bound_counts_as_the_worst():
         next(p for name, p in model.named_parameters() if name.endswith("recall.state.weight")).mul_(1e30)
     found = probe(("reachability", "input_dependence", "geometry", "robustness"), model, arch, tokens())
     assert (found["step_cosine"], found["norm_ratio"], found["jacobian_radius"]) == (-1.0, 1e30, 1e30)
+    assert found["stable"] == 0.0
     assert all(np.isfinite(value) for value in found.values())
