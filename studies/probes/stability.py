@@ -51,7 +51,8 @@ def _is_bounded(trace: Trace, loop: LoopTrace) -> bool:
     most = max((len(node.schedule), *(node.iterations.test if node.iterations else ())))
     first_BLD, last_BLD = loop.states[1], loop.states[-1]
     if most > len(node.schedule):
-        runner = Runner(*reversed(model_under(trace.model, trace.arch, {loop.name: most})))
+        arch, model = model_under(trace.model, trace.arch, {loop.name: most})
+        runner = Runner(model, arch)
         labels = runner.states(loop.name)
         found = runner.lean(trace.values["tokens"], (labels[1], labels[-1]))
         first_BLD, last_BLD = found[labels[1]], found[labels[-1]]

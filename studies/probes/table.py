@@ -50,9 +50,7 @@ PROBES = table(
                 Metric(
                     "norm_ratio", "norm ratio", "norm of the last state over that after the first iteration", "lower"
                 ),
-                Metric(
-                    "stable", "stable", "1 where the state's norm stays bounded, to the most iterations tried", "higher"
-                ),
+                Metric("stable", "stable", "1 where the state stays bounded, to the most iterations tried", "higher"),
             ),
         ),
         ProbeRow(

@@ -103,7 +103,7 @@ def test_reachability_against_numpy():
 @pytest.mark.parametrize(("growth", "stable"), [(0.9, 1.0), (1.01, 1.0), (1.05, 0.0), (1e9, 0.0)])
 def test_a_loop_is_stable_if_it_stays_bounded_as_long_as_it_is_tried(growth, stable):
     """A state that is multiplied by a number: 1.01 ** 99 is 2.7, 1.05 ** 99 is 125; the schedule of two tells neither."""
-    arch, model = looped(("token",) * 2, "base", recall="linear", per="loop", iterations={"test": [4, 100]})
+    arch, model = looped(("token",) * 2, topology="base", recall="linear", iterations={"test": [4, 100]})
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith(("out.weight", "recall.input.weight")):
