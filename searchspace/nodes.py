@@ -303,7 +303,9 @@ class LoopNode:
 class HeadNode:
     """Final norm and logits."""
 
-    head: Literal["lm"] = key("Kind of head.")
+    head: Literal["lm", "sequence"] = key(
+        "lm: logits of each position. sequence: of the mean over all positions, the same at each."
+    )
     input: str = key("The stream it reads, at full resolution.", name="in")
     norm: NormKind | Literal["none"] = key("Final normalization.", default="rms")
     hidden: bool = key(

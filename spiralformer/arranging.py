@@ -1,4 +1,4 @@
-"""Positions in another order, so that what is near on a board is near in the row.
+"""What looks at all positions: another order of them, so that what is near on a board is near in the row; their mean.
 
 Shape legend: B batch, L positions, D model.
 """
@@ -48,3 +48,18 @@ class Arrange(nn.Module):
         order_BL = rank_BL.argsort(dim=1, stable=True)
         order_BL = order_BL.argsort(dim=1) if self.back else order_BL
         return x_BLD.gather(1, order_BL[..., None].expand_as(x_BLD))
+
+
+class MeanOfAll(nn.Module):
+    """The mean over a sequence, at each of its positions.
+
+    Shape:
+        (B, L, D) -> (B, L, D).
+    """
+
+    def forward(self, x_BLD: Tensor, *, visible: Tensor | None = None) -> Tensor:
+        if visible is None:
+            return x_BLD.mean(dim=1, keepdim=True).expand_as(x_BLD)
+        real_BL1 = visible[..., None].to(x_BLD.dtype)
+        count_B11 = real_BL1.sum(dim=1, keepdim=True).clamp_min(1.0)
+        return ((x_BLD * real_BL1).sum(dim=1, keepdim=True) / count_B11).expand_as(x_BLD)

@@ -576,6 +576,16 @@ _ROWS = (
         sees="own",
         identity=lambda node, levels: _is_sorted(node),
     ),
+    operation(
+        "mean",
+        {"stream": STREAM},
+        _made("arranging.MeanOfAll"),
+        Drawing("sign", "M-4 4 0-4 4 4z", half=4, space=6, words="△ mean over all positions"),
+        level=_token_level,
+        lookahead=lambda graph, node, levels, ahead: math.inf,
+        decode="no",
+        sees="own",
+    ),
     operation("memory", {"first": STREAM}, _made("memory.OpenMemory"), BUS, gives=MEMORY, attrs={"slots": int}),
     operation(
         "write",
@@ -666,7 +676,7 @@ _ROWS = (
     ),
 )
 
-_ALONE = ("embed", "block", "noise", "carry", "arrange", "memory", "write", "read", "lanes", "head")
+_ALONE = ("embed", "block", "noise", "carry", "arrange", "mean", "memory", "write", "read", "lanes", "head")
 _LOOPS = ("lanes.write", "lanes.read", "lstm.cell", "lstm.state")  # of topologies alone
 _JOINS = ("base", "sum", "weighted", "mixture")  # residual, anchor and the like are written out as sums
 _NAMES = (

@@ -193,5 +193,7 @@ def _lower(to: Emitter, v: dict[str, Value], name: str, node: NodeSpec) -> Value
         return UNROLLINGS[node.topology.kind].unroll(Loop(to, name, node, start, embedding))
     if isinstance(node, LossNode):
         return to.emit(name, f"loss.{node.loss}", {"logits": v[node.input]}, TOKEN_LEVEL, {"weight": node.weight})
-    attrs = {"norm": node.norm, **({"hidden": True} if node.hidden else {})}
-    return to.emit(name, "head", {"stream": v[node.input]}, v[node.input].level, attrs, owner="head")
+    attrs, read = {"norm": node.norm, **({"hidden": True} if node.hidden else {})}, v[node.input]
+    if node.head == "sequence":
+        read = to.emit(f"{name}.mean", "mean", {"stream": read}, read.level)
+    return to.emit(name, "head", {"stream": read}, read.level, attrs, owner="head")

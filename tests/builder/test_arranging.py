@@ -70,6 +70,18 @@ def test_a_chunk_is_a_box_of_the_board():
     assert torch.equal(values["z"].view(2, 4, 6, 16)[:, 0, :3], values["h_t1_join"][:, :3])
 
 
+def test_a_head_of_a_sequence_says_one_thing_of_all_of_it():
+    arch = tiny_arch({"causal": False, "graph": {"logits": {"head": "sequence", "in": "h", "hidden": True}}})
+    assert list(breaches(arch)) == []
+    model, tokens = randomize(build_model(compile_arch(arch))), torch.randint(0, 17, (2, 24))
+    trace = Trace(model, arch, tokens)
+    with torch.no_grad():
+        said = model.get_submodule("head")(trace.loop().states[-1].mean(dim=1))
+    torch.testing.assert_close(trace.logits, said[:, None].expand(-1, 24, -1))
+    with pytest.raises(SpecError, match="mean reads what stands behind"):
+        compile_arch(tiny_arch({"graph": {"logits": {"head": "sequence", "in": "h"}}}))
+
+
 def test_an_order_that_changes_nothing_is_nothing():
     same = {"a": {"arrange": [4, 6], "axes": [0, 1], "in": "x"}, "h": {"in": "a"}}
     assert compile_arch(tiny_arch({"graph": same})).arch_id == compile_arch(tiny_arch()).arch_id
