@@ -49,7 +49,7 @@ from searchspace.tables import TableError, options, table
 
 STREAM, MEMORY, LOGITS = Kind.STREAM, Kind.MEMORY, Kind.LOGITS
 
-BOX, LANE, BUS = Drawing("box"), Drawing("lane"), Drawing("bus")
+BOX, LANE = Drawing("box"), Drawing("lane")
 _CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0"
 _DOT = "M-2.5 0a2.5 2.5 0 1 0 5 0a2.5 2.5 0 1 0-5 0"
 _PLUS, _CROSS = _CIRCLE + "M-5 0H5M0-5V5", _CIRCLE + "M-3.5-3.5 3.5 3.5M3.5-3.5-3.5 3.5"
@@ -586,7 +586,14 @@ _ROWS = (
         decode="no",
         sees="own",
     ),
-    operation("memory", {"first": STREAM}, _made("memory.OpenMemory"), BUS, gives=MEMORY, attrs={"slots": int}),
+    operation(
+        "memory",
+        {"first": STREAM},
+        _made("memory.OpenMemory"),
+        Drawing("bus", words="memory, {slots} slots"),
+        gives=MEMORY,
+        attrs={"slots": int},
+    ),
     operation(
         "write",
         {"memory": MEMORY, "update": STREAM, "state": STREAM},
@@ -610,7 +617,7 @@ _ROWS = (
         "lanes",
         {"first": STREAM},
         lambda graph, node, levels: part("lanes.OpenLanes", node.attr("lanes", int)),
-        BUS,
+        Drawing("bus", words="{lanes} lanes"),
         gives=MEMORY,
         attrs={"lanes": int},
     ),

@@ -100,7 +100,7 @@ class Drawing:
     space: int = 0
     """Least space before a sign, pixels."""
     words: str = ""
-    """For the legend."""
+    """For the legend; of a bus: above it, with its attributes by name."""
     follows: bool = False
     """Whether a sign stands with the box before it, rather than lead to the next."""
     over_drop: bool = False

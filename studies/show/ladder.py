@@ -99,10 +99,11 @@ class Edge:
 
 @dataclass(slots=True)
 class Bus:
-    """A memory, drawn as a bus of its slots over the loop."""
+    """A memory, drawn as a bus of its slots or lanes over the loop."""
 
     source: Mark
     slots: int
+    words: str
     users: list[Mark] = field(default_factory=list)
     top: float = 0.0
 
@@ -168,8 +169,10 @@ class Plan:
             while memory := node.reads("memory"):
                 node = self.nodes[memory]
             if OPS[node.op].draw.form == "bus":
-                bus = buses.setdefault(node.name, Bus(self._origin(node.inputs[0]), node.attr("slots", int)))
-                bus.users.append(mark)
+                held = dict(node.attrs)
+                slots = next((value for value in held.values() if isinstance(value, int)), 1)
+                words = OPS[node.op].draw.words.format(**held) or node.op
+                buses.setdefault(node.name, Bus(self._origin(node.inputs[0]), slots, words)).users.append(mark)
         return list(buses.values())
 
     def _place_columns(self) -> float:

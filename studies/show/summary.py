@@ -12,13 +12,23 @@ from builder.pricing.cost import Cost, breakdown, estimate
 from searchspace.arch import ArchSpec
 from searchspace.choices import Categorical, Scalar
 from searchspace.errors import SpecError
-from searchspace.nodes import BlockNode, EmbedNode, HeadNode, LoopNode, LossNode, NodeSpec, NormNode, level_uses
+from searchspace.nodes import (
+    ArrangeNode,
+    BlockNode,
+    EmbedNode,
+    HeadNode,
+    LoopNode,
+    LossNode,
+    NodeSpec,
+    NormNode,
+    level_uses,
+)
 from searchspace.space import SpaceSpec
 from searchspace.topologies import MixSettings, TopologySpec
 
 _STRIP = 32  # tokens: two chunks of 16
 
-_IN_CHAINS = EmbedNode | BlockNode | LoopNode | HeadNode | NormNode | LossNode
+_IN_CHAINS = EmbedNode | BlockNode | LoopNode | HeadNode | NormNode | ArrangeNode | LossNode
 
 
 _MANY = 5  # iterations of one level, that are counted
@@ -99,7 +109,7 @@ def _chain(arch: ArchSpec) -> list[NodeSpec]:
     """The nodes from the embedding to the head, whatever their order in the file (``extends`` may change it)."""
     chain: list[NodeSpec] = [next(node for node in arch.graph.values() if isinstance(node, HeadNode))]
     while not isinstance(node := chain[-1], EmbedNode):
-        assert isinstance(node, BlockNode | LoopNode | HeadNode | NormNode)
+        assert isinstance(node, BlockNode | LoopNode | HeadNode | NormNode | ArrangeNode)
         chain.append(arch.graph[node.input])
     return chain[::-1]
 

@@ -219,7 +219,7 @@ def _draw_bus(svg: ET.Element, plan: Plan, bus: Bus) -> None:
     _add(svg, "rect", "sign", x=left, y=bus.top, width=right - left, height=bus.height, rx=2)
     for y in range(4, bus.height, 4):
         _add(svg, "path", "line", d=f"M{left:.5g} {bus.top + y:.5g}H{right:.5g}")
-    _write(svg, left, bus.top - 5, f"memory, {bus.slots} slots", "dim")
+    _write(svg, left, bus.top - 5, bus.words, "dim")
     source = bus.source
     top = plan.ys[source.lane] - source.half_height
     _wire(svg, [(source.x, top), (source.x, middle), (left, middle)], head=True)

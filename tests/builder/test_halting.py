@@ -17,7 +17,7 @@ from builder.schedules import model_under, under
 from searchspace import SpecError
 from studies.probes.trace import Trace
 
-TOPOLOGIES = ["residual", "anchor", {"mesh": {"slots": 5}}]
+TOPOLOGIES = ["residual", "anchor", "lstm", "hyper_connections", {"mesh": {"slots": 5}}]
 
 
 def looped(topology="anchor", schedule=("token",) * 12, *, causal=True, **more):

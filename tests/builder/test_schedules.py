@@ -10,7 +10,7 @@ from builder.schedules import model_under, read_schedules, under
 from searchspace import SpecError
 from searchspace.plain import dump_yaml
 
-TOPOLOGIES = ["anchor", {"mesh": {"slots": 5}}, {"mix": {"of": ["residual", "anchor"], "weights": "dynamic"}},
+TOPOLOGIES = ["anchor", "lstm", "hyper_connections", {"mesh": {"slots": 5}}, {"mix": {"of": ["residual", "anchor"], "weights": "dynamic"}},
               {"mix": {"of": ["residual", "anchor"], "weights": "static"}}, {"runge_kutta": {"tableau": "midpoint", "learned": True}}]  # fmt: skip
 SCHEDULE = ["phrase", "word", "token", "word"]
 

@@ -16,7 +16,7 @@ from studies.probes.table import probe
 from studies.probes.trace import Runner, Trace
 from studies.records.reading import read_study
 
-TOPOLOGIES = ["base", "residual", "anchor", {"mesh": {"slots": 5}}, {"mix": {"of": ["residual", "anchor"], "weights": "dynamic"}}]  # fmt: skip
+TOPOLOGIES = ["base", "residual", "anchor", "lstm", "hyper_connections", {"mesh": {"slots": 5}}, {"mix": {"of": ["residual", "anchor"], "weights": "dynamic"}}]  # fmt: skip
 
 
 def looped(schedule=("token",) * 4, *, causal=True, d_model=16, block=None, **loop):
