@@ -56,7 +56,7 @@ assert "SiluFeedForward" in modeling_code(graph) and "`silu`" in key_reference()
 TOPOLOGY = (
     {
         "searchspace/topologies.py": [
-            (X, '    Literal["twice", "base", "residual"'),
+            ('        "base",\n        "residual"', '        "twice",\n        "base",\n        "residual"'),
             ('        _plain("anchor"),\n', '        _plain("anchor"),\n        _plain("twice"),\n'),
         ],
         "builder/graph/topologies.py": [('        Unrolling("anchor",', '        Unrolling("twice", _added_to(lambda loop, state: (state, loop.start))),\n        Unrolling("anchor",')],
