@@ -58,14 +58,14 @@ class Runner:
 
     def lean(self, tokens_BL: Tensor, wanted: Collection[str]) -> dict[str, Any]:
         """The values of these labels, of one forward; others are dropped when nothing reads them any more."""
-        last = {name: i for i, step in enumerate(self.steps) for name in (*step.inputs, step.label)}
-        values = self.begin(tokens_BL)
+        values = self.begin(tokens_BL)  # these stay: calls name them beside their inputs
+        last = {name: i for i, step in enumerate(self.steps) for name in {*step.inputs, step.label} - values.keys()}
         with torch.no_grad():
             for i, step in enumerate(self.steps):
                 self.run([step], values)
                 for name in {*step.inputs, step.label} - {*wanted}:
-                    if last[name] == i:
-                        values.pop(name, None)
+                    if last.get(name) == i:
+                        values.pop(name)
         return {name: values[name] for name in wanted}
 
     def states(self, loop: str) -> tuple[str, ...]:

@@ -120,6 +120,18 @@ def test_a_loop_is_stable_if_it_stays_bounded_as_long_as_it_is_tried(growth, sta
     torch.testing.assert_close(found, kept, rtol=0, atol=0, equal_nan=True)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("topology", ["anchor", {"mesh": {"slots": 5}}, "hyper_connections"], ids=str)
+def test_a_lean_run_keeps_what_is_asked_for_and_computes_the_same(topology, causal):
+    arch, model = looped(("phrase", "word", "token"), topology=topology, recall="linear", causal=causal)
+    runner, whole = Runner(model, arch), Trace(model, arch, tokens())
+    wanted = {*runner.states("h")[1:], runner.output}
+    found = runner.lean(tokens(), wanted)
+    assert found.keys() == wanted
+    assert all(torch.equal(found[name], whole.values[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("where", ["loop", "block"])
 def test_recall_maps_against_numpy(where):
     arch, model = looped(recall="linear") if where == "loop" else looped(block={"recall": "linear"})
