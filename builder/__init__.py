@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from builder.graph.ir import Graph, Level, Node
     from builder.graph.ops import operation, pool, upscale
     from builder.graph.topologies import Loop, topology
+    from builder.halting import Halt
     from builder.lowering import build_model
     from builder.pricing.budget import Budget, BudgetSpec
     from builder.pricing.cost import Cost, breakdown, estimate
@@ -30,6 +31,7 @@ _HOME = {
     "graph.ir": ("Graph", "Level", "Node"),
     "graph.ops": ("operation", "pool", "upscale"),
     "graph.topologies": ("Loop", "topology"),
+    "halting": ("Halt",),
     "lowering": ("build_model",),
     "pricing.budget": ("Budget", "BudgetSpec"),
     "pricing.cost": ("Cost", "breakdown", "estimate"),
@@ -42,6 +44,7 @@ __all__ = [
     "Cost",
     "FeedForwardRow",
     "Graph",
+    "Halt",
     "Level",
     "Loop",
     "Node",

@@ -279,6 +279,11 @@ def _check_graph(arch: ArchSpec) -> None:
     if iterations > MOST_ITERATIONS:
         what = f"has up to {iterations} iterations in all its loops"
         raise SpecError("graph", what, f"keep to {MOST_ITERATIONS}; poisson_lognormal draws up to four times train")
+    in_segments = {name: node.segments for name, node in arch.graph.items() if isinstance(node, LoopNode)}
+    if len(counts := {count for count in in_segments.values() if count > 1}) > 1:
+        last = [name for name, count in in_segments.items() if count > 1][-1]
+        what = f"loops train a batch in {' and '.join(map(str, sorted(counts)))} segments"
+        raise SpecError(f"graph.{last}.iterations.segments", what, "give all of them one number")
     for name, node in arch.graph.items():
         _check_node(arch, node, f"graph.{name}", embeds)
         deep = arch.residual_scale != "none" or arch.parametrization == "completep"

@@ -64,7 +64,8 @@ class Bundle:
         """
         arch, model = model_under(self.model, self.arch, schedules)
         facts = {**self.manifest, "arch_id": compile_arch(arch).arch_id, "trained_arch_id": self.manifest["arch_id"]}
-        return Bundle(arch=arch, model=model, cost=estimate(compile_arch(arch)), manifest=facts)
+        found = Bundle(arch=arch, model=model, cost=estimate(compile_arch(arch)), manifest=facts)
+        return found if self.halt is None else found.until(self.halt)
 
     def until(self, halt: Halt) -> Bundle:
         """The same weights, the loop of most iterations ended where a row has come to rest.

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from builder.iterations import segments_of
 from builder.pricing.cost import Cost
-from searchspace.arch import BaseSpec
+from searchspace.arch import ArchSpec, BaseSpec
 from studies.sections import TrainingConfig
 
 # Step Law's exponents of tokens; that of size makes N^-1/3 at one ratio, as in OLMo's ladder; factors of our grids.
@@ -114,18 +115,20 @@ class Horizon:
     """At which a model of this shape would have them."""
 
 
-def horizon_of(config: TrainingConfig, shape: Shape, cost: Cost, train_tokens: int, bytes_per_token: float) -> Horizon:
-    """The horizon of one training.
+def horizon_of(
+    config: TrainingConfig, arch: ArchSpec, cost: Cost, train_tokens: int, bytes_per_token: float
+) -> Horizon:
+    """The horizon of one training. Text that is trained on in several segments is seen once.
 
     Args:
         config: its settings.
-        shape: of the architecture.
+        arch: what is trained.
         cost: its price.
         train_tokens: there are to train on.
         bytes_per_token: of the text.
     """
-    size, tokens = size_of(shape, cost), tokens_of(config, cost)
+    size, tokens = size_of(arch, cost), tokens_of(config, cost) / segments_of(arch)
     seen = tokens * bytes_per_token / size
     fits = size * math.sqrt(seen / BYTES_PER_PARAMETER)  # FLOPs go as size times tokens, tokens as size
-    width = max(8, 8 * round(shape.d_model * math.sqrt(fits / size) / 8))
+    width = max(8, 8 * round(arch.d_model * math.sqrt(fits / size) / 8))
     return Horizon(seen, tokens / max(1, train_tokens), fits, width)

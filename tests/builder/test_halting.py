@@ -188,6 +188,10 @@ def test_in_bundles_and_exports(bundle, tmp_path):
         padded = theirs(given, attention_mask=mask).logits
         torch.testing.assert_close(padded[mask == 1], ends.model(given, mask)[mask == 1])
     assert theirs.config.halt == "state=0.5"
+    longer = ends.under({"h": 12})
+    assert longer.halt == ends.halt
+    longer.model(given)
+    assert longer.model.iterations_used[0] == ends.model.iterations_used[0] < 9
     with pytest.raises(ValueError, match="not of a loop that ends at rest"):
         theirs(given, output_hidden_states=True)
     assert "runs all iterations" in run_cli(

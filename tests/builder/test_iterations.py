@@ -162,6 +162,13 @@ def test_what_does_not_fit_is_refused(over, told):
     assert told in str(caught.value)
 
 
+def test_loops_go_in_segments_together():
+    loops = {name: {"loop": "core", "in": read, "schedule": ["token"], "iterations": {"segments": count}}
+             for name, read, count in (("h", "x", 2), ("k", "h", 4))}  # fmt: skip
+    with pytest.raises(SpecError, match=r"graph.k.iterations.segments: loops train a batch in 2 and 4 segments"):
+        tiny_arch({"graph": {**loops, "logits": {"in": "k"}}})
+
+
 def test_a_factor_of_the_number_of_layers_is_refused():
     with pytest.raises(SpecError, match="residual_scale goes by the number of layers, and its iterations vary"):
         tiny_arch({"residual_scale": "inverse_depth", "graph": {"h": {"per": "loop", "iterations": {"test": [9]}}}})

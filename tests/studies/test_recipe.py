@@ -56,6 +56,9 @@ def test_a_horizon_is_a_size_that_the_budget_suits():
     found = horizon_of(enough, arch, cost, train_tokens=size, bytes_per_token=4.0)
     assert (found.bytes_per_parameter, found.size, found.width) == pytest.approx((60, size, arch.d_model))
     assert found.epochs == pytest.approx(15)
+    segmented = tiny_arch({"graph": {"h": {"iterations": {"segments": 3}}}})
+    plain, *once = (horizon_of(enough, each, priced(each)[1], size, 4.0) for each in (tiny_arch(), segmented))
+    assert once[0].epochs == pytest.approx(plain.epochs / 3), "a batch in three segments is seen once"
     starved = horizon_of(TrainingConfig(tokens=enough.tokens / 16), arch, cost, size, 4.0)
     assert (starved.size, starved.width) == pytest.approx((size / 4, arch.d_model / 2))
 
