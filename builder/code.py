@@ -102,6 +102,8 @@ class Ending:
     loop: str
     by: str
     threshold: float
+    every: int
+    """Iterations after which it may end: those of a step of its topology."""
 
     def parts(self, steps: Sequence[Step]) -> LoopParts:
         """The steps before the loop, of its iterations, and after it. Raises `SpecError` if they can't be parted."""
@@ -110,7 +112,7 @@ class Ending:
             loop, t = step.node.iteration
             is_moved = any(name in own or name in after for name in step.inputs)
             if loop == self.loop and t is not None and (step.node.op == "block" or is_moved):
-                own[step.label] = t
+                own[step.label] = t // self.every
             elif is_moved:
                 after[step.label] = step
             else:
@@ -139,7 +141,7 @@ class Ending:
     def made_for(self, steps: Sequence[Step]) -> PartCall:
         """How the module is made that ends it."""
         level = last_state(self.loop, steps).node.level
-        return PartCall(PartName("halting.Halting"), (self.by, self.threshold, *level))
+        return PartCall(PartName("halting.Halting"), (self.by, self.threshold, self.every, *level))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class LoopParts:
 
     before: Sequence[Step]
     rounds: Sequence[Sequence[Step]]
-    """Of each iteration."""
+    """Of each iteration, or step of several."""
     after: Sequence[Step]
     begun: str
     """The label of the state that it begins with."""

@@ -67,7 +67,9 @@ def ending_of(arch: ArchSpec, halt: Halt) -> Ending:
     """Where the loop of most iterations ends. Raises `SpecError` if there is none."""
     if not (loop := longest_loop(arch)):
         raise SpecError("--halt", "there is no loop that could stop", "leave it out")
-    return Ending(loop, halt.by, halt.threshold)
+    node = arch.graph[loop]
+    assert isinstance(node, LoopNode)
+    return Ending(loop, halt.by, halt.threshold, node.topology.row.stages(node.topology.settings))
 
 
 def told(arch: ArchSpec, halt: Halt, used: Sequence[int]) -> dict[str, float]:
@@ -85,14 +87,14 @@ def told(arch: ArchSpec, halt: Halt, used: Sequence[int]) -> dict[str, float]:
     assert isinstance(node, LoopNode)
     turn = node.turn
     one, two = (estimate(compile_arch(under(arch, {loop: n * turn}))).flops_per_token for n in (1, 2))
-    each, again = (two - one) / turn, 0.0
+    each, again, ending = (two - one) / turn, 0.0, ending_of(arch, halt)
     if halt.by == "logits":
         graph = compile_arch(arch)
-        after = Ending(loop, halt.by, halt.threshold).parts(steps_of(graph)).after
+        after = ending.parts(steps_of(graph)).after
         again = flops_of(graph, {step.node.name for step in after}) / graph.seq_len
 
     def total(iterations: float) -> float:
-        return one + (iterations - turn) * each + max(0.0, iterations - 1) * again
+        return one + (iterations - turn) * each + max(0.0, iterations / ending.every - 1) * again
 
     mean, most = sum(used) / max(1, len(used)), max(used, default=0)
     return {

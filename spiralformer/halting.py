@@ -20,13 +20,14 @@ class Halting(nn.Module):
     Args:
         by: ``state`` or ``logits``.
         threshold: below which a row rests.
+        every: iterations between the states that it is given.
         chunk: of the loop's level.
         offset: of it.
     """
 
-    def __init__(self, by: str, threshold: float, chunk: int, offset: int) -> None:
+    def __init__(self, by: str, threshold: float, every: int, chunk: int, offset: int) -> None:
         super().__init__()
-        self.by, self.threshold, self.chunk, self.offset = by, threshold, chunk, offset
+        self.by, self.threshold, self.every, self.chunk, self.offset = by, threshold, every, chunk, offset
         self.used: list[int] = []
         """Iterations of each row of the last batch."""
 
@@ -50,7 +51,7 @@ class Halting(nn.Module):
         found = None
         new_BLD = next(states)
         while True:
-            used_B += ~done_B
+            used_B += ~done_B * self.every
             new_BLD = torch.where(done_B[:, None, None], state_BLD, new_BLD)
             if self.by == "logits":
                 before, found = found, finish(new_BLD)

@@ -225,7 +225,8 @@ def _runge_kutta(loop: Loop) -> Value:
         stages: list[Value] = []
         for j, factors in enumerate(tableau.stage_factors):
             owner = f"sites.{name}.stage{j}" if settings.trains else ""
-            point = _combine(loop, f"{name}.t{first + j}.stage", state, stages, factors, owner)
+            before = max(first, first + j - 1)  # the state after an iteration is where the next one begins
+            point = _combine(loop, f"{name}.t{before}.stage", state, stages, factors, owner)
             stages.append(loop.iterate(first + j, point))
         t = first + tableau.stages - 1
         owner = f"sites.{name}.step" if settings.trains else ""

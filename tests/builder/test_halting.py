@@ -57,6 +57,27 @@ def test_logits_are_those_of_the_iteration_at_which_a_row_stopped(topology, by):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("by", ["state", "logits"])
+@pytest.mark.parametrize(("tableau", "stages"), [("midpoint", 2), ("rk4", 4)])
+def test_a_step_of_several_stages_ends_whole(tableau, stages, by):
+    """Between them the state is only where the next stage begins."""
+    arch, model = looped({"runge_kutta": {"tableau": tableau}}, norm=None)
+    given, whole = tokens(), range(stages, 13, stages)
+    each = {n: model_under(model, arch, {"h": n})[1](given) for n in whole}
+    for threshold in torch.logspace(1, -6, 60).tolist():  # the first by which rows differ
+        ending = halting(model, arch, Halt(by, threshold))
+        logits = ending(given)
+        if len(set(ending.iterations_used)) > 1:
+            break
+    assert set(ending.iterations_used) <= {*whole}
+    for row, used in enumerate(ending.iterations_used):
+        torch.testing.assert_close(logits[row], each[used][row], atol=2e-5, rtol=1e-4)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        halting(model, arch, Halt(by, 1e-30))(torch.zeros(1, arch.seq_len, dtype=torch.long))
+    assert told(arch, Halt(by, 1e-30), [12])["flops_per_token"] == counter.get_total_flops() / arch.seq_len
+
+
+@torch.no_grad()
 def test_never_and_at_once():
     arch, model = looped(schedule=["word", "token"] * 3)
     given = tokens()
@@ -178,11 +199,11 @@ def test_in_bundles_and_exports(bundle, tmp_path):
     assert str(ends.halt) == "state=0.5"
     with torch.no_grad():
         logits = ends.model(given)
-        assert min(ends.model.iterations_used) < 9
+        assert min(used := ends.model.iterations_used) < 9
         run_cli("export", tmp_path / "ends", "--format", "hf", "-o", tmp_path / "hf")
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
         torch.testing.assert_close(theirs(given).logits, logits)
-        assert theirs.model.halting.used == ends.model.iterations_used
+        assert theirs.model.halting.used == used
         mask = torch.ones_like(given)
         mask[0, :8] = mask[1, 12:] = 0
         padded = theirs(given, attention_mask=mask).logits
@@ -191,7 +212,7 @@ def test_in_bundles_and_exports(bundle, tmp_path):
     longer = ends.under({"h": 12})
     assert longer.halt == ends.halt
     longer.model(given)
-    assert longer.model.iterations_used[0] == ends.model.iterations_used[0] < 9
+    assert all(a == b for a, b in zip(longer.model.iterations_used, used, strict=True) if b < 9)
     with pytest.raises(ValueError, match="not of a loop that ends at rest"):
         theirs(given, output_hidden_states=True)
     assert "runs all iterations" in run_cli(

@@ -121,6 +121,20 @@ def test_a_loop_is_stable_if_it_stays_bounded_as_long_as_it_is_tried(growth, sta
 
 
 @torch.no_grad()
+def test_between_stages_the_state_is_where_the_next_one_begins():
+    arch, model = looped(topology={"runge_kutta": {"tableau": "midpoint"}})
+    trace, loop = traced(arch, model)
+    block, x = model.get_submodule("blocks.core"), trace.values["x"]
+    for t in (1, 3):
+        half = x + 0.5 * block(x)
+        torch.testing.assert_close(loop.states[t], half)
+        x = x + block(half)
+        torch.testing.assert_close(loop.states[t + 1], x)
+    moved = loop.states[1] + 0.1 * torch.randn_like(loop.states[1])
+    torch.testing.assert_close(trace.again(loop, 2, moved), trace.values["x"] + block(moved))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("topology", ["anchor", {"mesh": {"slots": 5}}, "hyper_connections"], ids=str)
 def test_a_lean_run_keeps_what_is_asked_for_and_computes_the_same(topology, causal):
