@@ -249,6 +249,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what, remedy = "is not a bundle (no manifest.json)", "give a folder made by export"
         if not folder.exists():
             what = "is not there"
+        elif (inner := next(iter(sorted(folder.glob(f"*/{_MANIFEST}"))), None)) is not None:
+            remedy = f"give the one in it: {inner.parent}"
         if (folder / "config.json").is_file():
             what, remedy = "is a Hugging Face folder, not a bundle", "export without --format"
         raise SpecError("", what, remedy, file=str(folder))

@@ -104,3 +104,10 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(bundle, tmp_path):
     with pytest.raises(SpecError, match="is not a bundle"):
         save_bundle(tmp_path / "precious", arch, model)
     assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_a_folder_that_holds_a_bundle_is_told_from_it(tmp_path):
+    save_bundle(tmp_path / "study" / "best", tiny_arch(), built())
+    with pytest.raises(SpecError) as caught:
+        load_bundle(tmp_path / "study")
+    assert f"give the one in it: {tmp_path / 'study' / 'best'}" in str(caught.value)
