@@ -6,6 +6,7 @@ An export to Hugging Face carries the same text.
 from __future__ import annotations
 
 import keyword
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -102,8 +103,8 @@ class Ending:
     loop: str
     by: str
     threshold: float
-    every: int
-    """Iterations after which it may end: those of a step of its topology."""
+    ends: tuple[int, ...]
+    """After how many iterations it may end; the last number is all of them."""
 
     def parts(self, steps: Sequence[Step]) -> LoopParts:
         """The steps before the loop, of its iterations, and after it. Raises `SpecError` if they can't be parted."""
@@ -112,13 +113,13 @@ class Ending:
             loop, t = step.node.iteration
             is_moved = any(name in own or name in after for name in step.inputs)
             if loop == self.loop and t is not None and (step.node.op == "block" or is_moved):
-                own[step.label] = t // self.every
+                own[step.label] = bisect_right(self.ends, t)
             elif is_moved:
                 after[step.label] = step
             else:
                 before.append(step)
         moving = [step for step in steps if step.label in own]
-        rounds = [[step for step in moving if own[step.label] == t] for t in range(max(own.values()) + 1)]
+        rounds = [[step for step in moving if own[step.label] == t] for t in range(len(self.ends))]
         end = last_state(self.loop, moving)
         states = [_ends(each, end.node.level) for each in rounds]
         first = next(step for step in moving if step.node.op == "block")
@@ -141,7 +142,7 @@ class Ending:
     def made_for(self, steps: Sequence[Step]) -> PartCall:
         """How the module is made that ends it."""
         level = last_state(self.loop, steps).node.level
-        return PartCall(PartName("halting.Halting"), (self.by, self.threshold, self.every, *level))
+        return PartCall(PartName("halting.Halting"), (self.by, self.threshold, self.ends, *level))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class LoopParts:
 
     before: Sequence[Step]
     rounds: Sequence[Sequence[Step]]
-    """Of each iteration, or step of several."""
+    """Of the iterations to each place where it may end."""
     after: Sequence[Step]
     begun: str
     """The label of the state that it begins with."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from statistics import mean
 from typing import Literal
 
-from builder.code import Ending, steps_of
+from builder.code import Ending, Step, steps_of
 from builder.graph.compiler import compile_arch
 from builder.lowering import build_view
-from builder.pricing.cost import estimate, flops_of
-from builder.schedules import under
+from builder.pricing.cost import flops_of
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, show
 from searchspace.nodes import LoopNode
@@ -64,42 +65,51 @@ def halting(model: SpiralFormer, arch: ArchSpec, halt: Halt) -> SpiralFormer:
 
 
 def ending_of(arch: ArchSpec, halt: Halt) -> Ending:
-    """Where the loop of most iterations ends. Raises `SpecError` if there is none."""
+    """Where the loop of most iterations may end: after those at its finest level, that are the last of a step.
+
+    What a coarse iteration adds is small, whatever is still to come.
+
+    Raises:
+        SpecError: if there is no loop, or nowhere to end before it does anyway.
+    """
     if not (loop := longest_loop(arch)):
         raise SpecError("--halt", "there is no loop that could stop", "leave it out")
     node = arch.graph[loop]
     assert isinstance(node, LoopNode)
-    return Ending(loop, halt.by, halt.threshold, node.topology.row.stages(node.topology.settings))
+    chunks, stages = [arch.levels[use.level].chunk for use in node.schedule], node.topology.row.stages
+    every, most = stages(node.topology.settings), len(chunks)
+    ends = [t for t in range(every, most, every) if chunks[t - 1] == min(chunks)]
+    if not ends:
+        what = f"loop {loop} could only stop at its end: it stops after iterations at its finest level"
+        raise SpecError("--halt", what, f"let it run longer: --schedule {loop}={4 * node.turn}")
+    return Ending(loop, halt.by, halt.threshold, (*ends, most))
 
 
 def told(arch: ArchSpec, halt: Halt, used: Sequence[int]) -> dict[str, float]:
     """Iterations of rows, and forward FLOPs per token, in the mean and of the row that took most.
 
-    By logits, what follows the loop runs after each iteration, and counts.
+    By logits, what follows the loop runs each time that it may end, and counts.
 
     Args:
         arch: of the model.
         halt: when it stops.
         used: iterations of each row.
     """
-    loop = longest_loop(arch)
-    node = arch.graph[loop]
-    assert isinstance(node, LoopNode)
-    turn = node.turn
-    one, two = (estimate(compile_arch(under(arch, {loop: n * turn}))).flops_per_token for n in (1, 2))
-    each, again, ending = (two - one) / turn, 0.0, ending_of(arch, halt)
-    if halt.by == "logits":
-        graph = compile_arch(arch)
-        after = ending.parts(steps_of(graph)).after
-        again = flops_of(graph, {step.node.name for step in after}) / graph.seq_len
+    graph, ending = compile_arch(arch), ending_of(arch, halt)
+    parts = ending.parts(steps_of(graph))
 
-    def total(iterations: float) -> float:
-        return one + (iterations - turn) * each + max(0.0, iterations / ending.every - 1) * again
+    def flops(steps: Sequence[Step]) -> float:
+        return flops_of(graph, {step.node.name for step in steps}) / graph.seq_len
 
-    mean, most = sum(used) / max(1, len(used)), max(used, default=0)
+    rounds, after = [*accumulate(map(flops, parts.rounds))], flops(parts.after)
+    ran = {end: i for i, end in enumerate(ending.ends)}
+    cost = {
+        count: flops(parts.before) + rounds[ran[count]] + after * (1 + ran[count] * (halt.by == "logits"))
+        for count in {*used}
+    }
     return {
-        "iterations": mean,
-        "most_iterations": float(most),
-        "flops_per_token": total(mean),
-        "worst_flops_per_token": total(most),
+        "iterations": mean(used),
+        "most_iterations": float(max(used)),
+        "flops_per_token": mean(cost[count] for count in used),
+        "worst_flops_per_token": max(cost.values()),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -182,7 +182,7 @@ class ArchSpec:
                     f"use 0 .. {level.chunk - 1}, or auto",
                 )
         for name, block in self.blocks.items():
-            _check_block(block, self.d_model, f"blocks.{name}")
+            _check_block(block, self, f"blocks.{name}")
         _check_graph(self)
 
     def to_yaml(self) -> str:
@@ -231,7 +231,8 @@ def _check_parametrization(arch: ArchSpec) -> None:
         raise SpecError("tie_embeddings", what, "set it to false, or parametrization: standard")
 
 
-def _check_block(block: BlockSpec, d_model: int, path: str) -> None:
+def _check_block(block: BlockSpec, arch: ArchSpec, path: str) -> None:
+    d_model = arch.d_model
     if block.window is not None and block.bidirectional and block.window % 2 == 0:
         what = f"{block.window} has no middle, and the block looks both ways"
         raise SpecError(f"{path}.window", what, f"use {block.window - 1} or {block.window + 1}")
@@ -245,7 +246,11 @@ def _check_block(block: BlockSpec, d_model: int, path: str) -> None:
         raise SpecError(
             f"{path}.kv_heads", f"kv_heads ({block.kv_heads}) does not divide heads ({block.heads})", "choose a divisor"
         )
-    if block.axes and (min(block.axes) < 1 or rotary_dim(block, d_model) % (2 * len(block.axes))):
+    if block.axes and min(block.axes) < 1:
+        raise SpecError(f"{path}.axes", f"{[*block.axes]} are no sides of a grid", "give e.g. [9, 9]")
+    if block.axes:
+        _check_grid(block.axes, arch.seq_len, f"{path}.axes")
+    if block.axes and rotary_dim(block, d_model) % (2 * len(block.axes)):
         what = f"{rotary_dim(block, d_model)} rotated dimensions are no whole pairs for each of {[*block.axes]}"
         raise SpecError(f"{path}.axes", what, f"rotate a multiple of {2 * len(block.axes)}")
     if rotary_dim(block, d_model) % 2:
@@ -330,19 +335,27 @@ def _check_node(arch: ArchSpec, node: NodeSpec, path: str, embeds: list[str]) ->
             f"{path}.weights", f"{show(node.weights)} can't be used as a name", "use letters, digits and '_'"
         )
     if isinstance(node, ArrangeNode):
-        _check_arrange(node, path)
+        _check_arrange(node, arch.seq_len, path)
     if isinstance(node, PoolNode) and node.pool.delay:
         raise SpecError(f"{path}.pool.delay", "has no meaning for a pool", "delay the upscale that reads it")
     if isinstance(node, LoopNode):
         check_loop(node, path, core_recalls=arch.blocks[node.loop].recall is not None, embeds=embeds)
 
 
-def _check_arrange(node: ArrangeNode, path: str) -> None:
+def _check_arrange(node: ArrangeNode, seq_len: int, path: str) -> None:
     if not 2 <= len(node.arrange) <= 8 or min(node.arrange) < 1 or math.prod(node.arrange) > 1 << 24:
         raise SpecError(f"{path}.arrange", f"{[*node.arrange]} are no sides of a grid", "give two to eight, as [9, 9]")
     if sorted(node.axes) != [*range(len(node.arrange))]:
         what = f"{[*node.axes]} is no order of the {len(node.arrange)} axes"
         raise SpecError(f"{path}.axes", what, f"give each of 0 .. {len(node.arrange) - 1} once")
+    _check_grid(node.arrange, seq_len, f"{path}.arrange")
+
+
+def _check_grid(sides: Sequence[int], seq_len: int, path: str) -> None:
+    """Positions are whole grids: rows that wrap elsewhere than a board's mean nothing."""
+    if seq_len % math.prod(sides):
+        what = f"{[*sides]} has {math.prod(sides)} places, and seq_len {seq_len} is no multiple of that"
+        raise SpecError(path, what, "give the sides of the board, or its number of places as seq_len")
 
 
 def _check_use(arch: ArchSpec, use: LevelUse, path: str) -> None:

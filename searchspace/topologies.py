@@ -219,7 +219,11 @@ class TopologySpec:
         name = next(iter(mapping), "")
         _row(name)
         known = {row.name: row.settings for row in TOPOLOGIES.values() if row.settings}
-        if len(mapping) != 1 or name not in known:
+        if len(mapping) > 1:
+            raise SpecError(path, f"names {len(mapping)} topologies: {', '.join(map(str, mapping))}", "keep one")
+        if name in TOPOLOGIES and name not in known:
+            raise SpecError(join_path(path, str(name)), "takes no settings", f"write topology: {name}")
+        if name not in known:
             raise SpecError(path, f"unknown topology {show(mapping)}", "write a name, or " + one_of(known, name))
         decoded: Any = decode(known[name], mapping[name], join_path(path, name))
         if callable(check := getattr(decoded, "check", None)):

@@ -5,7 +5,7 @@ Shape legend: B batch, L positions, D model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 class Halting(nn.Module):
     """Runs a loop's iterations until every row rests; in training, all of them.
 
-    By ``state``: its relative change in norm, over all positions, is below the threshold. By ``logits``: the
-    Kullback-Leibler divergence between two iterations' predictions is, mean over positions, in nats.
+    By ``state``: its relative change in norm since the one before, over all positions, is below the threshold. By
+    ``logits``: the Kullback-Leibler divergence between predictions from the two is, mean over positions, in nats.
 
     Args:
         by: ``state`` or ``logits``.
         threshold: below which a row rests.
-        every: iterations between the states that it is given.
+        ends: after how many iterations each state comes that it is given.
         chunk: of the loop's level.
         offset: of it.
     """
 
-    def __init__(self, by: str, threshold: float, every: int, chunk: int, offset: int) -> None:
+    def __init__(self, by: str, threshold: float, ends: Sequence[int], chunk: int, offset: int) -> None:
         super().__init__()
-        self.by, self.threshold, self.every, self.chunk, self.offset = by, threshold, every, chunk, offset
+        self.by, self.threshold, self.ends, self.chunk, self.offset = by, threshold, tuple(ends), chunk, offset
         self.used: list[int] = []
         """Iterations of each row of the last batch."""
 
@@ -42,7 +42,7 @@ class Halting(nn.Module):
 
         Args:
             state_BLD: with which the loop begins.
-            states: gives the state after each iteration, and is sent the one to go on from.
+            states: gives the states, and is sent the one to go on from.
             finish: of a state, what follows the loop.
             lengths_B: tokens of each row, where some are padding.
         """
@@ -50,8 +50,8 @@ class Halting(nn.Module):
         done_B = torch.zeros_like(used_B, dtype=torch.bool)
         found = None
         new_BLD = next(states)
-        while True:
-            used_B += ~done_B * self.every
+        for iterations in self.ends:
+            used_B = torch.where(done_B, used_B, iterations)
             new_BLD = torch.where(done_B[:, None, None], state_BLD, new_BLD)
             if self.by == "logits":
                 before, found = found, finish(new_BLD)
@@ -64,10 +64,8 @@ class Halting(nn.Module):
                 done_B = done_B | (moved_B < self.threshold)
                 if bool(done_B.all()):
                     break
-            try:
+            if iterations < self.ends[-1]:
                 new_BLD = states.send(state_BLD)
-            except StopIteration:
-                break
         states.close()
         self.used = used_B.tolist()
         return finish(state_BLD) if found is None else found

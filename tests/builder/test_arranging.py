@@ -98,6 +98,9 @@ def test_an_order_that_changes_nothing_is_nothing():
         ({"graph": {"a": {"axes": [0, 1]}}}, "give each of 0 .. 3 once"),
         ({"graph": {"a": {"arrange": [24], "axes": [0], "in": "x"}}}, "graph.a.arrange: [24] are no sides of a grid"),
         ({"graph": {"a": {"arrange": [0, 24], "axes": [1, 0], "in": "x"}}}, "are no sides of a grid"),
+        ({"seq_len": 30}, "graph.a.arrange: [2, 2, 2, 3] has 24 places, and seq_len 30 is no multiple of that"),
+        ({"blocks": {"core": {"axes": [5, 5]}}}, "blocks.core.axes: [5, 5] has 25 places, and seq_len 24 is no"),
+        ({"blocks": {"core": {"axes": [0, 4]}}}, "blocks.core.axes: [0, 4] are no sides of a grid; give e.g. [9, 9]"),
         ({"graph": {"p": {"pool": "box", "in": "x"}, "a": {"in": "p"}}}, "needs full resolution"),
     ],
 )

@@ -84,8 +84,8 @@ def test_never_and_at_once():
     never, at_once = (halting(model, arch, Halt("state", threshold)) for threshold in (1e-12, 1e8))
     torch.testing.assert_close(never(given), model(given))
     assert never.iterations_used == [6] * 5
-    torch.testing.assert_close(at_once(given), model_under(model, arch, {"h": 1})[1](given))
-    assert at_once.iterations_used == [1] * 5
+    torch.testing.assert_close(at_once(given), model_under(model, arch, {"h": 2})[1](given))
+    assert at_once.iterations_used == [2] * 5, "a coarse iteration is no place to stop"
 
 
 @torch.no_grad()
@@ -140,7 +140,26 @@ def test_what_it_costs():
     assert never["flops_per_token"] == never["worst_flops_per_token"] == whole
     some = told(arch, Halt("state", 0.1), [3, 5])
     assert some["iterations"] == 4
-    assert some["flops_per_token"] == estimate(compile_arch(under(arch, {"h": 4}))).flops_per_token
+    assert some["flops_per_token"] == pytest.approx(estimate(compile_arch(under(arch, {"h": 4}))).flops_per_token)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by", ["state", "logits"])
+@pytest.mark.parametrize("schedule", [["word", "token", "token", "token"], ["phrase", "word", "token"] * 3], ids=str)
+def test_the_price_is_of_the_levels_that_ran(schedule, by):
+    """Each place to stop, counted: the first by which a row rests, tightened until it does not."""
+    arch, model = looped(schedule=schedule)
+    given, seen = torch.randint(0, 17, (1, arch.seq_len), generator=torch.Generator().manual_seed(1)), set()
+    for threshold in torch.logspace(3, -6, 60).tolist():
+        ending = halting(model, arch, Halt(by, threshold))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            ending(given)
+        (used,) = ending.iterations_used
+        assert schedule[used - 1] == "token"
+        seen.add(used)
+        found = told(arch, Halt(by, threshold), [used])
+        assert found["flops_per_token"] == found["worst_flops_per_token"] == counter.get_total_flops() / arch.seq_len
+    assert len(seen) > 1
 
 
 @torch.no_grad()
@@ -173,8 +192,8 @@ def test_in_eval(bundle):
     plain = json.loads(run_cli("eval", bundle, *to, "--json"))
     stopped = json.loads(run_cli("eval", bundle, *to, "--json", "--halt", "state=1e8", "--schedule", "h=9"))
     assert plain["halted"] == {}
-    assert stopped["halted"]["iterations"] == 1.0
-    assert stopped["loss"] != plain["loss"]
+    assert stopped["halted"]["iterations"] == 3.0
+    assert stopped["loss"] == plain["loss"]
     assert "iterations 9, most_iterations 9" in run_cli(
         "eval", bundle, *to, "--halt", "logits=1e-30", "--schedule", "h=9"
     )
@@ -183,20 +202,26 @@ def test_in_eval(bundle):
 
 def test_in_generate(bundle):
     given = ("generate", bundle, "-n", "12", "--prompt", "two ", "--temperature", "0")
-    said = run_cli(*given)
-    never = run_cli(*given, "--halt", "state=1e-12")
+    said = run_cli(*given, "--schedule", "h=9")
+    never = run_cli(*given, "--halt", "state=1e-12", "--schedule", "h=9")
     assert never.startswith(said)
-    assert "the loop ran 3.0 times for a token in the mean, 3 at most" in never
-    assert "the loop ran 1.0 times" in run_cli(*given, "--halt", "logits=1e8", "--schedule", "h=1")
+    assert "times for a token in the mean, 9 at most" in never
+    assert "the loop ran 6.0 times" in run_cli(*given, "--halt", "logits=1e8", "--schedule", "h=9")
+    told = run_cli(*given, "--halt", "state=0.1", code=2)
+    assert "could only stop at its end" in told
+    assert "--schedule h=12" in told
 
 
 def test_in_bundles_and_exports(bundle, tmp_path):
     """What is exported to end at rest does so wherever it is run, and says when."""
     transformers = pytest.importorskip("transformers")
-    long = ("--schedule", "h=9", "--halt", "state=0.5")
-    assert "until state=0.5" in run_cli("export", bundle, "-o", tmp_path / "ends", *long)
-    ends, given = load_bundle(tmp_path / "ends"), torch.randint(0, 256, (3, 20))
-    assert str(ends.halt) == "state=0.5"
+    long = ("--schedule", "h=9", "--halt", "state=0.9")
+    assert "until state=0.9" in run_cli("export", bundle, "-o", tmp_path / "ends", *long)
+    ends, given = (
+        load_bundle(tmp_path / "ends"),
+        torch.randint(0, 256, (12, 20), generator=torch.Generator().manual_seed(0)),
+    )
+    assert str(ends.halt) == "state=0.9"
     with torch.no_grad():
         logits = ends.model(given)
         assert min(used := ends.model.iterations_used) < 9
@@ -208,7 +233,7 @@ def test_in_bundles_and_exports(bundle, tmp_path):
         mask[0, :8] = mask[1, 12:] = 0
         padded = theirs(given, attention_mask=mask).logits
         torch.testing.assert_close(padded[mask == 1], ends.model(given, mask)[mask == 1])
-    assert theirs.config.halt == "state=0.5"
+    assert theirs.config.halt == "state=0.9"
     longer = ends.under({"h": 12})
     assert longer.halt == ends.halt
     longer.model(given)
@@ -218,7 +243,7 @@ def test_in_bundles_and_exports(bundle, tmp_path):
     assert "runs all iterations" in run_cli(
         "export", tmp_path / "ends", "--format", "torch", "-o", tmp_path / "x.pt2", code=2
     )
-    by_logits = ("--format", "hf", "-o", tmp_path / "y", "--halt", "logits=0.1")
+    by_logits = ("--format", "hf", "-o", tmp_path / "y", "--halt", "logits=0.1", "--schedule", "h=9")
     assert "stop it by its state" in run_cli("export", bundle, *by_logits, code=2)
     assert (
         "iterations"

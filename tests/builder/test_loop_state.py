@@ -155,6 +155,11 @@ def test_a_random_start_is_normal_in_training_and_zero_after():
         ({"start": "noise", "topology": "mesh"}, "noise has no meaning with topology mesh"),
         ({"noise": -1}, "graph.h.noise"),
         ({"topology": {"velocity": {"momentum": 1.5}}}, "graph.h.topology.velocity.momentum"),
+        ({"topology": {"hyper_connections": {"lanes": 1}}}, "graph.h.topology.hyper_connections.lanes"),
+        ({"topology": {"lstm": {"lanes": 3}}}, "graph.h.topology.lstm: takes no settings; write topology: lstm"),
+        ({"topology": {"lstm": {}}}, "graph.h.topology.lstm: takes no settings; write topology: lstm"),
+        ({"topology": {"velocity": {}, "lstm": {}}}, "graph.h.topology: names 2 topologies: velocity, lstm; keep one"),
+        ({"topology": {}}, "graph.h.topology: unknown topology"),
     ],
 )
 def test_what_can_not_be_is_refused(over, told):
