@@ -65,10 +65,25 @@ def read_schedules(texts: Sequence[str], arch: ArchSpec) -> dict[str, Schedule]:
             raise SpecError(
                 "--schedule", f"{show(text)} does not say how", f"write e.g. {text}=8, or {text}=LEVEL,LEVEL"
             )
+        if equals and not name:
+            raise SpecError("--schedule", f"{show(text)} names no loop", one_of(loops))
+        if (name := name or loops[0]) in found:
+            raise SpecError("--schedule", f"says twice how {show(name)} runs", "keep one")
         levels = [part.strip() for part in value.split(",")]
         is_number = len(levels) == 1 and levels[0].isdecimal()
-        found[name or loops[0]] = int(levels[0]) if is_number else levels
+        if not is_number and levels[0] not in arch.levels and _is_number(levels[0]):
+            what = f"{show(levels[0])} is no number of iterations"
+            raise SpecError("--schedule", what, f"write e.g. {name}=8, or {name}=LEVEL,LEVEL")
+        found[name] = int(levels[0]) if is_number else levels
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def model_under(

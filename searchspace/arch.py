@@ -283,7 +283,12 @@ def _check_graph(arch: ArchSpec) -> None:
     iterations = sum(node.most_iterations for node in arch.graph.values() if isinstance(node, LoopNode))
     if iterations > MOST_ITERATIONS:
         what = f"has up to {iterations} iterations in all its loops"
-        raise SpecError("graph", what, f"keep to {MOST_ITERATIONS}; poisson_lognormal draws up to four times train")
+        draws = any(
+            isinstance(node, LoopNode) and node.iterations and node.iterations.sample == "poisson_lognormal"
+            for node in arch.graph.values()
+        )
+        more = "; poisson_lognormal draws up to four times train" if draws else ""
+        raise SpecError("graph", what, f"keep to {MOST_ITERATIONS}{more}")
     in_segments = {name: node.segments for name, node in arch.graph.items() if isinstance(node, LoopNode)}
     if len(counts := {count for count in in_segments.values() if count > 1}) > 1:
         last = [name for name, count in in_segments.items() if count > 1][-1]

@@ -147,3 +147,20 @@ def test_a_space_may_ask_who_shares(tmp_path):
         dump_yaml(tiny_data({"graph": {"h": {"per": {"choice": ["iteration", "level", "loop"]}}}}))
     )
     assert "3 candidates" in run_cli("count", tmp_path / "space.yaml")
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["=3"], "'=3' names no loop; choose one of: h"),
+        (["h=3", "h=4"], "says twice how 'h' runs; keep one"),
+        (["3", "h=4"], "says twice how 'h' runs"),
+        (["h=-3"], "'-3' is no number of iterations; write e.g. h=8, or h=LEVEL,LEVEL"),
+        (["h=1.5"], "'1.5' is no number of iterations"),
+        (["h=inf"], "'inf' is no number of iterations"),
+    ],
+)
+def test_what_can_not_be_read_is_answered(texts, told):
+    with pytest.raises(SpecError) as caught:
+        read_schedules(texts, tiny_arch())
+    assert told in str(caught.value)
