@@ -22,23 +22,26 @@ from spiralformer.model import SpiralFormer
 class Halt:
     """When a row's loop stops; see `spiralformer.halting.Halting`."""
 
-    by: Literal["state", "logits"]
-    threshold: float
+    by: Literal["state", "logits", "none"]
+    """none: as its schedule says, though a bundle may say otherwise."""
+    threshold: float = 0.0
 
     @staticmethod
     def read(text: object, key: str = "--halt") -> Halt:
-        """``state=0.01`` or ``logits=5e-4``. Raises `SpecError`."""
+        """``state=0.01``, ``logits=5e-4`` or ``none``. Raises `SpecError`."""
+        if text == "none":
+            return Halt("none")
         by, _, value = str(text).partition("=")
         try:
             threshold = float(value)
         except ValueError:
             threshold = 0.0
         if by not in ("state", "logits") or not 0 < threshold < 1e9:
-            raise SpecError(key, f"can't read {show(text)}", "write state=0.01, or logits=5e-4")
+            raise SpecError(key, f"can't read {show(text)}", "write state=0.01, logits=5e-4, or none")
         return Halt("state" if by == "state" else "logits", threshold)
 
     def __str__(self) -> str:
-        return f"{self.by}={self.threshold:g}"
+        return "none" if self.by == "none" else f"{self.by}={self.threshold:g}"
 
 
 def longest_loop(arch: ArchSpec) -> str:
@@ -81,7 +84,7 @@ def ending_of(arch: ArchSpec, halt: Halt) -> Ending:
     ends = [t for t in range(every, most, every) if chunks[t - 1] == min(chunks)]
     if not ends:
         what = f"loop {loop} could only stop at its end: it stops after iterations at its finest level"
-        raise SpecError("--halt", what, f"let it run longer: --schedule {loop}={4 * node.turn}")
+        raise SpecError("--halt", what, f"let it run longer: --schedule {loop}={4 * node.turn}; or give --halt none")
     return Ending(loop, halt.by, halt.threshold, (*ends, most))
 
 

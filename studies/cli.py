@@ -55,7 +55,7 @@ Schedules = Annotated[
 HaltAt = Annotated[
     str | None,
     typer.Option(
-        "--halt", help="End each row's loop at rest: state=0.01 (relative change), or logits=5e-4 (KL, nats)."
+        "--halt", help="End each row's loop at rest: state=0.01 (relative change), or logits=5e-4 (KL, nats); or none."
     ),
 ]
 TextField = Annotated[str, typer.Option(help="Field of a row that holds the text.")]

@@ -159,7 +159,7 @@ def load_bundle(
         folder: of the bundle.
         device: where the model is to live.
         schedules: to run its loops under, as ``h=30`` (`builder.schedules.read_schedules`).
-        halt: when its loop of most iterations stops; default: as the bundle says.
+        halt: when its loop of most iterations stops; default: as the bundle says. ``Halt("none")`` lets it run.
 
     Raises:
         SpecError: if a file is missing, damaged, or does not fit the architecture, the weights don't fit a schedule, or
@@ -203,7 +203,7 @@ def load_bundle(
     if schedules:
         bundle = bundle.under(read_schedules(schedules, arch))
     halt = halt or _halt_of(manifest, folder)
-    return bundle if halt is None else bundle.until(halt)
+    return bundle if halt is None or halt.by == "none" else bundle.until(halt)
 
 
 def _halt_of(manifest: Mapping[str, Any], folder: Path) -> Halt | None:

@@ -198,7 +198,7 @@ def convert_bundle(folder: Path, form: str, out: Path) -> Path:
     return written
 
 
-_MADE_ANEW = ("format", "arch_id", "cost", "versions", "sha256", "plugins", "metrics", "trained_arch_id")
+_MADE_ANEW = ("format", "arch_id", "cost", "versions", "sha256", "plugins", "metrics", "trained_arch_id", "halt")
 """Of a manifest: what a new bundle says itself."""
 
 
@@ -400,7 +400,7 @@ def run_export(
         else:
             bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
         if not as_it_is:
-            changes = [f"under {', '.join(schedules)}"] * bool(schedules) + [f"until {halt}"] * (halt is not None)
+            changes = [f"under {', '.join(schedules)}"] * bool(schedules) + [f"halt: {halt}"] * (halt is not None)
             what = ", ".join([what, *changes])
             bundle = reschedule(bundle, schedules, target if form == "bundle" else Path(scratch) / "rescheduled", halt)
         if form == "bundle":

@@ -80,6 +80,8 @@ def run_probe(
     seen, archs = [], []
     for bundle, name in zip(bundles, _names(bundles), strict=True):
         loaded = load_bundle(bundle, device=device, schedules=schedules)
+        if loaded.halt is not None:
+            say(console, f"note: {name} ends its loop at rest ({loaded.halt}); all its iterations are shown")
         with console.status(f"preparing what {name} is shown"):
             batches, loss = _examples(bundle, loaded, data, tokens)
         seen.append(_look(loaded.model, loaded.arch, batches, loss, name, console, device=device))

@@ -174,7 +174,7 @@ def test_by_logits_what_follows_the_loop_counts():
 
 @pytest.mark.parametrize("text", ["", "state", "state=0", "state=x", "norm=0.1", "state=-1", "logits=inf", "state=nan"])
 def test_what_can_not_be_read_is_refused(text):
-    with pytest.raises(SpecError, match=r"write state=0.01, or logits=5e-4"):
+    with pytest.raises(SpecError, match=r"write state=0.01, logits=5e-4, or none"):
         Halt.read(text)
 
 
@@ -216,7 +216,7 @@ def test_in_bundles_and_exports(bundle, tmp_path):
     """What is exported to end at rest does so wherever it is run, and says when."""
     transformers = pytest.importorskip("transformers")
     long = ("--schedule", "h=9", "--halt", "state=0.9")
-    assert "until state=0.9" in run_cli("export", bundle, "-o", tmp_path / "ends", *long)
+    assert "halt: state=0.9" in run_cli("export", bundle, "-o", tmp_path / "ends", *long)
     ends, given = (
         load_bundle(tmp_path / "ends"),
         torch.randint(0, 256, (12, 20), generator=torch.Generator().manual_seed(0)),
@@ -243,6 +243,12 @@ def test_in_bundles_and_exports(bundle, tmp_path):
     assert "runs all iterations" in run_cli(
         "export", tmp_path / "ends", "--format", "torch", "-o", tmp_path / "x.pt2", code=2
     )
+    text = ("--data", bundle.parent / "text.txt")
+    assert "--halt none" in run_cli("eval", tmp_path / "ends", *text, "--schedule", "h=1", code=2)
+    assert "iterations" not in run_cli("eval", tmp_path / "ends", *text, "--halt", "none")
+    run_cli("export", tmp_path / "ends", "--halt", "none", "-o", tmp_path / "whole")
+    assert load_bundle(tmp_path / "whole").halt is None
+    assert "all its iterations are shown" in run_cli("probe", tmp_path / "ends", *text, "--tokens", 48)
     by_logits = ("--format", "hf", "-o", tmp_path / "y", "--halt", "logits=0.1", "--schedule", "h=9")
     assert "stop it by its state" in run_cli("export", bundle, *by_logits, code=2)
     assert (
