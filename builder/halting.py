@@ -17,14 +17,25 @@ from searchspace.errors import SpecError, show
 from searchspace.nodes import LoopNode
 from spiralformer.model import SpiralFormer
 
+_FORMS = "write state=0.01, logits=5e-4, or none"
+
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """When a row's loop stops; see `spiralformer.halting.Halting`."""
+    """When a row's loop stops, by what `spiralformer.halting.Halting` measures; `read` takes it as text.
+
+    Raises:
+        SpecError: for another rule, or a threshold that is not above zero.
+    """
 
     by: Literal["state", "logits", "none"]
     """none: as its schedule says, though a bundle may say otherwise."""
     threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.threshold, int | float) and 0 < self.threshold < 1e9
+        if self.by not in ("state", "logits", "none") or not (is_number or self.by == "none"):
+            raise SpecError("halt", f"{show(self.by)} at {show(self.threshold)} tells nothing", _FORMS)
 
     @staticmethod
     def read(text: object, key: str = "--halt") -> Halt:
@@ -37,7 +48,7 @@ class Halt:
         except ValueError:
             threshold = 0.0
         if by not in ("state", "logits") or not 0 < threshold < 1e9:
-            raise SpecError(key, f"can't read {show(text)}", "write state=0.01, logits=5e-4, or none")
+            raise SpecError(key, f"can't read {show(text)}", _FORMS)
         return Halt("state" if by == "state" else "logits", threshold)
 
     def __str__(self) -> str:

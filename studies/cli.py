@@ -53,7 +53,7 @@ Schedules = Annotated[
     typer.Option("--schedule", help="Run a loop otherwise: h=30 iterations, or h=word,token. May be repeated."),
 ]
 HaltAt = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--halt", help="End each row's loop at rest: state=0.01 (relative change), or logits=5e-4 (KL, nats); or none."
     ),
@@ -651,10 +651,12 @@ def generate(
     )  # fmt: skip
 
 
-def _halt(text: str | None) -> Halt | None:
+def _halt(texts: list[str] | None) -> Halt | None:
     from builder.halting import Halt
 
-    return None if text is None else Halt.read(text)
+    if texts and len(texts) > 1:
+        raise SpecError("--halt", f"is given {len(texts)} times", "keep one")
+    return Halt.read(texts[0]) if texts else None
 
 
 def _text_data(paths: list[str], kind: TextSource, text_field: str) -> TextData:

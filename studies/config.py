@@ -337,7 +337,9 @@ def _check_objectives(names: tuple[str, ...], task: Task, probes: tuple[str, ...
                 raise SpecError(f"objectives.{i}", what, remedy)
             known[name] = Objective(name, metric.label, metric.better == "higher")
         if name not in known:
-            raise SpecError(f"objectives.{i}", f"unknown objective {show(name)}", one_of(known, name))
+            raise SpecError(
+                f"objectives.{i}", f"unknown objective {show(name)}", one_of([*known, *probed_metrics()], name)
+            )
     found = tuple(known[name] for name in names)
     if found[:1] != (LOSS,) or len(set(found)) < len(found):
         raise SpecError("objectives", f"{list(names)} is not a list of objectives", "put loss first, each once")

@@ -150,8 +150,8 @@ def load_bundle(
     folder: str | Path,
     *,
     device: str | torch.device = "cpu",
-    schedules: Sequence[str] = (),
-    halt: Halt | None = None,
+    schedules: str | Sequence[str] = (),
+    halt: str | Halt | None = None,
 ) -> Bundle:
     """Read a bundle, check its sums, build the model and load its weights.
 
@@ -159,7 +159,8 @@ def load_bundle(
         folder: of the bundle.
         device: where the model is to live.
         schedules: to run its loops under, as ``h=30`` (`builder.schedules.read_schedules`).
-        halt: when its loop of most iterations stops; default: as the bundle says. ``Halt("none")`` lets it run.
+        halt: when its loop of most iterations stops: a `Halt`, or its text, as ``state=0.01``; ``none`` lets it run.
+            Default: as the bundle says.
 
     Raises:
         SpecError: if a file is missing, damaged, or does not fit the architecture, the weights don't fit a schedule, or
@@ -201,8 +202,9 @@ def load_bundle(
     model.eval()
     bundle = Bundle(arch=arch, model=model, cost=estimate(graph), manifest=manifest)
     if schedules:
-        bundle = bundle.under(read_schedules(schedules, arch))
-    halt = halt or _halt_of(manifest, folder)
+        asked = [schedules] if isinstance(schedules, str) else schedules
+        bundle = bundle.under(read_schedules(asked, arch))
+    halt = Halt.read(halt, "halt") if isinstance(halt, str) else halt or _halt_of(manifest, folder)
     return bundle if halt is None or halt.by == "none" else bundle.until(halt)
 
 

@@ -169,7 +169,7 @@ SITES = [
 
 FOLLOW_FROM_POSITIONS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """What collators say of packed texts beside their positions."""
-FIXED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+FIXED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "halt")
 LOSS_SETTINGS = ("num_items_in_batch", "shift_labels", "ignore_index")
 logger = logging.get_logger(__name__)
 

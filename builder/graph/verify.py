@@ -157,11 +157,14 @@ def _leak(graph: Graph, nodes: Mapping[str, Node], ahead: Mapping[str, float]) -
         if ahead[name] > before:
             gains.append((name, f"{name} ({_why(graph, node)})"))
     path = " -> ".join(dict(gains).get(name, name) for name in reversed(trail))
+    first = nodes[gains[0][0]]
+    can_wait = first.op == "block" or first.get("reads", "")
+    remedy = "use causal blocks and closed reads, delay the read, or declare causal: false"
     worst = "any number of" if math.isinf(ahead[graph.output]) else f"{ahead[graph.output]:g}"
     return CausalityError(
-        nodes[gains[0][0]].key or f"graph.{gains[0][0]}",
+        first.key or f"graph.{first.name}",
         f"the logits look {worst} tokens ahead, along {path}",
-        "use causal blocks and closed reads, delay the read, or declare causal: false",
+        remedy if can_wait else "leave it out, or declare causal: false",
     )
 
 

@@ -244,6 +244,11 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 logits_BLV = model(torch.zeros(1, {arch.seq_len}, dtype=torch.long)).logits"""
     decodes = "once in parallel and once token by token" if arch.causal else "all positions at once"
+    if bundle.halt is not None:
+        decodes = (
+            f"all positions at once.\nThe loop ends where a row has come to rest ({bundle.halt}): the cost below is of all its "
+            "iterations, `model.model.halting.used` says how many the last batch took, and there is no cache"
+        )
     return f"""---
 library_name: transformers
 {"pipeline_tag: text-generation" + chr(10) if is_text else ""}tags: [spiralformer, looped-transformer]
@@ -398,10 +403,13 @@ def run_export(
         elif (form == "bundle" and as_it_is) or number is not None:
             raise SpecError("", "is a bundle already", "give --format hf or torch, and no --trial", file=str(folder))
         else:
-            bundle, what, target = folder, "the bundle", out or folder.with_name(folder.name + suffix)
+            bundle, what = folder, "the bundle"
+            target = out or folder.with_name(folder.name + (suffix or "-changed"))
+        if target.exists() and target.resolve() == folder.resolve():
+            raise SpecError("-o", f"{target} is what is read", "give another place")
         if not as_it_is:
             changes = [f"under {', '.join(schedules)}"] * bool(schedules) + [f"halt: {halt}"] * (halt is not None)
-            what = ", ".join([what, *changes])
+            what = f"{what}; to run otherwise: {', '.join(changes)}"
             bundle = reschedule(bundle, schedules, target if form == "bundle" else Path(scratch) / "rescheduled", halt)
         if form == "bundle":
             say(console, f"exported {what}, to {bundle}")

@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 from builder.pricing.cost import COSTS
 from searchspace.arch import ArchSpec
 from searchspace.errors import SpecError, one_of, show
+from searchspace.nodes import HeadNode
 from searchspace.plain import dataclass_decoder, expect_mapping, join_path
 from searchspace.plugins import HINT, names, provided
 from searchspace.tables import TableError, complete, table
@@ -234,6 +235,10 @@ def tell(task: object, metrics: Mapping[str, object]) -> str:
     return "; ".join(f"{words}: {value:.4f}" for words, value in told if isinstance(value, int | float))
 
 
+def _answers_once(node: object) -> bool:
+    return isinstance(node, HeadNode) and node.head == "sequence"
+
+
 def check_fit(arch: ArchSpec, facts: DataFacts) -> None:
     """Raise `SpecError` unless ``arch`` can be trained on data with these facts."""
     task = task_named(facts.task)
@@ -244,6 +249,9 @@ def check_fit(arch: ArchSpec, facts: DataFacts) -> None:
     if task.causal is False and arch.causal:
         what = f"a model that {task.words} must see its whole input"
         raise SpecError("causal", what, "set causal: false")
+    if task.causal is False and (name := next((n for n, node in arch.graph.items() if _answers_once(node)), "")):
+        what = f"answers once for all positions, and a model that {task.words} answers at each"
+        raise SpecError(f"graph.{name}.head", what, "set head: lm")
     if facts.vocab_size > arch.vocab_size:
         raise SpecError(
             "vocab_size",

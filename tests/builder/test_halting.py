@@ -248,6 +248,15 @@ def test_in_bundles_and_exports(bundle, tmp_path):
     assert "iterations" not in run_cli("eval", tmp_path / "ends", *text, "--halt", "none")
     run_cli("export", tmp_path / "ends", "--halt", "none", "-o", tmp_path / "whole")
     assert load_bundle(tmp_path / "whole").halt is None
+    assert "is given 2 times" in run_cli("eval", bundle, *text, "--halt", "state=1", "--halt", "state=2", code=2)
+    assert "is what is read" in run_cli("export", bundle, *long, "-o", bundle, code=2)
+    run_cli("export", tmp_path / "whole", *long)
+    assert load_bundle(tmp_path / "whole").halt is None, "what is read stays as it is"
+    assert load_bundle(tmp_path / "whole-changed", halt="none").halt is None
+    assert load_bundle(tmp_path / "whole", schedules="h=9", halt="state=0.9").halt == Halt("state", 0.9)
+    assert "ends where a row has come to rest (state=0.9)" in (tmp_path / "hf/README.md").read_text()
+    with pytest.raises(ValueError, match=r"config.halt: is state=0.1, this model's is state=0.9 for good"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True, halt="state=0.1")
     assert "all its iterations are shown" in run_cli("probe", tmp_path / "ends", *text, "--tokens", 48)
     by_logits = ("--format", "hf", "-o", tmp_path / "y", "--halt", "logits=0.1", "--schedule", "h=9")
     assert "stop it by its state" in run_cli("export", bundle, *by_logits, code=2)
@@ -255,6 +264,12 @@ def test_in_bundles_and_exports(bundle, tmp_path):
         "iterations"
         in json.loads(run_cli("eval", tmp_path / "ends", "--data", bundle.parent / "text.txt", "--json"))["halted"]
     )
+
+
+@pytest.mark.parametrize("given", [("stat", 0.1), ("state", -1), ("state", float("nan")), ("state", "0.1"), ("state",)])
+def test_a_rule_that_tells_nothing_is_refused(given):
+    with pytest.raises(SpecError, match=r"tells nothing; write state=0.01, logits=5e-4, or none"):
+        Halt(*given)
 
 
 def test_a_manifest_that_ends_otherwise_is_refused(bundle, tmp_path):

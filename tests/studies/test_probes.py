@@ -225,6 +225,8 @@ def test_a_study_records_them_and_may_seek_one(tmp_path):
     assert "has no loop, in which the objective norm_ratio" in " ".join(
         run_cli("check", tiny_study(tmp_path, plain), code=2).split()
     )
+    misspelt = tiny_study(tmp_path, {**over, "objectives": ["loss", "norm_rato"]})
+    assert "did you mean 'norm_ratio'?" in " ".join(run_cli("check", misspelt, code=2).split())
     said = run_cli("check", tiny_study(tmp_path, over), code=2)
     assert "is measured by the probe reachability" in " ".join(said.split())
 

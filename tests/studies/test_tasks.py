@@ -11,6 +11,7 @@ from helpers import ROOT, run_cli
 
 from builder import load_bundle
 from searchspace import SpecError, load_arch
+from searchspace.nodes import HeadNode
 from searchspace.plain import decode
 from searchspace.tables import TableError
 from studies.config import StudyKeys, load_study
@@ -110,6 +111,11 @@ def test_what_does_not_fit_the_task_is_refused(over, what):
     check_fit(study.baselines[0], facts)
     with pytest.raises(SpecError, match=what):
         check_fit(dataclasses.replace(study.baselines[0], **over), facts)
+    graph = study.baselines[0].graph
+    (head,) = [name for name, node in graph.items() if isinstance(node, HeadNode)]
+    once = dataclasses.replace(graph[head], head="sequence")
+    with pytest.raises(SpecError, match=rf"graph.{head}.head: answers once for all positions"):
+        check_fit(dataclasses.replace(study.baselines[0], graph={**graph, head: once}), facts)
     with pytest.raises(SpecError, match="sees what it is to predict"):
         check_fit(study.baselines[0], load_study("quickstart").task.look(TextData(), study.base, prepare=False))
 
