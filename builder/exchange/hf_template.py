@@ -413,6 +413,8 @@ class SpiralFormerModel(SpiralFormerPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("attention_mask: give one of shape (B, L); who sees whom is the architecture's")
         length = embeds_BLD.shape[1]
+        if not length:
+            raise ValueError("input_ids: has no tokens")
         if attention_mask is not None:
             before, width = 0 if state is None else state.columns, attention_mask.shape[1]
             if width != before + length:

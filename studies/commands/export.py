@@ -246,8 +246,8 @@ logits_BLV = model(torch.zeros(1, {arch.seq_len}, dtype=torch.long)).logits"""
     decodes = "once in parallel and once token by token" if arch.causal else "all positions at once"
     if bundle.halt is not None:
         decodes = (
-            f"all positions at once.\nThe loop ends where a row has come to rest ({bundle.halt}): the cost below is of all its "
-            "iterations, `model.model.halting.used` says how many the last batch took, and there is no cache"
+            f"all positions at once.\nThe loop ends where a row has come to rest ({bundle.halt}): the cost below is of "
+            "all its iterations, `model.model.halting.used` says how many the last batch took, and there is no cache"
         )
     return f"""---
 library_name: transformers

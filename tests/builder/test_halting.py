@@ -254,6 +254,8 @@ def test_in_bundles_and_exports(bundle, tmp_path):
     assert load_bundle(tmp_path / "whole").halt is None, "what is read stays as it is"
     assert load_bundle(tmp_path / "whole-changed", halt="none").halt is None
     assert load_bundle(tmp_path / "whole", schedules="h=9", halt="state=0.9").halt == Halt("state", 0.9)
+    with pytest.raises(ValueError, match="input_ids: has no tokens"):
+        theirs(given[:, :0])
     assert "ends where a row has come to rest (state=0.9)" in (tmp_path / "hf/README.md").read_text()
     with pytest.raises(ValueError, match=r"config.halt: is state=0.1, this model's is state=0.9 for good"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True, halt="state=0.1")
