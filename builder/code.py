@@ -53,7 +53,8 @@ class Step:
         return f'state["{self.label}"].{method}'
 
 
-_TAKEN = ("self", "tokens", "state", "keep", "lengths", "opening", "torch", "nn", "last_of", "visible", "held")
+_TAKEN = ("self", "tokens", "state", "keep", "lengths", "opening", "torch", "nn", "last_of", "visible", "held",
+          "carried", "states", "finish")  # fmt: skip
 
 
 def steps_of(graph: Graph) -> list[Step]:
@@ -156,7 +157,7 @@ class LoopParts:
     begun: str
     """The label of the state that it begins with."""
     states: Sequence[Step]
-    """What gives the state after each iteration."""
+    """What gives the state at each of these places."""
 
 
 def model_code(

@@ -33,8 +33,7 @@ class Halt:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.threshold, int | float) and 0 < self.threshold < 1e9
-        if self.by not in ("state", "logits", "none") or not (is_number or self.by == "none"):
+        if self.by != "none" and not _measures(self.by, self.threshold):
             raise SpecError("halt", f"{show(self.by)} at {show(self.threshold)} tells nothing", _FORMS)
 
     @staticmethod
@@ -47,12 +46,16 @@ class Halt:
             threshold = float(value)
         except ValueError:
             threshold = 0.0
-        if by not in ("state", "logits") or not 0 < threshold < 1e9:
+        if not _measures(by, threshold):
             raise SpecError(key, f"can't read {show(text)}", _FORMS)
         return Halt("state" if by == "state" else "logits", threshold)
 
     def __str__(self) -> str:
         return "none" if self.by == "none" else f"{self.by}={self.threshold:g}"
+
+
+def _measures(by: str, threshold: object) -> bool:
+    return by in ("state", "logits") and isinstance(threshold, int | float) and 0 < threshold < 1e9
 
 
 def longest_loop(arch: ArchSpec) -> str:

@@ -133,6 +133,17 @@ def test_what_is_read_after_an_iteration_that_may_not_come_is_refused():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["states", "finish", "carried", "halting"])
+def test_nodes_may_be_called_what_the_code_uses(name):
+    graph = {name: {"block": "outer", "in": "x"}, "h": {"in": name, "schedule": ["token"] * 4, "per": "loop"}}
+    blocks = {"outer": {"layers": 1, "heads": 2}}
+    arch = tiny_arch({"blocks": blocks, "graph": {**graph, "h": {**graph["h"], "iterations": {"segments": 2}}}})
+    model = randomize(build_model(compile_arch(arch)))
+    torch.testing.assert_close(halting(model, arch, Halt("state", 1e-30))(tokens()), model(tokens()))
+    torch.testing.assert_close(model.with_losses(tokens()).logits, model(tokens()))
+
+
+@torch.no_grad()
 def test_what_it_costs():
     arch, _ = looped()
     never = told(arch, Halt("state", 1e-12), [12])
