@@ -37,7 +37,9 @@ FAMILIES = {
     "mesh": ([1, 1], "mesh"),
     "spiral": ([4, 2, 1], "mesh"),
 }
-FIELDS = ("size", "horizon", "family", "rate", "batch", "beta2", "schedule", "seed")
+FIELDS = ("size", "horizon", "family", "rate", "batch", "beta2", "schedule", "final_lr", "decay", "warmup", "seed")
+SHAPE = {"schedule": "cosine", "final_lr": 0.1, "decay": 0.2, "warmup": 0.05}
+"""Of the learning rate over a training, where a row does not say."""
 
 
 def architecture_of(size: str, family: str) -> Any:
@@ -56,18 +58,27 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
     near = sorted(steps, key=lambda at: abs(at[0]) + abs(at[1]))
     for (r, b), seed, family in itertools.product(near, range(options.seeds), options.families):
         at = (float(f"{rate * 2 ** (r / 2):.2g}"), int(batch * 2.0**b))
-        yield options.size, options.horizon, family, *at, options.beta2, options.schedule, seed
+        shape = [getattr(options, name) for name in SHAPE]
+        yield options.size, options.horizon, family, *at, options.beta2, *shape, seed
 
 
 def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    (size, horizon, family, rate, batch, beta2, schedule, seed), data = job
+    (size, horizon, family, rate, batch, beta2, schedule, final_lr, decay, warmup, seed), data = job
     corpus = prepare_corpus(TextData(), data)
     arch = architecture_of(size, family)
     plain = architecture_of(size, "plain")
     tokens = horizon * size_of(plain, estimate(compile_arch(plain)))
     config = TrainingConfig(
-        tokens=tokens, batch_tokens=batch, lr=rate, beta2=beta2, lr_schedule=schedule, eval_tokens=1 << 18
+        tokens=tokens,
+        batch_tokens=batch,
+        lr=rate,
+        beta2=beta2,
+        lr_schedule=schedule,
+        final_lr=final_lr,
+        decay=decay,
+        warmup=warmup,
+        eval_tokens=1 << 18,
     )
     start = time.perf_counter()
     trainer = Trainer(arch, config, corpus, seed=seed)
@@ -88,13 +99,14 @@ def run(job: tuple[tuple[Any, ...], str]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    grids = ("size", "horizon", "family", "beta2", "schedule")
+    grids = ("size", "horizon", "family", "beta2", *SHAPE)
     for grid in sorted({tuple(row[name] for name in grids) for row in rows}):
-        size, horizon, family, beta2, schedule = grid
+        size, horizon, family, beta2, schedule, final_lr, decay, warmup = grid
         here = [row for row in rows if tuple(row[name] for name in grids) == grid]
         batches, rates = (sorted({row[name] for row in here}) for name in ("batch", "rate"))
         print(
-            f"\n{size} {family}, {horizon:g} bytes per parameter, beta2 {beta2}, {schedule}: "
+            f"\n{size} {family}, {horizon:g} bytes per parameter, beta2 {beta2}, warm-up {warmup:g}, {schedule}"
+            f"{f' over {decay:g}' if schedule == 'wsd' else ''} to {final_lr:g}: "
             "bits per byte, mean over seeds (seeds)"
         )
         print("| batch \\ rate | " + " | ".join(f"{rate:.4g}" for rate in rates) + " |")
@@ -140,6 +152,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1, help="steps of 2 to each side")
     parser.add_argument("--beta2", type=float, default=0.99)
     parser.add_argument("--schedule", choices=["cosine", "wsd"], default="cosine")
+    parser.add_argument("--final-lr", type=float, default=SHAPE["final_lr"], help="share of the peak")
+    parser.add_argument("--decay", type=float, default=SHAPE["decay"], help="share of the steps (wsd)")
+    parser.add_argument("--warmup", type=float, default=SHAPE["warmup"], help="share of the steps")
     parser.add_argument("--minutes", type=float, default=18)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "spiralformer-recipe-data")
@@ -149,7 +164,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
     for row in rows:  # the first had no horizon or schedule, and rates of more digits
         row.setdefault("horizon", 60)
-        row.setdefault("schedule", "cosine")
+        row |= {name: row.get(name, usual) for name, usual in SHAPE.items()}
         row["rate"] = float(f"{row['rate']:.2g}")
     if options.table:
         show(rows)

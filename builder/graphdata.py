@@ -147,7 +147,7 @@ def graph_features(graph: Graph, cost: Cost) -> GraphFeatures:
         )
         for name, place_ in block_place.items()
     ]
-    logs = [math.log(cost.params), math.log(cost.flops_per_token), math.log1p(cost.kv_cache_bytes_per_token)]
+    logs = [math.log(cost.params), math.log(cost.flops_per_token), math.log1p(cost.kv_cache_bytes_per_token or 0.0)]
     return GraphFeatures(op_rows, block_rows, [*logs, math.log2(graph.d_model)], next_edges, uses)
 
 

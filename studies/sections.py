@@ -58,7 +58,9 @@ class TrainingConfig:
     )
     muon_lr: float = key("Muon's peak learning rate, for updates of AdamW's size.", default=3e-3, low=1e-9, high=10.0)
     lr: float | None = key("Peak learning rate; default: by size.", default=None, low=1e-9, high=10.0)
-    final_lr: float = key("Learning rate at the end, as a share of the peak.", default=0.1, low=0.0, high=1.0)
+    final_lr: float | None = key(
+        "Learning rate at the end, as a share of the peak; default: by size.", default=None, low=0.0, high=1.0
+    )
     lr_schedule: Literal["cosine", "wsd"] = key("cosine, or warm-up, stable, then linear decay.", default="cosine")
     warmup: float = key("Share of the steps that warm up.", default=0.05, low=0.0, high=0.5)
     decay: float = key("Share of the steps that decay (wsd).", default=0.2, low=0.0, high=1.0)

@@ -45,9 +45,9 @@ class Cost:
         return (TRAINING_FACTOR * self.flops if self.training_flops is None else self.training_flops) / self.seq_len
 
     @property
-    def kv_cache_bytes_per_token(self) -> float:
-        """Cache bytes, per token."""
-        return self.kv_cache_bytes / self.seq_len
+    def kv_cache_bytes_per_token(self) -> float | None:
+        """Cache bytes, per token; None where there is no decoding."""
+        return None if self.decode_flops is None else self.kv_cache_bytes / self.seq_len
 
     @property
     def decode_flops_per_token(self) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from builder.graph.compiler import compile_arch
 from builder.pricing.cost import Cost, estimate
@@ -165,8 +165,10 @@ def _tell_recipe(config: TrainingConfig, arch: ArchSpec, facts: DataFacts) -> tu
     """What is decided by size, how much text that is, and a note where it is far from compute-optimal."""
     cost = estimate(compile_arch(arch))
     plan = make_plan(config, arch, cost)
-    by_size = [name for name in ("batch_tokens", "lr", "beta2") if getattr(config, name) is None]
-    told = f"batch {plan.tokens_per_step:,} tokens, peak rate {plan.recipe.lr:g}, beta2 {plan.recipe.beta2:g}"
+    recipe = plan.recipe
+    by_size = [each.name for each in fields(recipe) if getattr(config, each.name) is None]
+    told = f"batch {plan.tokens_per_step:,} tokens, beta2 {recipe.beta2:g}, peak rate {recipe.lr:g}"
+    told += f", at the end {recipe.final_lr:.2g} of that rate"
     told += f" ({', '.join(by_size)} by size)" if by_size else ""
     if facts.task != "text_lm" or not facts.says_bytes:
         return told, []

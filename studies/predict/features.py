@@ -134,7 +134,7 @@ def _features(graph: Graph, encoded: GraphFeatures, training: TrainingConfig, re
             math.log(recipe.batch_tokens),
             training.weight_decay,
             training.warmup,
-            training.final_lr,
+            recipe.final_lr,
             float(training.lr_schedule == "wsd"),
             *ops[:, : len(KINDS)].sum(0),
             *(float(sum(chunk == c for chunk in chunks)) for c in _CHUNKS),

@@ -25,6 +25,8 @@ from studies.show.summary import labels, short, span, summarize
 from studies.training.plan import FEW_STEPS
 
 _LEVEL = 0.1  # of a test
+_ENOUGH = 2 / 3  # of the pairs of finalists are decided: else more seeds are asked for
+_MANY_SEEDS = 30
 _MIN_FOR_NOTE = 8  # trials: with fewer, a rank correlation is noise
 _MORE_SEEN = 1.05  # times the data: less is no reason for a better loss
 _FAR_MORE = 1.5  # a ratio of tokens that can explain a gap by itself
@@ -127,7 +129,26 @@ class Finals:
             among: how many such gaps the one that is asked about was chosen from (Bonferroni).
         """
         a, b, error = self.gap(first, second)
-        return None if error is None else bool(abs(a - b) > stdtrit(self.freedom, 1 - _LEVEL / among / 2) * error)
+        return None if error is None else bool(abs(a - b) > _factor(self.freedom, among) * error)
+
+    def seeds_to_decide(self, share: float) -> int | None:
+        """With how many seeds of each about this share of the pairs would be decided, if gaps and noise stay.
+
+        None: not with `_MANY_SEEDS`, or the noise is not known.
+        """
+        gaps = sorted((abs(a.mean - b.mean) for a, b in combinations(self.groups, 2)), reverse=True)
+        if self.noise is None:
+            return None
+        for seeds in range(2, _MANY_SEEDS + 1):
+            error = self.noise * math.sqrt(2 / seeds)
+            if gaps[math.ceil(share * len(gaps)) - 1] > _factor((len(self.groups) - 1) * (seeds - 1)) * error:
+                return seeds
+        return None
+
+
+def _factor(freedom: int, among: int = 1) -> float:
+    """By how many standard errors two means differ that are told apart (t-test, two-sided; Bonferroni)."""
+    return float(stdtrit(freedom, 1 - _LEVEL / among / 2))
 
 
 def finals(records: Sequence[TrialRecord]) -> Finals:
@@ -181,6 +202,14 @@ def final_lines(records: Sequence[TrialRecord], corpus: Dataset) -> list[str]:
             f"Of the {len(pairs)} pairs of finalists {decided} are decided (at 10 % each); for the others seeds "
             "explain as much as schedules."
         )
+        if decided < _ENOUGH * len(pairs):
+            wanted = found.seeds_to_decide(_ENOUGH)
+            lines.append(
+                f"Two thirds would take more than {_MANY_SEEDS} seeds of each: take them for equal."
+                if wanted is None
+                else f"With {wanted} seeds of each two thirds would be, if gaps stay as they are "
+                f"(search.promote.seeds={wanted} trains what is missing)."
+            )
     return lines
 
 

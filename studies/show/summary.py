@@ -205,8 +205,9 @@ def cost_lines(cost: Cost) -> list[tuple[str, str]]:
         ("  without embeddings", f"{cost.params_non_embedding:,}"),
         ("forward FLOPs per token", f"{cost.flops_per_token:,.0f}"),
         ("training FLOPs per token", f"{cost.training_flops_per_token:,.0f}"),
-        ("KV cache per token (bf16)", f"{cost.kv_cache_bytes_per_token:,.1f} bytes"),
     ]
+    if cost.kv_cache_bytes_per_token is not None:
+        lines.append(("KV cache per token (bf16)", f"{cost.kv_cache_bytes_per_token:,.1f} bytes"))
     if cost.decode_flops is not None:
         lines.append(("decode FLOPs per token, mean", f"{cost.decode_flops_per_token:,.0f}"))
         lines.append(("decode FLOPs per token, worst", f"{cost.decode_flops_worst_token:,.0f}"))

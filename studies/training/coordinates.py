@@ -66,7 +66,7 @@ def sizes_of(arch: ArchSpec, *, lr: float, seed: int = 0, steps: Sequence[int] =
             if path.rpartition(".")[2] in READOUTS:
                 module.weight.zero_()
     config = TrainingConfig(tokens=1.0, weight_decay=0.0)
-    recipe = Recipe(batch_tokens=_SEQUENCES * arch.seq_len, lr=lr, beta2=0.95)
+    recipe = Recipe(batch_tokens=_SEQUENCES * arch.seq_len, lr=lr, beta2=0.95, final_lr=1.0)
     optimizers = make_optimizers(model, config, recipe, factors_of(model, graph))
     found: Sizes = {}
     batches = _batches(arch, seed)

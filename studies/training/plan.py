@@ -66,7 +66,7 @@ def make_plan(config: TrainingConfig, shape: Shape, cost: Cost) -> Plan:
     return Plan(recipe, batch_size, steps, flops, tokens)
 
 
-def rate_at(config: TrainingConfig, step: int, num_steps: int) -> float:
+def rate_at(config: TrainingConfig, recipe: Recipe, step: int, num_steps: int) -> float:
     """Learning rate of one step, as a share of the peak: warm-up, then cosine, or stable and linear decay (WSD)."""
     warmup = math.ceil(config.warmup * num_steps)
     if step < warmup:
@@ -76,4 +76,4 @@ def rate_at(config: TrainingConfig, step: int, num_steps: int) -> float:
         share = 0.5 * (1 + math.cos(math.pi * progress))
     else:
         share = min(1.0, (num_steps - step) / max(1.0, config.decay * num_steps))
-    return config.final_lr + (1 - config.final_lr) * share
+    return recipe.final_lr + (1 - recipe.final_lr) * share

@@ -23,6 +23,8 @@ _LARGEST_BATCH = 1 << 25  # far above every batch that was ever found best
 _HIGHEST_RATE = 0.05  # above it short runs diverge, whatever the size
 # OLMo-core's ladder: a second moment that forgets more slowly where batches are small.
 _SMALL_BATCH, _BETA2_SMALL, _BETA2 = 1 << 19, 0.99, 0.95
+# To zero is best where training is long, and stops a short one early (arXiv 2502.15938, and our grids).
+_FINAL_LR, _SHORT = 0.1, 15.0
 
 
 BYTES_PER_PARAMETER = 60.0
@@ -65,13 +67,15 @@ class Recipe:
     """Peak learning rate of AdamW."""
     beta2: float
     """AdamW's second moment."""
+    final_lr: float
+    """Learning rate at the end, as a share of the peak."""
 
 
 def recipe_of(config: TrainingConfig, shape: Shape, cost: Cost) -> Recipe:
     """The recipe of one training: what is given, and by size what is left open.
 
     Args:
-        config: batch_tokens, lr and beta2 may be None.
+        config: what a recipe decides may be None.
         shape: of the architecture.
         cost: its price.
     """
@@ -81,6 +85,7 @@ def recipe_of(config: TrainingConfig, shape: Shape, cost: Cost) -> Recipe:
         batch_tokens=batch,
         lr=_carried_rate(shape, size, tokens) if config.lr is None else config.lr,
         beta2=(_BETA2_SMALL if batch < _SMALL_BATCH else _BETA2) if config.beta2 is None else config.beta2,
+        final_lr=final_lr(size, tokens) if config.final_lr is None else config.final_lr,
     )
 
 
@@ -94,6 +99,12 @@ def peak_rate(size: int, tokens: float) -> float:
     """Peak learning rate of AdamW, to two digits."""
     rate = _RATE * size**_RATE_SIZE * tokens**_RATE_TOKENS
     return float(f"{min(rate, _HIGHEST_RATE):.2g}")
+
+
+def final_lr(size: int, tokens: float) -> float:
+    """Learning rate at the end, as a share of the peak: a tenth after a short training, zero after a long one."""
+    length = math.log(BYTES_PER_PARAMETER * size / tokens) / math.log(BYTES_PER_PARAMETER / _SHORT)
+    return float(f"{_FINAL_LR * min(1.0, max(0.0, length)):.2g}")
 
 
 def _carried_rate(shape: Shape, size: int, tokens: float) -> float:

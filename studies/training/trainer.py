@@ -164,7 +164,7 @@ class Trainer:
         self.seconds = spent
 
     def _train_step(self) -> torch.Tensor:
-        share = rate_at(self.config, self.step, self._ends)
+        share = rate_at(self.config, self.plan.recipe, self.step, self._ends)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share

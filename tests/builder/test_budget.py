@@ -49,7 +49,8 @@ def test_relative_without_baseline_and_empty_bands():
         decode(BudgetSpec, {"params": {"min": 10, "max": 5}}, "budget").resolve(None)
 
 
-def test_no_decode_limit_for_models_that_do_not_decode():
+@pytest.mark.parametrize("metric", ["decode_flops_per_token", "kv_cache_bytes_per_token"])
+def test_no_decode_limit_for_models_that_do_not_decode(metric):
     cost = estimate(compile_arch(tiny_arch({"causal": False})))
     with pytest.raises(SpecError, match="does not decode"):
-        decode(BudgetSpec, {"decode_flops_per_token": 1000}, "budget").resolve(None).allows(cost)
+        decode(BudgetSpec, {metric: 1000}, "budget").resolve(None).allows(cost)

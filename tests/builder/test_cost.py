@@ -104,6 +104,7 @@ def test_no_decoding_without_causality():
     cost = estimate(compile_arch(tiny_arch({"causal": False})))
     assert cost.decode_flops is None
     assert cost.decode_flops_per_token is None
+    assert cost.kv_cache_bytes_per_token is None
 
 
 def test_offset_of_half_a_chunk_evens_out_decoding():

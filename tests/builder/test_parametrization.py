@@ -33,7 +33,7 @@ def optimizer_of(arch, **over):
     graph = compile_arch(arch)
     model = build_model(graph)
     config = TrainingConfig(**{"tokens": 1.0} | over)
-    return model, make_optimizers(model, config, Recipe(64, 0.01, 0.95), factors_of(model, graph))
+    return model, make_optimizers(model, config, Recipe(64, 0.01, 0.95, 1.0), factors_of(model, graph))
 
 
 @pytest.mark.parametrize("kind", ["mup", "completep"])

@@ -1,5 +1,7 @@
 """What a study's file leaves open is decided by size, recorded, and told."""
 
+from dataclasses import asdict
+
 import pytest
 from helpers import end_all, make_driver, run_cli, tiny_arch, tiny_study
 
@@ -8,7 +10,9 @@ from searchspace import load_arch
 from studies.sections import TrainingConfig
 from studies.training.recipe import (
     BYTES_PER_PARAMETER,
+    Recipe,
     batch_tokens,
+    final_lr,
     horizon_of,
     peak_rate,
     recipe_of,
@@ -36,11 +40,15 @@ def test_longer_means_larger_batches_and_larger_means_lower_rates():
     assert peak_rate(1e4, 1e12) <= 0.05
 
 
+def test_the_rate_of_short_trainings_ends_higher():
+    ends = [final_lr(1000, 1000 * each) for each in (1, 15, 30, 60, 1000)]
+    assert ends == [0.1, 0.1, 0.05, 0.0, 0.0]
+
+
 def test_what_is_given_stays_given():
     arch, cost = priced(load_arch("plain_4"))
-    given = TrainingConfig(flops=4e11, batch_tokens=256, lr=1e-3, beta2=0.9)
-    recipe = recipe_of(given, arch, cost)
-    assert (recipe.batch_tokens, recipe.lr, recipe.beta2) == (256, 1e-3, 0.9)
+    given = Recipe(batch_tokens=256, lr=1e-3, beta2=0.9, final_lr=0.3)
+    assert recipe_of(TrainingConfig(flops=4e11, **asdict(given)), arch, cost) == given
     by_size = recipe_of(TrainingConfig(flops=4e11), arch, cost)
     as_tokens = recipe_of(TrainingConfig(tokens=4e11 / cost.training_flops_per_token), arch, cost)
     assert by_size == as_tokens
@@ -73,7 +81,7 @@ def test_it_is_recorded_with_every_trial_and_decided_anew_for_longer(tmp_path):
         arch = record.arch_spec()
         config = TrainingConfig(flops=record.training["flops"], eval_tokens=480)
         recipe, told = recipe_of(config, arch, record.cost), record.training
-        assert (told["lr"], told["beta2"]) == (recipe.lr, recipe.beta2)
+        assert (told["lr"], told["beta2"], told["final_lr"]) == (recipe.lr, recipe.beta2, recipe.final_lr)
         assert told["batch_tokens"] == recipe_of(config, *priced(driver.study.baselines[0])).batch_tokens
     batches = {
         purpose: {r.training["batch_tokens"] for r in records if r.purpose == purpose}
@@ -85,7 +93,7 @@ def test_it_is_recorded_with_every_trial_and_decided_anew_for_longer(tmp_path):
 
 def test_check_tells_it_and_what_the_budget_suits(tmp_path):
     told = run_cli("check", tiny_study(tmp_path, {"training": {"lr": None}}))
-    assert "lr, beta2 by size" in told
+    assert "(lr, beta2, final_lr by size)" in told
     assert "bytes of text per parameter" in told
 
 

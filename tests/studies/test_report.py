@@ -223,8 +223,14 @@ def test_finalists_are_told_apart_only_beyond_their_seeds(tmp_path):
     assert not found.decided(by_name["a"], by_name["b"])
     assert found.decided(by_name["a"], by_name["c"])
     assert found.decided(by_name["d"], by_name["c"])
+    # Five of the six pairs are 0.1 apart and more; the sixth is less than the noise.
+    assert found.seeds_to_decide(2 / 3) == 2
+    # The fourth largest gap is 0.1: t(9) sqrt(2/4) 0.08 = 0.104 with four seeds, t(12) sqrt(2/5) 0.08 = 0.090 with five.
+    assert dataclasses.replace(found, noise=0.08).seeds_to_decide(2 / 3) == 5
+    assert found.seeds_to_decide(1.0) is None
     alone = finals([record for record in records if record.seed == 1])
     assert alone.noise is None
+    assert alone.seeds_to_decide(2 / 3) is None
     assert alone.decided(*alone.groups[:2]) is None
     # A seed that one of them lost takes its share of luck away from the others too.
     lame = [record for record in records if (record.arch_id, record.seed) != ("b", 1)]

@@ -23,6 +23,7 @@ from studies.training.checkpoint import (
     save_checkpoint,
     unpack,
 )
+from studies.training.recipe import Recipe
 from studies.training.trainer import DivergedError, Trainer, make_plan, rate_at
 
 DROPOUT = {"vocab_size": 256, "blocks": {"core": {"dropout": 0.1}}}
@@ -181,14 +182,14 @@ def test_bf16_trains_too(corpus):
 
 
 def test_learning_rate_schedules():
-    cosine = TrainingConfig(flops=1.0, lr=1.0, final_lr=0.1, warmup=0.1)
-    rates = [rate_at(cosine, step, 100) for step in range(100)]
+    to_a_tenth, to_zero = (Recipe(1, 1.0, 0.9, final_lr=end) for end in (0.1, 0.0))
+    rates = [rate_at(TrainingConfig(flops=1.0, warmup=0.1), to_a_tenth, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == 1.0
     assert rates == [*sorted(rates[:10]), *sorted(rates[10:], reverse=True)]
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
-    wsd = TrainingConfig(flops=1.0, lr=1.0, final_lr=0.0, warmup=0.1, lr_schedule="wsd", decay=0.2)
-    rates = [rate_at(wsd, step, 100) for step in range(100)]
+    wsd = TrainingConfig(flops=1.0, warmup=0.1, lr_schedule="wsd", decay=0.2)
+    rates = [rate_at(wsd, to_zero, step, 100) for step in range(100)]
     assert rates[10:81] == [1.0] * 71
     assert rates[90] == pytest.approx(0.5)
 
