@@ -1,6 +1,6 @@
 """Whether what a study says of its finalists holds at more FLOPs.
 
-    spiralformer search quickstart --dir STUDY
+    spiralformer search quickstart --dir STUDY search.promote="{trials: 5, seeds: 6}"
     cp -r STUDY LONGER && spiralformer search quickstart --dir LONGER search.promote="{trials: 5, seeds: 3, factor: 10}"
     python benchmarks/tenfold.py LONGER
 

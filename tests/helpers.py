@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
 from builder import build_model, compile_arch
@@ -16,6 +18,10 @@ from searchspace.files import arch_from_data, merge
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = sorted((ROOT / "searchspace/architectures").glob("*.yaml"))
+BY_SIZE = [  # the largest presets are the smaller ones', written for longer
+    pytest.param(file, marks=pytest.mark.slow if re.search(r"_(1b|1_4b|2_8b|6_9b)", file.stem) else (), id=file.stem)
+    for file in ARCHITECTURES
+]
 SPACES = sorted((ROOT / "searchspace/spaces").glob("*.yaml"))
 STUDIES = sorted((ROOT / "studies/configs").glob("*.yaml"))
 

@@ -207,7 +207,7 @@ def final_lines(records: Sequence[TrialRecord], corpus: Dataset) -> list[str]:
             lines.append(
                 f"Two thirds would take more than {_MANY_SEEDS} seeds of each: take them for equal."
                 if wanted is None
-                else f"With {wanted} seeds of each two thirds would be, if gaps stay as they are "
+                else f"{wanted} seeds of each would decide two thirds, if gaps stay as they are "
                 f"(search.promote.seeds={wanted} trains what is missing)."
             )
     return lines

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, SPACES, TOPOLOGIES, tiny_arch
+from helpers import BY_SIZE, SPACES, TOPOLOGIES, tiny_arch
 from torch.utils.flop_counter import FlopCounterMode
 
 from builder import Cost, breakdown, build_model, compile_arch, estimate
@@ -11,7 +11,7 @@ from builder.laws import truth
 from searchspace import load_arch, load_space
 
 
-@pytest.mark.parametrize("file", ARCHITECTURES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", BY_SIZE)
 def test_shipped_architectures(file):
     graph = compile_arch(load_arch(file))
     cost = estimate(graph)

@@ -2,6 +2,7 @@
 
 import collections
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_the_price_is_the_mean_of_what_steps_count(sample, schedule):
     graph, turn = compile_arch(arch), len(schedule)
     meta = build_model(graph, device="meta")
 
+    @cache
     def forward(iterations):
         _, view = model_under(meta, arch, {"h": iterations})
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, built, tiny_arch
+from helpers import BY_SIZE, built, tiny_arch
 
 from builder import build_model, compile_arch, estimate
 from builder.code import steps_of
@@ -35,7 +35,7 @@ def test_what_a_row_says_of_initial_weights_holds():
     assert len(seen) > 20
 
 
-@pytest.mark.parametrize("file", ARCHITECTURES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", BY_SIZE)
 def test_shipped_architectures_train(file):
     arch = load_arch(file)
     graph = compile_arch(arch)

@@ -36,7 +36,8 @@ def ladder(pool, upscale, topology, chunk, offset, delay=0):
 @pytest.mark.parametrize("upscale", UPSCALES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_no_later_token_reaches_an_earlier_logit(pool, upscale, topology):
-    for chunk in CHUNKS:
+    """Every chunk and offset with the first topology, one chunk with the others: what they add has no chunks."""
+    for chunk in CHUNKS if topology == TOPOLOGIES[0] else CHUNKS[1:2]:
         for offset in range(chunk):
             model = built(ladder(pool, upscale, topology, chunk, offset, delay=offset % 2))
             for length in (1, chunk, 4 * chunk - 1, 4 * chunk + 1):

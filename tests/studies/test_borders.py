@@ -363,10 +363,10 @@ def test_folders_of_any_name_are_folders(folder, tmp_path, monkeypatch):
     neighbour.mkdir()
     (neighbour / "thesis.txt").write_text("mine")
     monkeypatch.chdir(neighbour)
-    run_cli("search", file, "--serial", "--dir", tmp_path / folder / "run", "search.num_trials=2", "training.flops=1e8")
+    run_cli("search", file, "--serial", "--dir", tmp_path / folder / "run", "search.num_trials=1", "training.flops=1e7")
     assert (tmp_path / folder / "run/best/manifest.json").is_file()
     assert (neighbour / "thesis.txt").read_text() == "mine"
-    assert "3 of 3 trials ended" in run_cli("status", tmp_path / folder / "run")
+    assert "2 of 2 trials ended" in run_cli("status", tmp_path / folder / "run")
 
 
 @pytest.mark.parametrize(("asked", "message"), [("gpu", "unknown device 'gpu'"), ("tpu", "unknown"), ("cuda:x", "unknown"), ("cpu:1", "unknown"), ("", "unknown"),

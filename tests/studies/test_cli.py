@@ -110,7 +110,7 @@ def test_a_study_for_other_programs(study, tmp_path):
 
 def test_a_time_budget_ends_a_search_and_loses_nothing(tmp_path):
     file = tiny_study(tmp_path)
-    settings = ("--dir", tmp_path / "run", "--serial", "training.flops=4e9")
+    settings = ("--dir", tmp_path / "run", "--serial", "training.flops=2e9")
     output = run("search", file, *settings, "search.time_budget_s=1")
     assert "search.time_budget_s, 1 seconds, is over" in output
     begun = json.loads(run("status", tmp_path / "run", "--json"))["trials"]
@@ -128,12 +128,12 @@ def test_a_time_budget_shorter_than_a_checkpoint_gets_on(tmp_path):
         tmp_path / "run",
         "--serial",
         "search.num_trials=1",
-        "training.flops=6e9",
+        "training.flops=3e9",
         "search.stopper=none",
     )
     steps = []
     for _ in range(40):  # a busy machine takes more of them
-        run("search", file, *settings, "search.time_budget_s=1.5")
+        run("search", file, *settings, "search.time_budget_s=1")
         found = json.loads(run("status", tmp_path / "run", "--json"))["trials"]
         steps.append(found)
         if "interrupted" not in found and found.get("complete", 0) == found["total"]:

@@ -141,7 +141,7 @@ def test_studies_of_other_batches_do_not_compare(width, used, tmp_path):
         "--serial",
         "search.num_trials=1",
         "search.stopper=none",
-        "training.flops=1.6e9",
+        "training.flops=6e8",
         "training.eval_tokens=96",
     )
     run_cli("search", file, "--dir", tmp_path / "run", *small)
