@@ -21,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: begun last, they would run while every other core has nothing left to do."""
+    items.sort(key=lambda item: item.path.name not in ("test_ray.py", "test_readme.py", "test_ladder.py"))
+
+
 @pytest.fixture(autouse=True)
 def _no_plugins():
     """What a test loads is no other test's."""

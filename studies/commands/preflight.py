@@ -168,7 +168,7 @@ def _tell_recipe(config: TrainingConfig, arch: ArchSpec, facts: DataFacts) -> tu
     recipe = plan.recipe
     by_size = [each.name for each in fields(recipe) if getattr(config, each.name) is None]
     told = f"batch {plan.tokens_per_step:,} tokens, beta2 {recipe.beta2:g}, peak rate {recipe.lr:g}"
-    told += f", at the end {recipe.final_lr:.2g} of that rate"
+    told += f", falling to {f'{recipe.final_lr:.2g} of it' if recipe.final_lr else 'zero'}"
     told += f" ({', '.join(by_size)} by size)" if by_size else ""
     if facts.task != "text_lm" or not facts.says_bytes:
         return told, []
