@@ -19,7 +19,7 @@ from scipy.stats import kendalltau
 
 from studies.records.reading import read_study
 from studies.records.trial import budget_of
-from studies.report.ranking import finals, promotions
+from studies.report.finalists import finals, promotions
 from studies.show.summary import summarize
 
 

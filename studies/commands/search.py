@@ -30,7 +30,8 @@ from studies.execution.run import run_on_ray, run_serial
 from studies.records.folder import BEST, DATA, SHOWN, is_study, remove_study, study_folder
 from studies.records.journal import mend
 from studies.records.resume import check_settings, keep_settings
-from studies.report.ranking import baselines_of, best_of, leader, rest_of_front
+from studies.report.finalists import baselines_of
+from studies.report.ranking import best_of, leader, rest_of_front
 from studies.report.tracking import Tracking
 from studies.sections import MiddleChooser, check_training, decide_training
 from studies.show.terminal import say

@@ -19,19 +19,18 @@ from studies.records.folder import PROBED, SHOWN
 from studies.records.trial import TrialRecord
 from studies.report.changes import change_row, changes_of, same_of
 from studies.report.figures import Figures, figures_of
+from studies.report.finalists import final_lines, promotions
 from studies.report.html import write_page
 from studies.report.inside import inside_figures
 from studies.report.ranking import (
     baseline_beside,
     best_of,
     counts_of,
-    final_lines,
     front,
     labels_of,
     names_of,
     notes,
     other_objectives,
-    promotions,
     ranked,
 )
 from studies.report.scaling import answer_lines, ladder_answer, scale_figure, scale_rows, target_of

@@ -18,7 +18,8 @@ from studies.records.journal import Journal, mend
 from studies.records.reading import FORMAT_KEY, open_for_reading
 from studies.records.resume import check_settings, keep_settings
 from studies.records.trial import Report, Rung
-from studies.report.ranking import best_of, front, notes, promotion_table, promotions
+from studies.report.finalists import promotions
+from studies.report.ranking import best_of, front, notes, promotion_table
 from studies.training.run_trial import _memory_asked, reason_of, run_trial
 
 OK = (Rung(flops=0.5, tokens=1, score=2.0), Rung(flops=1.0, tokens=1, score=1.0))

@@ -16,8 +16,9 @@ from studies.predict import explain
 from studies.predict.explain import schedule_of
 from studies.records.folder import PREDICTED
 from studies.records.trial import Report, Rung
+from studies.report.finalists import finals, promotions
 from studies.report.page import write_html
-from studies.report.ranking import finals, notes, promotions
+from studies.report.ranking import notes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ORDER_ANY = {
